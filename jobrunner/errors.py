@@ -1,0 +1,157 @@
+"""Every error jobrunner raises on purpose: one tree, a sentence each.
+
+A message says what is wrong and what to do next, in one line. The facts a program may want are attributes.
+`exit_code` is what the command line returns for it (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+
+class JobrunnerError(Exception):
+    """Root of the tree; catch it to catch everything jobrunner raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(JobrunnerError, ValueError):
+    """The caller's input is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class InvalidWorker(UsageError):
+    """A worker definition does not hold together."""
+
+    def __init__(self, worker: str, problem: str) -> None:
+        super().__init__(f"worker {worker!r}: {problem}")
+        self.worker = worker
+        self.problem = problem
+
+
+class InvalidSchedule(UsageError):
+    """An interval, a cron expression or a time zone cannot be used."""
+
+
+class DependencyCycle(UsageError):
+    """Workers wait for each other in a circle; `path` names them, the first repeated at the end."""
+
+    def __init__(self, path: tuple[str, ...]) -> None:
+        super().__init__(f"dependency cycle: {' -> '.join(path)}; take one of these depends_on away")
+        self.path = path
+
+
+class InvalidPayload(UsageError):
+    """A payload is no JSON object, is too large, or does not fit the worker's handler."""
+
+
+class InvalidSetting(UsageError):
+    """A setting, from code, the environment or the command line, has a value that cannot be used."""
+
+
+class InvalidDatabaseUrl(UsageError):
+    """The database URL cannot be used: no URL at all, an unknown driver, or an unsupported database."""
+
+
+class ModuleNotUsable(UsageError):
+    """`jobrunner run MODULE` was given a module that does not import or holds no orchestrator."""
+
+
+class NotFound(JobrunnerError, LookupError):
+    """What was named does not exist."""
+
+    exit_code = 3
+
+
+class WorkerNotFound(NotFound):
+    """No worker of that name is registered in the database."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(f"no worker named {worker!r}; `jobrunner admin list` shows the names")
+        self.worker = worker
+
+
+class RunNotFound(NotFound):
+    """No live run has that id."""
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(f"no live run {run_id}; `jobrunner runs` shows those there are")
+        self.run_id = run_id
+
+
+class DeadLetterNotFound(NotFound):
+    """No dead letter has that id."""
+
+    def __init__(self, letter_id: int) -> None:
+        super().__init__(f"no dead letter {letter_id}; `jobrunner dead-letters list --all` shows those there are")
+        self.letter_id = letter_id
+
+
+class Refused(JobrunnerError):
+    """The request is well formed, but the state of things forbids it; nothing was changed."""
+
+
+class DatabaseError(JobrunnerError):
+    """The database is unreachable, refuses the connection, or cannot be written."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """What may go away by itself: unreachable, connection lost, locked, disk full, starting up; try again later."""
+
+
+class SchemaError(JobrunnerError):
+    """The schema in the database is not the one this version of jobrunner needs."""
+
+    exit_code = 4
+
+
+class SchemaMissing(SchemaError):
+    """The database has no jobrunner schema yet."""
+
+    def __init__(self) -> None:
+        super().__init__("the database has no jobrunner schema; run `jobrunner db upgrade`")
+
+
+class SchemaBehind(SchemaError):
+    """The schema is older than the code."""
+
+    def __init__(self, current: str, head: str) -> None:
+        super().__init__(f"the schema is at {current}, this version needs {head}; run `jobrunner db upgrade`")
+        self.current = current
+        self.head = head
+
+
+class SchemaAhead(SchemaError):
+    """The schema is newer than the code, which therefore must not touch it."""
+
+    def __init__(self, current: str) -> None:
+        super().__init__(
+            f"the schema is at {current}, which this version does not know: "
+            "the database was upgraded by a newer jobrunner; install that version"
+        )
+        self.current = current
+
+
+class Discard(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+    """Raised by a handler: give this run up now, without retry and without touching the failure streak."""
+
+    def __init__(self, reason: str = "discarded by its handler") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Snooze(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+    """Raised by a handler: run the same attempt again after `seconds`."""
+
+    def __init__(self, seconds: float, reason: str | None = None) -> None:
+        super().__init__(reason or f"snoozed for {seconds:g} s")
+        self.seconds = seconds
+        self.reason = reason
+
+
+class RetryAfter(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+    """Raised by a handler: this attempt failed, and the next (if any is left) is due after `seconds`."""
+
+    def __init__(self, seconds: float, reason: str | None = None) -> None:
+        super().__init__(reason or f"asked to be retried after {seconds:g} s")
+        self.seconds = seconds
+        self.reason = reason

@@ -1,0 +1,109 @@
+"""A run: one occurrence of a worker's work, and how an attempt at it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class Trigger(StrEnum):
+    """Where a run comes from."""
+
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    CONTINUOUS = "continuous"
+    REPLAY = "replay"
+
+
+class RunState(StrEnum):
+    """Where a live run stands. `stopping`: told to stop, its code has not ended yet."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class OutcomeKind(StrEnum):
+    """How an attempt ended; `missed` is what never started."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
+    SNOOZED = "snoozed"
+    MISSED = "missed"
+
+
+class EndsRun(StrEnum):
+    """How a whole run ended, on the history row of its last attempt."""
+
+    SUCCEEDED = "succeeded"
+    EXHAUSTED = "exhausted"
+    DISCARDED = "discarded"
+    CANCELLED = "cancelled"
+
+
+ClaimKey = tuple[int, int]
+"""What names one claim for ever: the run's id and the claim's fence."""
+
+USES_UP_AN_ATTEMPT = frozenset({OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, OutcomeKind.LOST})
+FROM_SCHEDULE = frozenset({Trigger.SCHEDULE, Trigger.CONTINUOUS})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One `runs` row."""
+
+    id: int
+    worker: str
+    trigger: Trigger
+    state: RunState
+    priority: int
+    scheduled_for: datetime
+    due_at: datetime
+    payload: dict[str, Any]
+    key: str | None
+    attempt: int
+    is_forced: bool
+    slot: int | None = None
+    fence: int | None = None
+    node_id: str | None = None
+    started_at: datetime | None = None
+    first_started_at: datetime | None = None
+    lost_in_a_row: int = 0
+    cancel_requested_at: datetime | None = None
+    created_at: datetime | None = None
+
+    @property
+    def claim_key(self) -> ClaimKey:
+        """The run's id and fence; the fence is 0 for a run that is not claimed."""
+        return (self.id, self.fence or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended, as the executor reports it.
+
+    `delay_seconds` overrides the retry delay (`RetryAfter`) or is the length of a snooze;
+    `is_final` ends the run whatever retries are left, and `is_discard` marks the end as `discarded`.
+    `does_not_fit` marks a payload that the handler's annotations refuse: retried, ends `discarded`.
+    """
+
+    kind: OutcomeKind
+    finished_at: datetime
+    duration_ms: int | None = None
+    error_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    reason: str | None = None
+    result: Any = None
+    output: str | None = None
+    delay_seconds: float | None = None
+    is_discard: bool = False
+    does_not_fit: bool = False

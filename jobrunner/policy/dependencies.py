@@ -1,0 +1,43 @@
+"""Dependencies between workers: which names are unknown, and which wait for each other in a circle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import DependencyCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def find_cycle(edges: Mapping[str, Iterable[str]]) -> tuple[str, ...] | None:
+    """Return one cycle as a path whose first name is repeated at the end, or None.
+
+    `edges` maps a worker to the workers it depends on. Deterministic: names are visited in sorted order.
+    """
+    done: set[str] = set()
+    for root in sorted(edges):
+        path: list[str] = []
+        on_path: set[str] = set()
+        # An explicit stack, since a chain of workers may be longer than Python's recursion limit.
+        stack: list[tuple[str, bool]] = [(root, False)]
+        while stack:
+            name, is_leaving = stack.pop()
+            if is_leaving:
+                on_path.discard(path.pop())
+                done.add(name)
+            elif name in on_path:
+                return (*path[path.index(name) :], name)
+            elif name not in done:
+                path.append(name)
+                on_path.add(name)
+                stack.append((name, True))
+                stack.extend((other, False) for other in sorted(edges.get(name, ()), reverse=True))
+    return None
+
+
+def refuse_cycles(edges: Mapping[str, Iterable[str]]) -> None:
+    """Raise `DependencyCycle` with its path if the workers wait for each other in a circle."""
+    cycle = find_cycle(edges)
+    if cycle is not None:
+        raise DependencyCycle(cycle)

@@ -1,0 +1,444 @@
+"""What may start, and why not: the one table of gates that the tick and `explain` both read.
+
+A run starts when every gate is open. `GATES` lists them in order; each is a function of the facts and a candidate
+that returns None when open and a sentence when shut. `decide_starts` walks the candidates of all workers in starting
+order (higher priority, older `due_at`, lower id) and starts each one whose gates are all open, counting what it has
+just started as active, so that one pass can never start more than a limit allows.
+
+Order between blocked counterparts: a candidate that fails at the blocks gate only (and at no gate before it) stops new
+starts of its counterparts that come after it, and of nothing else. It does not matter that it did not start itself:
+without this, two counterparts that are always due would let the busier one starve the other. A candidate stopped this
+way does not stop others in turn, which keeps the waiting local.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from jobrunner.model.run import OutcomeKind, Trigger
+from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, WorkerConfig, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
+
+
+class Gate(StrEnum):
+    """The gates, in the order they are judged and shown."""
+
+    ENABLED = "enabled"
+    PAUSED = "paused"
+    DUE = "due"
+    HANDLER = "handler"
+    MAX_RUNNING = "max_running"
+    DEPENDENCIES = "dependencies"
+    BLOCKS = "blocks"
+    SLOT = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run that is `running` or `stopping`."""
+
+    id: int
+    worker: str
+    slot: int
+    node_id: str
+    started_at: datetime
+    trigger: Trigger = Trigger.MANUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Work that may be due: a waiting run, or (with `id` None) a schedule's firing that has no row yet."""
+
+    worker: str
+    id: int | None
+    priority: int
+    due_at: datetime
+    attempt: int = 1
+    is_forced: bool = False
+    has_started_before: bool = False
+
+    @property
+    def order(self) -> tuple[int, datetime, int, str]:
+        """Sort key of starting order; firings, which have no row yet, come after the runs of the same time, by name."""
+        return (-self.priority, self.due_at, 2**63 if self.id is None else self.id, self.worker)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """All the gates need to know of one worker."""
+
+    config: WorkerConfig
+    state: WorkerState
+    has_handler: bool = True  # on the node that judges; for `explain`, on any live node
+    has_handler_elsewhere: bool = False
+    active: tuple[ActiveRun, ...] = ()
+    waiting: tuple[Candidate, ...] = ()
+    waiting_retry: datetime | None = None  # due time of the first pending run that has failed before
+    counterparts: tuple[str, ...] = ()
+    scheduled_run: int | None = None  # the live run that came from the schedule or loop
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A snapshot: the workers concerned and everything they are related to."""
+
+    now: datetime
+    workers: Mapping[str, WorkerFacts]
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A decision to claim: run `run_id` (or the schedule's firing) of `worker` in `slot`."""
+
+    worker: str
+    run_id: int | None
+    slot: int
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One gate judged for one candidate. `is_forced` marks a gate that only `--force` opens."""
+
+    gate: Gate
+    is_open: bool
+    reason: str
+    is_forced: bool = False
+
+
+@dataclass(slots=True)
+class View:
+    """The facts, and what this pass has decided so far."""
+
+    facts: Facts
+    active: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    slots_taken: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    probing: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)  # workers of which a run has begun, no mere retry
+    held_by: dict[str, Candidate] = field(default_factory=dict)
+    can_start: dict[str, bool] = field(default_factory=dict)  # `could_start` since the last decision
+    free_slots: int = 0
+
+    @classmethod
+    def of(cls, facts: Facts) -> View:
+        """Start from the snapshot: what is active in the database, nothing decided."""
+        view = cls(facts=facts, free_slots=facts.free_slots)
+        for name, worker in facts.workers.items():
+            view.active[name] = len(worker.active)
+            view.slots_taken[name] = {run.slot for run in worker.active}
+        return view
+
+    def worker(self, name: str) -> WorkerFacts:
+        """Return the facts of a worker."""
+        return self.facts.workers[name]
+
+    def start(self, candidate: Candidate) -> Start:
+        """Count `candidate` as active from here on, in the lowest slot that is free."""
+        name = candidate.worker
+        taken = self.slots_taken[name]
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        taken.add(slot)
+        self.active[name] += 1
+        self.free_slots -= 1
+        self.can_start.clear()
+        if not candidate.has_started_before:
+            self.begun.add(name)
+        is_probe = _would_probe(self, candidate)
+        if is_probe:
+            self.probing.add(name)
+        return Start(name, candidate.id, slot, is_probe)
+
+
+def _would_probe(view: View, candidate: Candidate) -> bool:
+    state = view.worker(candidate.worker).state
+    if candidate.is_forced or state.is_enabled or state.circuit_state is not CircuitState.OPEN:
+        return False
+    if state.disabled_by != "circuit" or candidate.worker in view.probing:
+        return False
+    return state.probe_at is not None and state.probe_at <= view.facts.now
+
+
+def _enabled(view: View, candidate: Candidate) -> str | None:
+    worker = view.worker(candidate.worker)
+    state = worker.state
+    if state.is_enabled:
+        return None
+    if state.disabled_by != "circuit":
+        return f"disabled by operator: {state.disabled_reason or 'no reason given'}"
+    if state.circuit_state is CircuitState.HALF_OPEN:
+        if candidate.id is not None and candidate.id == state.probe_run_id:
+            return None
+        return f"the circuit is half open: only its probe, run {state.probe_run_id}, may start"
+    if candidate.worker in view.probing:
+        return "the circuit is half open: its probe has just started"
+    if _would_probe(view, candidate):
+        return None
+    reason = f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
+    if state.probe_at is None:
+        return f"{reason}; `jobrunner admin enable {candidate.worker}` closes it"
+    return f"{reason}; a probe may start at {show_time(state.probe_at)}"
+
+
+def _paused(view: View, candidate: Candidate) -> str | None:
+    until = view.worker(candidate.worker).state.paused_until
+    if until is None or until <= view.facts.now:
+        return None
+    return "paused until resumed" if until.year == 9999 else f"paused until {show_time(until)}"
+
+
+def _due(view: View, candidate: Candidate) -> str | None:
+    if candidate.due_at > view.facts.now:
+        return f"not due until {show_time(candidate.due_at)}"
+    worker = view.worker(candidate.worker)
+    if candidate.id is None and worker.scheduled_run is not None:
+        return f"its schedule's run {worker.scheduled_run} has not ended"
+    return None
+
+
+def _handler(view: View, candidate: Candidate) -> str | None:
+    return None if view.worker(candidate.worker).has_handler else "no live node has the handler"
+
+
+def _max_running(view: View, candidate: Candidate) -> str | None:
+    worker = view.worker(candidate.worker)
+    limit, active = worker.config.max_running, view.active[candidate.worker]
+    if active < limit:
+        return None
+    return f"{active} of {limit} running: {_show_active(worker.active) or 'just started'}"
+
+
+def _dependencies(view: View, candidate: Candidate) -> str | None:
+    worker = view.worker(candidate.worker)
+    for edge in worker.config.depends_on:
+        reason = _unmet(view, worker, edge, candidate)
+        if reason is not None:
+            return f"waits for {edge.depends_on}: {reason}"
+    return None
+
+
+def _unmet(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candidate) -> str | None:
+    """Say why `edge` is not met, or None. Idle is judged last, so that the lasting reason is said first."""
+    other = view.worker(edge.depends_on)
+    reason = _last_run_unmet(other) or _stale(view, worker, edge, candidate)
+    if reason is None and view.active[edge.depends_on] > 0:
+        return f"it is running ({_show_active(other.active) or 'just started'})"
+    reason = reason or _retry_waits(other)
+    if reason is not None:
+        why = other.state.disabled_reason or "no reason given"
+        return reason if other.state.is_enabled else f"{reason}, and it is disabled ({why})"
+    if could_start(view, edge.depends_on):
+        return "it is due too, and goes first"
+    return None
+
+
+def _retry_waits(other: WorkerFacts) -> str | None:
+    return None if other.waiting_retry is None else f"its run is to be retried at {show_time(other.waiting_retry)}"
+
+
+def _last_run_unmet(other: WorkerFacts) -> str | None:
+    outcome = other.state.last_run_outcome
+    if outcome == OutcomeKind.SUCCEEDED:
+        return None
+    if other.waiting_retry is not None:
+        return _retry_waits(other)
+    if outcome is None:
+        return f"it has not succeeded yet{_next_try(other)}"
+    return f"its last run {outcome.replace('_', ' ')}{_next_try(other)}"
+
+
+def _next_try(other: WorkerFacts) -> str:
+    next_run_at = other.state.next_run_at
+    return "" if next_run_at is None else f", next try {show_time(next_run_at)}"
+
+
+def _stale(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candidate) -> str | None:
+    """Judge the edge's own condition. A run that has started once has passed `fresh` already."""
+    success = view.worker(edge.depends_on).state.last_success_at
+    if edge.condition is DependencyCondition.FRESH and not candidate.has_started_before:
+        last_start = view.facts.now if candidate.worker in view.begun else worker.state.last_run_at
+        if success is None or (last_start is not None and success <= last_start):
+            return "it has not succeeded since the last start here"
+    if edge.max_age_seconds is not None:
+        age = None if success is None else (view.facts.now - success).total_seconds()
+        if age is None or age > edge.max_age_seconds:
+            return f"its last success is older than {edge.max_age_seconds:g} s"
+    return None
+
+
+def _blocks(view: View, candidate: Candidate) -> str | None:
+    worker = view.worker(candidate.worker)
+    for name in worker.counterparts:
+        if view.active[name] > 0:
+            held = _show_active(view.worker(name).active)
+            return f"blocked by {name}, {held}" if held else f"blocked by {name}, which has just started"
+    holder = view.held_by.get(candidate.worker)
+    if holder is not None:
+        return f"lets {holder.worker} go first: it has waited since {show_time(holder.due_at)}"
+    return None
+
+
+def _slot(view: View, candidate: Candidate) -> str | None:
+    return None if view.free_slots > 0 else "all slots of the node are taken"
+
+
+GATES: tuple[tuple[Gate, Callable[[View, Candidate], str | None]], ...] = (
+    (Gate.ENABLED, _enabled),
+    (Gate.PAUSED, _paused),
+    (Gate.DUE, _due),
+    (Gate.HANDLER, _handler),
+    (Gate.MAX_RUNNING, _max_running),
+    (Gate.DEPENDENCIES, _dependencies),
+    (Gate.BLOCKS, _blocks),
+    (Gate.SLOT, _slot),
+)
+OPENED_BY_FORCE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES})
+_NO_SLOT = frozenset({Gate.SLOT})
+_ELSEWHERE = frozenset({Gate.SLOT, Gate.HANDLER})
+
+
+def first_shut(view: View, candidate: Candidate, ignoring: frozenset[Gate] = frozenset()) -> Gate | None:
+    """Return the first gate that is shut for `candidate`, or None when all are open."""
+    for gate, judge in GATES:
+        if gate in ignoring or (candidate.is_forced and gate in OPENED_BY_FORCE):
+            continue
+        if judge(view, candidate) is not None:
+            return gate
+    return None
+
+
+def could_start(view: View, name: str) -> bool:
+    """Say whether work of `name` is due and could itself start on some node that has a free slot.
+
+    Remembered between decisions: in a wide graph of dependencies the same question comes up along every path. What it
+    depends on is judged first, on a stack of our own, since a chain of workers may be longer than Python's recursion
+    limit; while a worker is being judged it counts as one that could not start, which ends any circle.
+    """
+    to_judge = [] if name in view.can_start else [(name, False)]
+    while to_judge:
+        each, is_ready = to_judge.pop()
+        worker = view.facts.workers[each]
+        if is_ready:
+            ignoring = _ELSEWHERE if worker.has_handler_elsewhere else _NO_SLOT
+            view.can_start[each] = any(first_shut(view, c, ignoring) is None for c in candidates_of(worker))
+        elif each not in view.can_start:
+            view.can_start[each] = False
+            if any(candidate.due_at <= view.facts.now for candidate in candidates_of(worker)):
+                to_judge.append((each, True))
+                to_judge += [(edge.depends_on, False) for edge in worker.config.depends_on]
+    return view.can_start[name]
+
+
+def candidates_of(worker: WorkerFacts) -> Iterator[Candidate]:
+    """Yield the worker's waiting runs, and its schedule's next firing, which has no row yet."""
+    yield from worker.waiting
+    next_run_at = worker.state.next_run_at
+    if next_run_at is not None:
+        yield Candidate(worker.config.name, None, int(worker.config.priority), next_run_at)
+
+
+def decide_starts(facts: Facts) -> list[Start]:
+    """Decide what this node starts now, in starting order. Pure: the same facts give the same starts."""
+    return list(_walk(View.of(facts)))
+
+
+def _walk(view: View, until: Candidate | None = None) -> Iterator[Start]:
+    """Decide the due candidates in starting order; stop before `until`, or when no slot is left."""
+    now = view.facts.now
+    due = [c for worker in view.facts.workers.values() for c in candidates_of(worker) if c.due_at <= now]
+    for candidate in sorted(due, key=lambda candidate: candidate.order):
+        if candidate == until:
+            return
+        shut = first_shut(view, candidate)
+        if shut is None:
+            yield view.start(candidate)
+        elif shut is Gate.SLOT:
+            return
+        elif candidate.worker not in view.held_by and _is_only_blocked(view, candidate, shut):
+            for name in view.worker(candidate.worker).counterparts:
+                view.held_by.setdefault(name, candidate)
+            view.can_start.clear()
+
+
+def _is_only_blocked(view: View, candidate: Candidate, shut: Gate) -> bool:
+    """Say whether a counterpart alone keeps `candidate` from starting here or on the node that has its code."""
+    if shut is Gate.HANDLER and view.worker(candidate.worker).has_handler_elsewhere:
+        shut = first_shut(view, candidate, frozenset({Gate.HANDLER})) or shut
+    return shut is Gate.BLOCKS
+
+
+def explain(facts: Facts, name: str) -> tuple[Candidate | None, list[Verdict]]:
+    """Judge every gate for the run of `name` that would start first; with none waiting, for the worker itself.
+
+    The candidate is judged in its place among all others, so a counterpart that comes first is seen. The result is
+    all open exactly when `decide_starts` on the same facts starts that candidate, given a slot for each before it.
+    """
+    view = View.of(facts)
+    mine = sorted(candidates_of(facts.workers[name]), key=lambda candidate: candidate.order)
+    chosen = _choose(facts, mine)
+    if chosen is not None:
+        for _ in _walk(view, until=chosen):
+            pass
+    return chosen, _verdicts(view, name, chosen)
+
+
+def _choose(facts: Facts, mine: list[Candidate]) -> Candidate | None:
+    """Choose whom to explain: what the next pass starts, else the first that is due, else the first to be."""
+    starting = {(start.worker, start.run_id) for start in decide_starts(facts)}
+    for candidate in mine:
+        if (candidate.worker, candidate.id) in starting:
+            return candidate
+    due = [candidate for candidate in mine if candidate.due_at <= facts.now]
+    return due[0] if due else min(mine, key=lambda candidate: candidate.due_at, default=None)
+
+
+def _verdicts(view: View, name: str, chosen: Candidate | None) -> list[Verdict]:
+    # With nothing waiting and no schedule, the other gates are judged for a run that would be due now.
+    candidate = chosen or Candidate(name, None, int(view.worker(name).config.priority), view.facts.now)
+    verdicts = []
+    for gate, judge in GATES:
+        reason = judge(view, candidate)
+        if gate is Gate.DUE and chosen is None:
+            reason = "nothing is waiting: no trigger, and no next time"
+        if reason is None:
+            verdicts.append(Verdict(gate, is_open=True, reason=_open_reason(view, gate, candidate)))
+        elif candidate.is_forced and gate in OPENED_BY_FORCE:
+            verdicts.append(Verdict(gate, is_open=True, reason=f"forced, although {reason}", is_forced=True))
+        else:
+            verdicts.append(Verdict(gate, is_open=False, reason=reason))
+    return verdicts
+
+
+def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
+    worker = view.worker(candidate.worker)
+    what = "its schedule" if candidate.id is None else f"run {candidate.id}"
+    texts = {
+        Gate.ENABLED: "enabled" if worker.state.is_enabled else "the circuit lets its probe through",
+        Gate.PAUSED: "not paused",
+        Gate.DUE: f"{what} is due since {show_time(candidate.due_at)}",
+        Gate.HANDLER: "a live node has the handler",
+        Gate.MAX_RUNNING: f"{view.active[candidate.worker]} of {worker.config.max_running} running",
+        Gate.DEPENDENCIES: "met: " + ", ".join(edge.depends_on for edge in worker.config.depends_on)
+        if worker.config.depends_on
+        else "it has none",
+        Gate.BLOCKS: "none of its counterparts is running" if worker.counterparts else "it has none",
+        Gate.SLOT: "a slot is free",
+    }
+    return texts[gate]
+
+
+def _show_active(active: tuple[ActiveRun, ...]) -> str:
+    shown = [f"run {run.id} on node {run.node_id[:8]}, since {run.started_at:%H:%M:%S}" for run in active[:3]]
+    more = len(active) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+
+
+def show_time(moment: datetime) -> str:
+    """Show a UTC time to the second, as `explain` prints it."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}"

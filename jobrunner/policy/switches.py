@@ -1,0 +1,86 @@
+"""What an operator's switches change: enable, disable, pause, resume. Pure: the state before, the state after."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.policy.transitions import enabled_state, missed_so_far, next_time
+
+if TYPE_CHECKING:
+    from jobrunner.model.schedule import Missed
+
+UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
+    """Enable, zero the streak, close the circuit, and set the next time after `now`.
+
+    A worker that is enabled already keeps its next time. `has_loop_run` says that a continuous worker's run is live:
+    its end sets the next time.
+    """
+    after = replace(enabled_state(state), consecutive_failures=0)
+    if state.is_enabled:
+        return after
+    if has_loop_run and config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return replace(after, next_run_at=None)
+    return replace(after, next_run_at=next_time(config, after, now))
+
+
+def disable(
+    state: WorkerState, config: WorkerConfig, now: datetime, reason: str | None
+) -> tuple[WorkerState, Missed | None]:
+    """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended."""
+    missed = missed_so_far(state, config, now, "disabled by operator") if state.is_enabled else None
+    after = replace(
+        state,
+        is_enabled=False,
+        disabled_by="operator",
+        disabled_reason=reason or "no reason given",
+        circuit_state=CircuitState.CLOSED,
+        circuit_opened_at=None,
+        cooldown_current_seconds=None,
+        probe_at=None,
+        probe_run_id=None,
+        next_run_at=None,
+    )
+    return after, missed
+
+
+def pause(
+    state: WorkerState, config: WorkerConfig, now: datetime, until: datetime
+) -> tuple[WorkerState, Missed | None]:
+    """Pause until `until`: the next time becomes the schedule's first at or after that."""
+    missed = missed_so_far(state, config, now, "paused") if state.is_enabled else None
+    after = replace(state, paused_until=until)
+    was_paused = _is_paused(state, now)
+    if state.next_run_at is None and not (was_paused and _has_times(state)):
+        return after, missed  # only triggered, disabled, or a loop whose run has not ended
+    if _is_loop(config) and state.next_run_at is not None and not was_paused and until != UNTIL_RESUMED:
+        return replace(after, next_run_at=max(state.next_run_at, until)), missed
+    return replace(after, next_run_at=next_time(config, after, now)), missed
+
+
+def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
+    """End a pause now; the next time is the schedule's first after `now`, and for a loop `now`."""
+    after = replace(state, paused_until=None)
+    if not _is_paused(state, now) or not _has_times(state):
+        return after
+    if _is_loop(config) and has_loop_run:
+        return after
+    return replace(after, next_run_at=next_time(config, after, now))
+
+
+def _is_paused(state: WorkerState, now: datetime) -> bool:
+    return state.paused_until is not None and state.paused_until > now
+
+
+def _has_times(state: WorkerState) -> bool:
+    """Say whether the schedule has a next time: it is enabled, or its circuit is to let a probe through."""
+    return state.is_enabled or state.probe_at is not None
+
+
+def _is_loop(config: WorkerConfig) -> bool:
+    return config.execution_mode is WorkerExecutionMode.CONTINUOUS

@@ -1,0 +1,290 @@
+"""What the end of an attempt changes: `decide_finish(outcome) -> Finish`.
+
+The order of judgement for an attempt that used up a try (`failed`, `timed_out`, `lost`):
+
+1. the handler gave up (`Discard`): the run ends `discarded`, the streak is untouched;
+2. tries are left, it is no probe, and it was not lost three times in a row: the run waits and is tried again, unless
+   an operator has asked to cancel it meanwhile: then it ends `cancelled`, as after any attempt that does not end it;
+3. the payload never fitted: the run ends `discarded`, the streak is untouched;
+4. else the run is exhausted: a dead letter, one more on the streak, and the circuit may open.
+
+The streak and the circuit change here only, and in `policy.switches` when an operator enables or disables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.model.run import FROM_SCHEDULE, USES_UP_AN_ATTEMPT, EndsRun, Outcome, OutcomeKind, Run
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.policy import schedule as schedules
+from jobrunner.policy.backoff import retry_delay
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobrunner.model.schedule import Missed
+
+POISON_AFTER = 3  # a run lost this many times in a row is exhausted, whatever its retries
+LONGEST_COOLDOWN_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The run goes back to `pending`: `attempt` is the number of the attempt to come."""
+
+    attempt: int
+    due_at: datetime
+    lost_in_a_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A decision the system took, for `audit_log`."""
+
+    action: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All that one ended attempt changes. Exactly one of `ends_run` and `retry` is set."""
+
+    outcome: Outcome
+    ends_run: EndsRun | None
+    retry: Retry | None
+    has_letter: bool
+    state: WorkerState
+    missed: Missed | None = None
+    audits: tuple[Audit, ...] = ()
+
+
+def decide_finish(
+    run: Run,
+    outcome: Outcome,
+    rules: WorkerConfig,
+    current: WorkerConfig,
+    state: WorkerState,
+    jitter: float,
+) -> Finish:
+    """Decide what follows from the end of one attempt.
+
+    Args:
+        run: the run as it was claimed, with what was asked of it since.
+        outcome: how the attempt ended.
+        rules: the definition the run was claimed with; its retries hold.
+        current: the definition now; its schedule and circuit hold.
+        state: the worker's state now, locked; for several outcomes of one worker, as the one before left it.
+        jitter: the share by which a retry delay is moved, -0.1 to 0.1, drawn by the caller.
+    """
+    ends_run, retry = _end_or_retry(run, outcome, rules, state, jitter)
+    if retry is not None and run.cancel_requested_at is not None:
+        ends_run, retry = EndsRun.CANCELLED, None
+    after = _count(state, run, outcome, ends_run)
+    missed: Missed | None = None
+    audits: tuple[Audit, ...] = ()
+    if ends_run is not None:
+        after, missed, audits = _move_circuit(after, run, outcome, ends_run, current)
+        after = _next_loop(after, run, outcome, ends_run, current)
+    has_letter = ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}
+    return Finish(outcome, ends_run, retry, has_letter, after, missed, audits)
+
+
+def is_probe(run: Run, state: WorkerState) -> bool:
+    """Say whether `run` is the one run that may move the worker's open circuit."""
+    return state.circuit_state is CircuitState.HALF_OPEN and state.probe_run_id == run.id
+
+
+def _end_or_retry(
+    run: Run, outcome: Outcome, rules: WorkerConfig, state: WorkerState, jitter: float
+) -> tuple[EndsRun | None, Retry | None]:
+    kind, now = outcome.kind, outcome.finished_at
+    if kind is OutcomeKind.SUCCEEDED:
+        return EndsRun.SUCCEEDED, None
+    if kind is OutcomeKind.CANCELLED:
+        return EndsRun.CANCELLED, None
+    if kind is OutcomeKind.INTERRUPTED:
+        return None, Retry(run.attempt, run.due_at, run.lost_in_a_row)
+    if kind is OutcomeKind.SNOOZED:
+        return None, Retry(run.attempt, _later(now, outcome.delay_seconds or 0.0), 0)
+    if outcome.is_discard:
+        return EndsRun.DISCARDED, None
+    lost_in_a_row = run.lost_in_a_row + 1 if kind is OutcomeKind.LOST else 0
+    has_tries = run.attempt <= rules.max_retries and lost_in_a_row < POISON_AFTER
+    if has_tries and not is_probe(run, state):
+        delay = outcome.delay_seconds
+        if delay is None:
+            delay = _retry_delay(rules, run.attempt, jitter)
+        return None, Retry(run.attempt + 1, _later(now, delay), lost_in_a_row)
+    return (EndsRun.DISCARDED if outcome.does_not_fit else EndsRun.EXHAUSTED), None
+
+
+def _retry_delay(rules: WorkerConfig, attempt: int, jitter: float) -> float:
+    return retry_delay(attempt, rules.retry_delay_seconds, rules.retry_backoff, rules.retry_max_delay_seconds, jitter)
+
+
+def _later(moment: datetime, seconds: float) -> datetime:
+    """Add `seconds`, a century at most: a handler may ask for anything."""
+    return moment + timedelta(seconds=min(max(seconds, 0.0), 3.2e9))
+
+
+def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
+    """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
+    if outcome.duration_ms is not None:
+        state = replace(state, last_duration_ms=outcome.duration_ms)
+    if outcome.kind in USES_UP_AN_ATTEMPT:
+        state = replace(state, last_error=outcome.error)
+    if ends_run is None:
+        return state
+    state = replace(state, total_runs=state.total_runs + 1)
+    if ends_run is EndsRun.SUCCEEDED:
+        return replace(
+            state,
+            consecutive_failures=0,
+            last_run_outcome=str(OutcomeKind.SUCCEEDED),
+            last_success_at=outcome.finished_at,
+            last_error=None,
+        )
+    if ends_run is EndsRun.CANCELLED:
+        return state
+    state = replace(state, total_failures=state.total_failures + 1)
+    if ends_run is EndsRun.DISCARDED:
+        return state
+    return replace(
+        state, consecutive_failures=state.consecutive_failures + 1, last_run_outcome=str(outcome.kind)
+    )
+
+
+def _move_circuit(
+    state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
+) -> tuple[WorkerState, Missed | None, tuple[Audit, ...]]:
+    now = outcome.finished_at
+    if is_probe(run, state):
+        return _end_probe(state, run, outcome, ends_run, current)
+    has_failed_enough = state.consecutive_failures >= current.max_consecutive_failures
+    if ends_run is not EndsRun.EXHAUSTED or not state.is_enabled or not has_failed_enough:
+        return state, None, ()
+    reason = f"{state.consecutive_failures} runs in a row failed; the last: {_sentence(outcome)}"
+    opened = replace(
+        state,
+        is_enabled=False,
+        disabled_by="circuit",
+        disabled_reason=reason,
+        circuit_state=CircuitState.OPEN,
+        circuit_opened_at=now,
+        cooldown_current_seconds=current.cooldown_seconds,
+    )
+    detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
+    missed = _missed_so_far(state, current, now)
+    return _with_cooldown(opened, current, now), missed, (Audit("trip", detail),)
+
+
+def _end_probe(
+    state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
+) -> tuple[WorkerState, Missed | None, tuple[Audit, ...]]:
+    now = outcome.finished_at
+    if ends_run is EndsRun.SUCCEEDED:
+        closed = enabled_state(state)
+        next_run_at = next_time(current, closed, now)
+        detail = {"run_id": run.id, "reason": "the probe succeeded"}
+        return replace(closed, next_run_at=next_run_at), None, (Audit("close", detail),)
+    if ends_run is not EndsRun.EXHAUSTED:
+        # Cancelled or discarded, it proved nothing: the next run is the probe, at once.
+        waiting = replace(state, circuit_state=CircuitState.OPEN, probe_run_id=None, probe_at=now)
+        return replace(waiting, next_run_at=_first_from(current, waiting, now)), None, ()
+    base = state.cooldown_current_seconds or current.cooldown_seconds or LONGEST_COOLDOWN_SECONDS
+    reason = f"the probe failed too, {state.consecutive_failures} runs in a row; the last: {_sentence(outcome)}"
+    opened = replace(
+        state,
+        disabled_reason=reason,
+        circuit_state=CircuitState.OPEN,
+        circuit_opened_at=now,
+        probe_run_id=None,
+        # The cap stops the doubling; it never shortens a cooldown that was set longer.
+        cooldown_current_seconds=max(base, min(base * 2, LONGEST_COOLDOWN_SECONDS)),
+    )
+    detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
+    return _with_cooldown(opened, current, now), None, (Audit("trip", detail),)
+
+
+def _with_cooldown(opened: WorkerState, current: WorkerConfig, now: datetime) -> WorkerState:
+    """Set when a probe may start, and the schedule's first time from there on; without a cooldown, neither."""
+    if opened.cooldown_current_seconds is None:
+        return replace(opened, probe_at=None, next_run_at=None)
+    probe_at = _later(now, opened.cooldown_current_seconds)
+    waiting = replace(opened, probe_at=probe_at)
+    return replace(waiting, next_run_at=_first_from(current, waiting, probe_at))
+
+
+def _first_from(current: WorkerConfig, state: WorkerState, moment: datetime) -> datetime | None:
+    """Return the first time of the schedule or loop at or after `moment`."""
+    return next_time(current, state, moment - timedelta(microseconds=1))
+
+
+def enabled_state(state: WorkerState) -> WorkerState:
+    """Close the circuit and enable; the streak is the caller's to zero."""
+    return replace(
+        state,
+        is_enabled=True,
+        disabled_by=None,
+        disabled_reason=None,
+        circuit_state=CircuitState.CLOSED,
+        circuit_opened_at=None,
+        cooldown_current_seconds=None,
+        probe_at=None,
+        probe_run_id=None,
+    )
+
+
+def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> datetime | None:
+    """Return the first time of the worker's schedule after `after`; a pause moves it to the pause's end.
+
+    None for triggered workers. A continuous worker is due as soon as it may be.
+    """
+    if state.paused_until is not None and state.paused_until > after:
+        after = state.paused_until - timedelta(microseconds=1)
+    if after.year >= 9998:
+        return None
+    if current.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return after + timedelta(microseconds=1)
+    schedule = schedules.schedule_of(current)
+    return None if schedule is None else schedules.next_after_now(schedule, state.last_due_at, after)
+
+
+def missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime, reason: str) -> Missed | None:
+    """Count the schedule's times up to `now` that were never served."""
+    schedule = schedules.schedule_of(current)
+    if schedule is None or state.next_run_at is None or state.next_run_at > now:
+        return None
+    return schedules.count_due(schedule, state.next_run_at, now, reason)
+
+
+def _missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime) -> Missed | None:
+    return missed_so_far(state, current, now, "the circuit opened")
+
+
+def _next_loop(
+    state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
+) -> WorkerState:
+    """Set a continuous worker's next time: the pause after its end, after a failure the streak's retry delay."""
+    if run.trigger not in FROM_SCHEDULE or current.execution_mode is not WorkerExecutionMode.CONTINUOUS:
+        return state
+    if not state.is_enabled:
+        return state
+    pause = current.interval_seconds or 0.0
+    if ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}:
+        pause = max(pause, _retry_delay(current, max(state.consecutive_failures, 1), 0.0))
+    next_run_at = _later(outcome.finished_at, pause)
+    if state.paused_until is not None and state.paused_until > next_run_at:
+        next_run_at = state.paused_until
+    return replace(state, next_run_at=None if next_run_at.year >= 9998 else next_run_at)
+
+
+def _sentence(outcome: Outcome) -> str:
+    """Name the error in one line of at most 200 characters."""
+    text = outcome.error or str(outcome.kind).replace("_", " ")
+    first = text.strip().splitlines()[0] if text.strip() else str(outcome.kind)
+    named = f"{outcome.error_type}: {first}" if outcome.error_type else first
+    return named[:200]

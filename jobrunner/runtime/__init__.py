@@ -1,0 +1,1 @@
+"""Floor 5: asyncio. The tick loop, executing handlers, a node's services."""

@@ -1,0 +1,111 @@
+"""What a handler is given: its run."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobrunner.model.run import Run
+
+MAX_OUTPUT_BYTES = 64 * 1024
+
+
+class Output:
+    """The tail of what an attempt said: at most 64 KiB, whole lines, safe to write from any thread."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Add a line; the oldest lines give way."""
+        clean = line.encode("utf-8", "replace")[-MAX_OUTPUT_BYTES:].decode("utf-8", "ignore")
+        with self._lock:
+            self._lines.append(clean)
+            self._size += len(clean.encode()) + 1
+            while self._size > MAX_OUTPUT_BYTES and len(self._lines) > 1:
+                self._size -= len(self._lines.popleft().encode()) + 1
+                self._dropped += 1
+
+    def text(self) -> str | None:
+        """Return what is kept, or None if nothing was said."""
+        with self._lock:
+            if not self._lines:
+                return None
+            first = [f"... {self._dropped} lines before this are not kept ..."] if self._dropped else []
+            return "\n".join([*first, *self._lines])
+
+
+class RunContext:
+    """One attempt at a run, as its handler sees it. Safe to use from a thread."""
+
+    def __init__(self, run: Run, deadline: datetime) -> None:
+        self._run = run
+        self._deadline = deadline
+        self._stop = threading.Event()
+        self.output = Output()
+        self.latest_progress: dict[str, Any] | None = None
+
+    @property
+    def worker(self) -> str:
+        """The worker's name."""
+        return self._run.worker
+
+    @property
+    def id(self) -> int:
+        """The run's id in `runs`, and later `run_id` in `run_history`."""
+        return self._run.id
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return self._run.attempt
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The run's payload, a JSON object."""
+        return self._run.payload
+
+    @property
+    def scheduled_for(self) -> datetime:
+        """The occurrence's own time, UTC; the same for every attempt."""
+        return self._run.scheduled_for
+
+    @property
+    def deadline(self) -> datetime:
+        """When the attempt times out, UTC."""
+        return self._deadline
+
+    @property
+    def fence(self) -> int:
+        """The claim's number: larger for every later claim of this worker. Pass it to what must refuse stale writers."""
+        return self._run.fence or 0
+
+    @property
+    def should_stop(self) -> bool:
+        """True once the run was told to stop; code in a thread cannot be stopped otherwise."""
+        return self._stop.is_set()
+
+    def log(self, message: object) -> None:
+        """Add a line to the attempt's output, kept (the last 64 KiB) in `run_history.output`."""
+        self.output.write(str(message))
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Show how far the work is: `fraction` from 0 to 1. Written to `runs.progress` at most once a second.
+
+        Raises:
+            ValueError: the fraction is no number from 0 to 1.
+        """
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"progress is a number from 0 to 1, not {fraction!r}")
+        self.latest_progress = {"fraction": float(fraction), "message": str(message)}
+
+    def request_stop(self) -> None:
+        """Set `should_stop`; for the runtime."""
+        self._stop.set()

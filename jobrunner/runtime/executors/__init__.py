@@ -1,0 +1,1 @@
+"""How code is run and really stopped: one executor per isolation."""

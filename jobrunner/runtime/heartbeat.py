@@ -1,0 +1,235 @@
+"""The heartbeat: proves that this node lives, watches the others, and keeps the table and the running code in step.
+
+It runs in a thread of its own, with its own event loop and its own connection, so that handlers which keep the node's
+loop busy do not make it look dead. Every sixth of the lease it
+
+1. raises this node's beat. A node that finds itself declared lost stops its runs, writes nothing for them, and joins
+   anew under a new id;
+2. looks at the other nodes' beats. One that has shown the same beat for a whole lease, on this node's monotonic clock
+   and while this node's own beats were being written without a pause, is declared lost. A process of this host that
+   has certainly ended is declared lost at once;
+3. rescues the runs of nodes that are lost;
+4. compares the claims that the table holds in this node's name with the runs it executes: a claim without code (the
+   answer to its commit was lost) is given back once it is older than a tick, code without a claim is stopped.
+
+If it could not raise the beat until a sixth of the lease is left, the node stops all its code: beyond the lease another
+node may run the same work. When the database is away for everybody nobody is declared lost, since nobody's beats are
+written; the interrupted runs are then given back by this node itself once it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import DatabaseError
+from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.runtime.identity import is_gone
+from jobrunner.storage import nodes
+from jobrunner.storage.claims import read_claims
+from jobrunner.storage.finishes import Ended, finish
+from jobrunner.telemetry import events as e
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from jobrunner.model.run import ClaimKey
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.outage import Outage
+    from jobrunner.storage.database import Database
+
+BEATS_A_LEASE = 6
+LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopped node could not end
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the heartbeat asks of its node. `held` may be called from the heartbeat's thread; the others post to the
+    node's loop."""
+
+    held: Callable[[], set[ClaimKey]]  # every claim the node knows of
+    last_tick_at: Callable[[], datetime | None]
+    on_lost: Callable[[], None]
+    on_fence: Callable[[], None]
+    on_code_without_claim: Callable[[list[ClaimKey]], None]
+    on_changed: Callable[[], None]
+
+
+class Watch:
+    """Who has been seen with which beat, since when: the judgement of who is lost, without any I/O."""
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._beating_since: float | None = None
+        self._last_beat: float | None = None
+
+    def beat(self, now: float) -> None:
+        """Note that our own beat was written; a gap of two beats starts the watch afresh."""
+        if self._last_beat is None or now - self._last_beat > 2.5 * self._lease / BEATS_A_LEASE:
+            self._beating_since = now
+            self._seen.clear()
+        self._last_beat = now
+
+    def missed(self) -> None:
+        """Note that our own beat could not be written: what we did not see proves nothing."""
+        self._last_beat = None
+
+    def look(self, others: list[nodes.SeenNode], now: float) -> list[nodes.SeenNode]:
+        """Return the nodes that have shown the same beat for a whole lease."""
+        lost = []
+        known = {}
+        for node in others:
+            beat, since = self._seen.get(node.id, (node.beat, now))
+            known[node.id] = (node.beat, since if beat == node.beat else now)
+            if now - known[node.id][1] >= self._lease:
+                lost.append(node)
+        self._seen = known
+        return lost
+
+
+class Heartbeat:
+    """The thread. `interval` and `lease` in seconds."""
+
+    def __init__(
+        self,
+        open_database: Callable[[], Database],
+        identity: nodes.NodeIdentity,
+        lease: float,
+        tick_interval: float,
+        clock: Clock,
+        outage: Outage,
+        events: e.Events,
+        hooks: Hooks,
+    ) -> None:
+        self._open_database = open_database
+        self._identity = identity
+        self._lease = lease
+        self._tick_interval = tick_interval
+        self._clock = clock
+        self._outage = outage
+        self._events = events
+        self._hooks = hooks
+        self._watch = Watch(lease)
+        self._renewed_at = clock.monotonic()
+        self._is_fenced = False
+        self._has_lost = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._body, name="jobrunner:heartbeat", daemon=True)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two beats."""
+        return self._lease / BEATS_A_LEASE
+
+    def start(self) -> None:
+        """Start beating."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop beating, and wait for the thread (at most a few seconds: it may be waiting for the database)."""
+        loop, stopped = self._loop, self._stopped
+        if loop is not None and stopped is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(stopped.set)
+        await asyncio.to_thread(self._thread.join, 5.0)
+
+    def _body(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        db = self._open_database()
+        try:
+            while not self._stopped.is_set():
+                began = self._clock.monotonic()
+                await self._once(db)
+                self._fence_if_late()
+                pause = max(self.interval - (self._clock.monotonic() - began), self.interval / 10)
+                await _wait(self._stopped, pause)
+        finally:
+            await db.close()
+
+    async def _once(self, db: Database) -> None:
+        try:
+            async with asyncio.timeout(self._lease / 2):
+                await self.pulse(db)
+        except (DatabaseError, TimeoutError) as error:
+            self._watch.missed()
+            if isinstance(error, DatabaseError):
+                self._outage.failed(error)
+
+    def _fence_if_late(self) -> None:
+        late = self._clock.monotonic() - self._renewed_at
+        if late >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2 and not self._is_fenced:
+            self._is_fenced = True
+            self._hooks.on_fence()
+
+    async def pulse(self, db: Database) -> None:
+        """Do one heartbeat's work."""
+        began = self._clock.monotonic()
+        async with db.write() as conn:
+            state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())
+        if state not in {"active", "draining"}:
+            self._hooks.on_lost()
+            return
+        self._renewed_at = began  # the time before the write: never later than others can have seen it
+        self._is_fenced = False
+        self._outage.worked()
+        self._watch.beat(self._clock.monotonic())
+        await self._look_at_others(db)
+        await self._rescue(db)
+        await self._compare(db)
+
+    async def _look_at_others(self, db: Database) -> None:
+        async with db.peek() as conn:
+            others = await nodes.others(conn, self._identity.id)
+        gone = [node for node in others if is_gone(node, self._identity)]
+        silent = [node for node in self._watch.look(others, self._clock.monotonic()) if node not in gone]
+        for node, reason in [(n, "its process has ended") for n in gone] + [(n, "it is silent") for n in silent]:
+            async with db.write() as conn:
+                declared = await nodes.declare_lost(conn, node, self._clock.now(), reason)
+            if declared:
+                self._events.emit(e.NodeLost(node.id, reason))
+
+    async def _rescue(self, db: Database) -> None:
+        now = self._clock.now()
+        while True:
+            finished = await nodes.rescue(db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))
+            if not finished.written:
+                return
+            self._hooks.on_changed()
+
+    async def _compare(self, db: Database) -> None:
+        held = self._hooks.held()
+        async with db.peek() as conn:
+            claims = {run.claim_key: run for run in await read_claims(conn, self._identity.id)}
+        without_claim = [key for key in held if key not in claims]
+        if without_claim:
+            self._hooks.on_code_without_claim(without_claim)
+        before = self._clock.now() - timedelta(seconds=self._tick_interval)
+        known = held | self._hooks.held()
+        without_code = [
+            run
+            for key, run in claims.items()
+            if key not in known and run.started_at is not None and run.started_at <= before
+        ]
+        if without_code:
+            await finish(db, [Ended(run, self._given_back()) for run in without_code])
+            self._hooks.on_changed()
+
+    def _given_back(self) -> Outcome:
+        return Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason="claimed, but its code was never started")
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,74 @@
+"""Who this process is, and whether another process of this host is still there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psutil
+
+from jobrunner.storage.nodes import NodeIdentity
+
+if TYPE_CHECKING:
+    from jobrunner.storage.nodes import SeenNode
+
+_SAME_START_SECONDS = 0.02  # the kernel counts process starts in hundredths of a second
+
+
+def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
+    """Return a new identity for this process: a UUID for each start of a node."""
+    process = psutil.Process()
+    return NodeIdentity(
+        id=str(uuid4()),
+        hostname=socket.gethostname(),
+        pid=process.pid,
+        boot_id=boot_id(),
+        process_started_at=datetime.fromtimestamp(process.create_time(), UTC),
+        version=version(),
+        max_concurrent=max_concurrent,
+        allows_commands=allows_commands,
+    )
+
+
+def boot_id() -> str:
+    """Return what is the same for all processes that can see each other's pids, and never again after a reboot.
+
+    On Linux the kernel's boot id and the pid namespace: two containers of one host have the first in common and not the
+    second, and the pids of the one mean nothing in the other.
+    """
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{kernel}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
+
+
+def is_gone(node: SeenNode, here: NodeIdentity) -> bool:
+    """Say whether `node` was a process of this host that has certainly ended.
+
+    True only when the pid is free or belongs to a process that started at another time.
+    """
+    if node.boot_id != here.boot_id or node.pid == here.pid:
+        return node.boot_id == here.boot_id and node.process_started_at != here.process_started_at
+    try:
+        process = psutil.Process(node.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        return abs(process.create_time() - node.process_started_at.timestamp()) > _SAME_START_SECONDS
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def version() -> str:
+    """Return the installed version of jobrunner."""
+    try:
+        return metadata.version("jobrunner")
+    except metadata.PackageNotFoundError:
+        return "unknown"

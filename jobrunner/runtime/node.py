@@ -1,0 +1,351 @@
+"""A node: one operating-system process (or one orchestrator in it) that claims and runs.
+
+It wires the services together: the ticker claims and starts, an attempt runs a handler's code, the recorder writes how
+it ended, the heartbeat proves that the node lives. `held` is the node's own account of its claims, from the moment a
+claim is made to the moment its end is written; its size is what the slots are counted by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import jobrunner.storage.workers as worker_store
+from jobrunner.errors import DatabaseError
+from jobrunner.model.worker import Isolation
+from jobrunner.runtime.attempt import Attempt, StopReason
+from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks
+from jobrunner.runtime.identity import is_gone, new_identity
+from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.tick import Ticker
+from jobrunner.storage import nodes, runs, wakeups
+from jobrunner.storage.claims import Claim, Claimer
+from jobrunner.storage.facts import Here
+from jobrunner.storage.finishes import Ended
+from jobrunner.telemetry import events as e
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jobrunner.config import Settings
+    from jobrunner.model.run import ClaimKey, Run
+    from jobrunner.model.worker import WorkerConfig
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.handlers import Handler
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.nodes import NodeIdentity
+
+STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
+FENCE_GRACE_SECONDS = 1.0
+CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
+HOUSEKEEPING_SECONDS = 5.0
+
+
+class Node:
+    """Runs workers until stopped; see the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        open_database: Callable[[int], Database],
+        handlers: Mapping[str, Handler],
+        configs: Mapping[str, WorkerConfig],
+        version: int | None,
+        clock: Clock,
+        events: e.Events,
+    ) -> None:
+        self.db = open_database(settings.pool_size)
+        self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
+        self.held: dict[ClaimKey, Attempt] = {}
+        self.has_stuck_code = False
+        self._settings = settings
+        self._open_database = open_database
+        self._handlers = handlers
+        self._configs = configs
+        self._version = version
+        self._clock = clock
+        self._events = events
+        self._outage = Outage(clock, events)
+        self._is_claiming = False
+        self._services: set[asyncio.Task[Any]] = set()
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
+        self._hurried = asyncio.Event()
+        self._last_cancel_check = 0.0
+        self._wakeups = wakeups.open_wakeups(self.db)
+        self._recorder = Recorder(self.db, self._outage, events, self._free)
+        self._ticker = self._new_ticker()
+        self._heartbeat = self._new_heartbeat()
+        self.crashed: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Register the workers, join, take over from dead predecessors, and begin to tick."""
+        self.crashed = asyncio.get_running_loop().create_future()
+        now = self._clock.now()
+        async with self.db.write() as conn:
+            configs = list(self._configs.values())
+            registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now)
+            await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
+            await wakeups.notify(self.db, conn)
+        if registered.kept_newer:
+            names = ", ".join(registered.kept_newer)
+            self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
+        await self._take_over()
+        await worker_store.repair_schedules(self.db, self._clock.now())
+        self._is_claiming = True
+        await self._wakeups.start(self._on_wakeup)
+        self._heartbeat.start()
+        for service in (self._ticker.run(), self._recorder.run(), self._housekeep()):
+            self._run_service(service)
+        self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+
+    async def _take_over(self) -> None:
+        """Declare lost, at once, the processes of this host that have ended, and rescue what they ran."""
+        async with self.db.peek() as conn:
+            others = await nodes.others(conn, self.identity.id)
+        for other in others:
+            if not is_gone(other, self.identity):
+                continue
+            async with self.db.write() as conn:
+                reason = "its process has ended"
+                declared = await nodes.declare_lost(conn, other, self._clock.now(), reason)
+            if declared:
+                self._events.emit(e.NodeLost(other.id, reason))
+        now = self._clock.now()
+        while (await nodes.rescue(self.db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))).written:
+            pass
+
+    def _run_service(self, service: Any) -> None:
+        task = asyncio.ensure_future(service)
+        self._services.add(task)
+        task.add_done_callback(self._on_service_end)
+
+    def _on_service_end(self, task: asyncio.Task[Any]) -> None:
+        self._services.discard(task)
+        if task.cancelled() or self.crashed is None or self.crashed.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self.crashed.set_exception(error)
+
+    def _new_ticker(self) -> Ticker:
+        interval = self._settings.tick_interval
+        return Ticker(self.db, self._clock, self._outage, self._claimer(), interval, self._free_slots, self._begin)
+
+    def _claimer(self) -> Claimer:
+        return Claimer(self.identity.id, Here(frozenset(self._handlers), self._settings.allow_commands))
+
+    def _new_heartbeat(self) -> Heartbeat:
+        loop = asyncio.get_running_loop()
+
+        def post(callback: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: Any) -> None:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(callback, *arguments)
+
+            return call
+
+        hooks = Hooks(
+            held=lambda: set(self.held.copy()),
+            last_tick_at=lambda: self._ticker.last_tick_at,
+            on_lost=post(self._on_lost),
+            on_fence=post(self._on_fence),
+            on_code_without_claim=post(self._on_code_without_claim),
+            on_changed=post(self._ticker.wake),
+        )
+        return Heartbeat(
+            lambda: self._open_database(1),
+            self.identity,
+            self._settings.lease,
+            self._settings.tick_interval,
+            self._clock,
+            self._outage,
+            self._events,
+            hooks,
+        )
+
+    def wake(self) -> None:
+        """Tick as soon as possible: this process has changed something."""
+        self._ticker.wake()
+
+    def _on_wakeup(self) -> None:
+        self._ticker.wake_from_outside()
+        if self.held and self._clock.monotonic() - self._last_cancel_check >= CANCEL_CHECK_SECONDS:
+            self._last_cancel_check = self._clock.monotonic()
+            self._run_service(self._stop_cancelled())
+
+    async def _housekeep(self) -> None:
+        """What needs no hurry: cancellations that no wake-up told of, and progress."""
+        while True:
+            await self._clock.sleep(1.0)
+            if self.held:
+                await self._stop_cancelled()
+
+    async def _stop_cancelled(self) -> None:
+        try:
+            async with self.db.peek() as conn:
+                asked = await runs.cancel_requested(conn, self.identity.id)
+        except DatabaseError as error:
+            self._outage.failed(error)
+            return
+        for key in asked:
+            if key in self.held:
+                self.held[key].stop(StopReason.CANCEL, "cancelled by an operator")
+
+    def _free_slots(self) -> int:
+        return self._settings.max_concurrent - len(self.held) if self._is_claiming else 0
+
+    def _begin(self, claim: Claim) -> None:
+        """Start the code of a claim."""
+        handler = self._handlers[claim.run.worker]
+        isolation = claim.config.isolation or handler.default_isolation
+        if isolation is Isolation.INLINE and not handler.is_async:
+            isolation = Isolation.THREAD
+        claim = Claim(claim.run, replace(claim.config, isolation=isolation))
+        deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
+        attempt = Attempt(claim, handler, RunContext(claim.run, deadline), self._clock, self._show_stopping)
+        self.held[claim.run.claim_key] = attempt
+        self._all_ended.clear()
+        self._events.emit(e.RunStarted(claim.run))
+        task = asyncio.ensure_future(self._carry_out(attempt))
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+
+    async def _carry_out(self, attempt: Attempt) -> None:
+        outcome = await attempt.run()
+        self._recorder.put(Ended(attempt.claim.run, outcome, attempt.claim.config))
+
+    async def _show_stopping(self, claim: Claim) -> None:
+        """Show the run as `stopping`: it was told to, and its code has not ended."""
+        try:
+            async with self.db.write() as conn:
+                await runs.set_stopping(conn, claim.run)
+        except DatabaseError as error:
+            self._outage.failed(error)
+
+    def _free(self, keys: list[ClaimKey]) -> None:
+        for key in keys:
+            self.held.pop(key, None)
+        if not self.held:
+            self._all_ended.set()
+        self._ticker.wake()
+
+    def _on_code_without_claim(self, keys: list[ClaimKey]) -> None:
+        for key in keys:
+            attempt = self.held.get(key)
+            if attempt is not None and attempt.stop_reason is None:
+                attempt.stop(StopReason.LOST, "the claim was taken away")
+
+    def _on_fence(self) -> None:
+        """Stop all code: the lease is about to end, and beyond it another node may run the same work."""
+        if self.held:
+            self._events.emit(e.Warned("the lease could not be renewed; all running work is stopped"))
+        self._stop_attempts(StopReason.DRAIN, "the node could not renew its lease")
+
+    def _on_lost(self) -> None:
+        self._run_service(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        """This node was declared lost: stop its runs, write nothing for them, and join anew under a new id."""
+        self._events.emit(e.Warned(f"this node, {self.identity.id[:8]}, was declared lost; it stops its runs and rejoins"))
+        self._is_claiming = False
+        self._stop_attempts(StopReason.LOST, "the node was declared lost")
+        await self._heartbeat.stop()
+        self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
+
+        async def join() -> None:
+            async with self.db.write() as conn:
+                await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), self._clock.now())
+
+        await self._outage.until_it_works(join)
+        self._ticker.claim_as(self._claimer())
+        self._heartbeat = self._new_heartbeat()
+        self._heartbeat.start()
+        self._is_claiming = True
+        self._ticker.wake()
+
+    def _stop_attempts(self, reason: StopReason, detail: str) -> None:
+        for attempt in list(self.held.values()):
+            attempt.stop(reason, detail)
+
+    async def is_idle(self) -> bool:
+        """Say whether nothing runs here, nothing could start, and no failed run waits to be tried again."""
+        if self.held or self._outage.is_on:
+            return False
+        async with self.db.peek() as conn:
+            return not await runs.has_work(conn, self.db.dialect, self._clock.now(), frozenset(self._handlers))
+
+    async def wait_idle(self) -> None:
+        """Wait until `is_idle`."""
+        while True:
+            self._ticker.found_nothing.clear()
+            self._ticker.wake()
+            await self._ticker.found_nothing.wait()
+            await self._all_ended.wait()
+            if await self.is_idle():
+                return
+            await self._clock.sleep(0.05)
+
+    async def stop(self, drain_timeout: float) -> None:
+        """Claim nothing more, let runs end for `drain_timeout` seconds, stop the rest and give them back, and leave."""
+        self._is_claiming = False
+        self._events.emit(e.NodeDraining(self.identity.id, len(self.held), drain_timeout))
+        await self._note_state("draining")
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait({hurried, asyncio.ensure_future(self._wait_ended(drain_timeout))}, return_when="FIRST_COMPLETED")
+        hurried.cancel()
+        if self.held:
+            self._stop_attempts(StopReason.DRAIN, "the node stops")
+            await self._wait_ended(STOP_GRACE_SECONDS)
+        self.has_stuck_code = bool(self.held)
+        try:
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
+                await self._recorder.drain()
+        except TimeoutError:
+            self._events.emit(e.Warned("the database is away; outcomes not written are settled at the next start"))
+        await self._wakeups.stop()
+        self._ticker.close()
+        await self._heartbeat.stop()
+        for task in [*self._services, *self._attempts]:
+            task.cancel()
+        await asyncio.wait([*self._services], timeout=STOP_GRACE_SECONDS) if self._services else None
+        await self._note_state("stopped")
+        await self.db.close()
+        self._events.emit(e.NodeStopped(self.identity.id, len(self.held)))
+
+    def hurry(self) -> None:
+        """Cut the drain short."""
+        self._hurried.set()
+
+    async def abandon(self) -> None:
+        """Leave after a start that failed: nothing was claimed."""
+        for task in self._services:
+            task.cancel()
+        await self._wakeups.stop()
+        await self.db.close()
+
+    async def _wait_ended(self, seconds: float) -> None:
+        if self.held and seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._all_ended.wait()
+            except TimeoutError:
+                pass
+
+    async def _note_state(self, state: str) -> None:
+        try:
+            async with asyncio.timeout(STOP_GRACE_SECONDS), self.db.write() as conn:
+                await nodes.set_state(conn, self.identity.id, state, self._clock.now())
+                await wakeups.notify(self.db, conn)
+        except (DatabaseError, TimeoutError) as error:
+            if isinstance(error, DatabaseError):
+                self._outage.failed(error)
+
+    def running(self) -> list[Run]:
+        """Return the runs whose code runs here."""
+        return [attempt.claim.run for attempt in self.held.values()]

@@ -1,0 +1,440 @@
+"""`WorkerOrchestrator`: what a program uses. Workers are registered on it; it runs them as a node, and triggers them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import weakref
+from dataclasses import fields as dataclass_fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobrunner.config import Settings
+from jobrunner.errors import InvalidSetting, InvalidWorker, JobrunnerError, Refused
+from jobrunner.model.worker import Dependency, WorkerConfig, WorkerExecutionMode
+from jobrunner.policy import definitions
+from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.handlers import Handler, read_handler
+from jobrunner.runtime.node import Node
+from jobrunner.runtime.outage import Outage
+from jobrunner.storage import enqueue, operations, schema, status, wakeups
+from jobrunner.storage.callers import callers_connection
+from jobrunner.storage.database import Database
+from jobrunner.telemetry import events as e
+from jobrunner.telemetry.logs import log_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from datetime import datetime
+
+    from jobrunner.runtime.clock import Clock
+
+F = TypeVar("F", bound="Callable[..., Any]")
+_OPTIONS = frozenset(field.name for field in dataclass_fields(WorkerConfig)) - {"name", "handler"}
+_orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
+
+
+class WorkerOrchestrator:
+    """Named workers and the node that runs them.
+
+    Args:
+        database_url: where everything is kept; None: `JOBRUNNER_DATABASE_URL`, else a SQLite file `jobrunner.db` in
+            the current folder.
+        tick_interval: at most so many seconds between two looks at the database.
+        max_concurrent: how many runs this node executes at once.
+        version: a number of the code's own; a node of a lower version never overwrites definitions of a higher one.
+        drain_timeout: seconds that running work is given when the node stops.
+        lease: seconds without a heartbeat after which others take over this node's runs.
+        clock: the time; tests pass their own.
+        settings: any other setting of `jobrunner.config.Settings`.
+
+    Raises:
+        InvalidSetting: an argument, or a variable of the environment, cannot be used.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        *,
+        tick_interval: float | None = None,
+        max_concurrent: int | None = None,
+        version: int | None = None,
+        drain_timeout: float | None = None,
+        lease: float | None = None,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+            raise InvalidSetting(f"version must be a whole number, not {version!r}")
+        self._explicit: dict[str, Any] = {
+            "database_url": database_url,
+            "tick_interval": tick_interval,
+            "max_concurrent": max_concurrent,
+            "drain_timeout": drain_timeout,
+            "lease": lease,
+            **settings,
+        }
+        self.settings = Settings.load(os.environ, **self._explicit)
+        self.version = version
+        self.events = e.Events()
+        self.events.subscribe(log_event)
+        self._clock = clock or SystemClock()
+        self._handlers: dict[str, Handler] = {}
+        self._configs: dict[str, WorkerConfig] = {}
+        self._node: Node | None = None
+        self._state = "new"
+        _orchestrators.add(self)
+
+    def configure(self, **settings: Any) -> None:
+        """Set settings over those of the constructor, before `start`; None leaves one as it is.
+
+        Raises:
+            InvalidSetting: a value cannot be used.
+            Refused: the orchestrator has started.
+        """
+        if self._node is not None:
+            raise Refused("the orchestrator has started; configure it before")
+        self._explicit.update({name: value for name, value in settings.items() if value is not None})
+        self.settings = Settings.load(os.environ, **self._explicit)
+
+    @property
+    def workers(self) -> dict[str, WorkerConfig]:
+        """The definitions registered on this orchestrator, by name."""
+        return dict(self._configs)
+
+    def worker(self, name: str, **options: Any) -> Callable[[F], F]:
+        """Register the decorated function as worker `name`; options as for `register_worker`."""
+
+        def register(function: F) -> F:
+            self.register_worker(name, function, **options)
+            return function
+
+        return register
+
+    def register_worker(self, name: str, handler: Callable[..., Any], **options: Any) -> WorkerConfig:
+        """Register `handler` as worker `name`; the options are the fields of `WorkerConfig`.
+
+        Raises:
+            InvalidWorker: the name, an option or the function's signature cannot be used, or the name is taken by
+                other code.
+        """
+        definitions.check_name(name)
+        unknown = sorted(set(options) - _OPTIONS)
+        if unknown:
+            raise InvalidWorker(name, f"{unknown[0]!r} is no option; these are: {', '.join(sorted(_OPTIONS))}")
+        if self._node is not None:
+            raise InvalidWorker(name, "is registered after the start; register all workers before")
+        code = read_handler(name, handler)
+        self._refuse_other_code(name, code)
+        isolation = options.pop("isolation", None) or code.default_isolation
+        given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **_normalised(options))
+        config = definitions.check_definition(given)
+        _check_isolation(config, code)
+        self._handlers[name] = code
+        self._configs[name] = config
+        return config
+
+    def _refuse_other_code(self, name: str, code: Handler) -> None:
+        for other in list(_orchestrators):
+            if other is not self and (other._state == "stopped" or not other._same_database(self)):
+                continue
+            known = other._handlers.get(name)
+            if known is not None and not known.same_code(code):
+                where = "" if other is self else " by another orchestrator of this process"
+                raise InvalidWorker(name, f"is registered already{where}, as {known.label}; choose another name")
+
+    def _same_database(self, other: WorkerOrchestrator) -> bool:
+        return self.settings.database_url == other.settings.database_url and self.settings.schema == other.settings.schema
+
+    async def start(self) -> None:
+        """Register all workers, join, and tick; returns once the node ticks.
+
+        On SQLite the file is created and upgraded; on PostgreSQL an old schema is refused.
+
+        Raises:
+            JobrunnerError: the definitions do not hold together, or the database cannot be used.
+        """
+        await self._start(is_migrating=False)
+
+    async def _start(self, *, is_migrating: bool) -> None:
+        if self._node is not None:
+            raise Refused("the orchestrator has started already")
+        node = Node(
+            self.settings,
+            self._open_database,
+            dict(self._handlers),
+            dict(self._configs),
+            self.version,
+            self._clock,
+            self.events,
+        )
+        try:
+            await _prepare(node.db, is_migrating=is_migrating)
+            await node.start()
+        except BaseException:
+            await node.abandon()
+            raise
+        self._node = node
+        self._state = "running"
+
+    def _open_database(self, pool_size: int) -> Database:
+        s = self.settings
+        return Database.open(
+            s.database_url,
+            schema=s.schema,
+            sqlite_synchronous=s.sqlite_synchronous,
+            pooler=s.pooler,
+            pool_size=pool_size,
+        )
+
+    async def stop(self, drain_timeout: float | None = None) -> None:
+        """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest."""
+        node = self._node
+        if node is None or self._state == "stopping":
+            return
+        self._state = "stopping"
+        await node.stop(self.settings.drain_timeout if drain_timeout is None else drain_timeout)
+        self._node = None
+        self._state = "stopped"
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing runs, nothing could start now, and no failed run waits for its next attempt."""
+        await self._running_node().wait_idle()
+
+    def _running_node(self) -> Node:
+        if self._node is None:
+            raise Refused("the orchestrator is not running; start it first")
+        return self._node
+
+    async def run(self, *, until_idle: bool = False, migrate: bool = False) -> None:
+        """Start, work until SIGTERM or SIGINT (or until there is nothing to do), drain, and leave.
+
+        A second signal stops at once. For a program whose own process this is: code that cannot be stopped is left
+        behind by ending the process.
+
+        Raises:
+            JobrunnerError: as `start`.
+        """
+        stop_asked, stop_now = asyncio.Event(), asyncio.Event()
+        with _signals(stop_asked, stop_now):
+            await self._start(is_migrating=migrate)
+            node = self._running_node()
+            await _first(_wait_for(stop_asked), node.wait_idle() if until_idle else None, node.crashed)
+            stopping = asyncio.ensure_future(self.stop())
+            await _first(stopping, _wait_for(stop_now))
+            if not stopping.done():
+                node.hurry()
+            await stopping
+            if node.has_stuck_code:
+                _leave()
+            if node.crashed is not None and node.crashed.done():
+                node.crashed.result()
+
+    async def trigger_worker(
+        self,
+        name: str,
+        payload: dict[str, Any] | None = None,
+        *,
+        at: datetime | None = None,
+        delay: float | None = None,
+        key: str | None = None,
+        key_scope: str = "waiting",
+        priority: int | str | None = None,
+        force: bool = False,
+        connection: Any = None,
+    ) -> int:
+        """Add a run of worker `name`, due now or at `at` (aware) or after `delay` seconds; return its id.
+
+        With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
+        returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
+        connection or session (async or sync) to the same database, the run is added in its transaction.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+        """
+        request = self._request(name, payload, at, delay, key, key_scope, priority, force)
+        if connection is not None:
+            db = self._open_database(1)  # opens nothing
+            conn = callers_connection(db, connection)
+            return await enqueue.enqueue(conn, db.dialect, request, self._clock.now())
+        async with self._database() as db:
+            async with db.write() as conn:
+                run_id = await enqueue.enqueue(conn, db.dialect, request, self._clock.now())
+                await wakeups.notify(db, conn)
+            if self._node is not None:
+                self._node.wake()
+            return run_id
+
+    async def trigger_many(
+        self, name: str, payloads: Iterable[dict[str, Any] | None], *, priority: int | str | None = None
+    ) -> list[int]:
+        """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
+
+        Raises as `trigger_worker`; then none is added.
+        """
+        requests = [self._request(name, payload, None, None, None, "waiting", priority, False) for payload in payloads]
+        async with self._database() as db:
+            async with db.write() as conn:
+                run_ids = await enqueue.enqueue_many(conn, db.dialect, requests, self._clock.now())
+                await wakeups.notify(db, conn)
+            if self._node is not None:
+                self._node.wake()
+            return run_ids
+
+    def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
+        """Do `trigger_worker` from code that has no event loop; options as there."""
+        return _run_sync(self.trigger_worker(name, payload, **options))
+
+    def _request(
+        self,
+        name: str,
+        payload: dict[str, Any] | None,
+        at: datetime | None,
+        delay: float | None,
+        key: str | None,
+        key_scope: str,
+        priority: int | str | None,
+        force: bool,  # noqa: FBT001 - passed on from a keyword
+    ) -> enqueue.Request:
+        if payload is not None:
+            definitions.check_payload(payload)
+        if name in self._handlers:
+            self._handlers[name].arguments(self._configs[name].payload if payload is None else payload)
+        if at is not None and delay is not None:
+            raise InvalidSetting("give at or delay, not both")
+        if at is not None and at.tzinfo is None:
+            raise InvalidSetting("at must be an aware time; add a time zone")
+        if key_scope not in {"waiting", "live"}:
+            raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
+        due_at = self._clock.now() + timedelta(seconds=delay) if delay is not None else at
+        level = None if priority is None else int(definitions.parse_priority(name, priority))
+        return enqueue.Request(name, payload, due_at, key, key_scope, level, force)
+
+    @contextlib.asynccontextmanager
+    async def _database(self) -> Any:
+        """The running node's database, or one opened for this use."""
+        if self._node is not None:
+            yield self._node.db
+            return
+        db = self._open_database(1)
+        try:
+            await _prepare(db, is_migrating=False)
+            yield db
+        finally:
+            await db.close()
+
+    async def enable_worker(self, name: str, *, actor: str = "api") -> None:
+        """Enable a worker, zero its streak and close its circuit. Raises `WorkerNotFound`."""
+        async with self._database() as db:
+            await operations.enable(db, name, self._clock.now(), actor)
+        if self._node is not None:
+            self._node.wake()
+
+    async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = "api") -> None:
+        """Disable a worker: no claim commits after this has. Raises `WorkerNotFound`."""
+        async with self._database() as db:
+            await operations.disable(db, name, self._clock.now(), actor, reason)
+
+    async def get_status(self) -> dict[str, Any]:
+        """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""
+        async with self._database() as db, db.peek() as conn:
+            rows = await status.read_status(conn)
+        running = [] if self._node is None else sorted(run.worker for run in self._node.running())
+        states = {
+            row["name"]: {
+                "enabled": bool(row["is_enabled"]),
+                "running": bool(row["is_running"]),
+                "failures": row["consecutive_failures"],
+                "last_run": row["last_run_at"],
+                "last_error": row["last_error"],
+            }
+            for row in rows
+        }
+        return {"state": self._state, "workers": len(states), "running": running, "worker_states": states}
+
+
+def _normalised(options: dict[str, Any]) -> dict[str, Any]:
+    """Let dependencies be given as names, pairs of fields, or `Dependency` values."""
+    if "depends_on" in options:
+        given = options["depends_on"]
+        if isinstance(given, list | tuple | set | frozenset):
+            options["depends_on"] = tuple(Dependency(**item) if isinstance(item, dict) else item for item in given)
+    if "payload" in options and options["payload"] is None:
+        options["payload"] = {}
+    return options
+
+
+def _check_isolation(config: WorkerConfig, code: Handler) -> None:
+    if str(config.isolation) == "inline" and not code.is_async:
+        raise InvalidWorker(config.name, "isolation 'inline' needs an async def; a def runs in a 'thread'")
+    if str(config.isolation) == "thread" and code.is_async:
+        raise InvalidWorker(config.name, "isolation 'thread' needs a def; an async def runs 'inline'")
+    if str(config.isolation) == "command":
+        raise InvalidWorker(config.name, "command workers have no Python code; add them with `jobrunner admin add`")
+    if config.execution_mode is not WorkerExecutionMode.TRIGGERED:
+        code.arguments(config.payload)
+
+
+async def _prepare(db: Database, *, is_migrating: bool) -> None:
+    """Bring the schema up to date where that is ours to do, and refuse one that this code cannot use."""
+    if is_migrating or db.is_sqlite:
+        await schema.upgrade(db)
+    await schema.require_current(db)
+
+
+def _run_sync(work: Coroutine[Any, Any, int]) -> int:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    work.close()
+    raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _first(*awaited: Any) -> None:
+    """Wait until one of `awaited` is done; cancel the coroutines that are not, leave futures alone."""
+    own = {asyncio.ensure_future(item) for item in awaited if item is not None and not asyncio.isfuture(item)}
+    given = {item for item in awaited if item is not None and asyncio.isfuture(item)}
+    done, _ = await asyncio.wait(own | given, return_when=asyncio.FIRST_COMPLETED)
+    for task in own - done:
+        task.cancel()
+    for task in own & done:
+        task.result()
+
+
+@contextlib.contextmanager
+def _signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
+    """The first SIGTERM or SIGINT asks to stop, the second to stop now."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop_asked.is_set():
+            stop_now.set()
+        stop_asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _leave() -> None:
+    """End the process although code is still running in it: nothing else ends a thread."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+

@@ -1,0 +1,64 @@
+"""A database that goes away: trying again with growing, jittered pauses, and telling of it once."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, TypeVar
+
+from jobrunner.errors import DatabaseError
+from jobrunner.policy.backoff import retry_delay
+from jobrunner.telemetry import events as e
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from jobrunner.runtime.clock import Clock
+
+T = TypeVar("T")
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 2.0
+
+
+class Outage:
+    """Shared by everything in a node that uses the database, so that one outage is one log line."""
+
+    def __init__(self, clock: Clock, events: e.Events) -> None:
+        self._clock = clock
+        self._events = events
+        self._since: float | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Say whether the last use of the database failed."""
+        return self._since is not None
+
+    def failed(self, error: Exception) -> None:
+        """Note that the database could not be used."""
+        if self._since is None:
+            self._since = self._clock.monotonic()
+            self._events.emit(e.DatabaseLost(str(error)))
+
+    def worked(self) -> None:
+        """Note that it could."""
+        if self._since is not None:
+            seconds, self._since = self._clock.monotonic() - self._since, None
+            self._events.emit(e.DatabaseBack(seconds))
+
+    async def pause(self, failures: int) -> None:
+        """Wait before the next try: longer after each failure, moved at random so that nodes do not return at once."""
+        jitter = random.uniform(-0.1, 0.1)
+        await self._clock.sleep(retry_delay(failures, FIRST_PAUSE_SECONDS, 2.0, LONGEST_PAUSE_SECONDS, jitter))
+
+    async def until_it_works(self, use: Callable[[], Awaitable[T]]) -> T:
+        """Do `use` again and again until the database can be used; only then return what it gave."""
+        failures = 0
+        while True:
+            try:
+                result = await use()
+            except DatabaseError as error:
+                failures += 1
+                self.failed(error)
+                await self.pause(failures)
+            else:
+                self.worked()
+                return result

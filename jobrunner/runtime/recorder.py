@@ -1,0 +1,96 @@
+"""The recorder: writes the outcomes of ended attempts, all that wait at that moment in one transaction.
+
+There is no delay that waits for more: while one batch is being written the next one gathers, so batches grow with load.
+An outcome is held until its write is answered. While the database is away the recorder tries again with backoff, and
+tells of the outage once. Only when an end is written, or refused because the claim was no longer ours, is the slot free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jobrunner.policy.gates import show_time
+from jobrunner.storage.finishes import Ended, Finished, finish
+from jobrunner.telemetry import events as e
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobrunner.model.run import ClaimKey
+    from jobrunner.runtime.outage import Outage
+    from jobrunner.storage.database import Database
+
+MOST_AT_ONCE = 1000
+_UNSTORABLE = "the database refused the attempt's texts or result; they are left out"
+
+
+class Recorder:
+    """Writes outcomes in batches; `on_written` is called with the claims whose slots are free."""
+
+    def __init__(
+        self, db: Database, outage: Outage, events: e.Events, on_written: Callable[[list[ClaimKey]], None]
+    ) -> None:
+        self._db = db
+        self._outage = outage
+        self._events = events
+        self._on_written = on_written
+        self._waiting: list[Ended] = []
+        self._arrived = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def put(self, ended: Ended) -> None:
+        """Hand over an ended attempt."""
+        self._waiting.append(ended)
+        self._is_idle.clear()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._arrived.wait()
+            batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+            if not self._waiting:
+                self._arrived.clear()
+            await self._write(batch)
+            self._on_written([item.run.claim_key for item in batch])
+            if not self._waiting:
+                self._is_idle.set()
+
+    async def _write(self, batch: list[Ended]) -> None:
+        """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""
+        try:
+            self._tell(await self._outage.until_it_works(lambda: finish(self._db, batch)))
+        except Exception as error:
+            if len(batch) > 1:
+                for item in batch:
+                    await self._write([item])
+            elif batch[0].outcome.reason == _UNSTORABLE:
+                raise
+            else:
+                self._events.emit(e.Warned(f"{batch[0].run.worker}: an outcome could not be stored whole: {error}"))
+                await self._write([_bare(batch[0])])
+
+    async def drain(self) -> None:
+        """Wait until every outcome handed over so far is written or refused."""
+        await self._is_idle.wait()
+
+    def _tell(self, finished: Finished) -> None:
+        for run, decided in finished.written:
+            retry_at = None if decided.retry is None else show_time(decided.retry.due_at)
+            ends_run = None if decided.ends_run is None else str(decided.ends_run)
+            self._events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at))
+            if any(audit.action == "trip" for audit in decided.audits):
+                self._events.emit(e.CircuitOpened(decided.state))
+        for run in finished.stale:
+            self._events.emit(e.RunTakenAway(run))
+
+
+def _bare(item: Ended) -> Ended:
+    """Leave out of an outcome all that came from the handler."""
+    outcome = replace(item.outcome, error=None, traceback=None, result=None, output=None, reason=_UNSTORABLE)
+    if item.outcome.error is not None:
+        outcome = replace(outcome, error=_UNSTORABLE)
+    return replace(item, outcome=outcome)

@@ -1,0 +1,1 @@
+"""Floor 4: SQLAlchemy Core and Alembic. The only floor that knows SQL."""

@@ -1,0 +1,339 @@
+"""Claiming: a node's right to one run.
+
+Terms. A *claim* is the run's row in state `running` (or `stopping`) with a node, a slot and a *fence*: a number drawn
+from `worker_state.last_fence`, which only grows. The fence is the claim's identity: whoever ends an attempt must name
+it, and a run that was taken away and claimed again carries another.
+
+The protocol, one transaction per tick:
+
+1. Peek, outside the transaction: read the facts and decide. Nothing to start: nothing is locked.
+2. Lock the `worker_state` rows involved, in the order of their names: each worker to be started, its counterparts, its
+   dependencies. Rows with relations are waited for; a worker without any is skipped if another node holds it, since
+   that node is deciding the same question. Enabling, disabling and the circuit write the same rows, so whatever they
+   commit before this point is seen, and what comes later waits. On SQLite `BEGIN IMMEDIATE` is the lock.
+3. Read the facts again, in statements that begin after the lock is held and so see all that was committed, and decide
+   again, for the locked workers only. `started_at` is read after the lock is held.
+4. Write: waiting runs become `running`, firings are inserted as `running`, `worker_state` takes the new fence and next
+   time, what was passed over becomes a `missed` row. Commit.
+
+What stands behind it, should any of this be wrong: the unique indexes on (worker, slot), on live scheduled runs, and on
+keys. A violation rolls the whole tick back; the next tick decides afresh.
+
+Failure. Before the commit: nothing has happened. A commit whose answer is lost: the claims stand in this node's name
+while it runs nothing of them; its next heartbeat finds claims without code and gives them back.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.model.run import OutcomeKind, Run, RunState, Trigger
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.policy import schedule as schedules
+from jobrunner.policy.gates import Facts, Start, decide_starts
+from jobrunner.storage import facts as reading
+from jobrunner.storage import tables as t
+from jobrunner.storage.audit import audit_row, write_audits
+from jobrunner.storage.history import missed_row
+from jobrunner.storage.rows import RUN_COLUMNS, WRITTEN_STATE_FIELDS, names_json, run_of, state_values, to_json
+from jobrunner.storage.rowsets import built_once
+from jobrunner.storage.types import UtcDateTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.dialect import Dialect
+
+SMALLEST_PAGE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that is this node's, with the definition it was claimed under."""
+
+    run: Run
+    config: WorkerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What one tick did: the claims, and when something becomes due next (None: nothing planned)."""
+
+    claims: tuple[Claim, ...]
+    next_due_at: datetime | None
+    has_more: bool = False  # due work was left because the slots ran out or a row was locked
+
+
+@dataclass(frozen=True, slots=True)
+class Claimer:
+    """Who claims: the node, and the workers it can run."""
+
+    node_id: str
+    here: reading.Here
+
+
+@dataclass(frozen=True)
+class _Statements:
+    lock: sa.Select[Any]
+    lock_or_skip: sa.Select[Any]
+    start_waiting: sa.UpdateBase
+    insert_firings: sa.UpdateBase
+    write_state: sa.Update
+
+
+@built_once
+def statements(dialect: Dialect) -> _Statements:
+    """Build the claiming statements once for each database."""
+    s, r = t.worker_state, t.runs
+    given = dialect.rows("names", name=sa.Text())
+    lock = (
+        sa.select(s.c.worker)
+        .where(s.c.worker.in_(sa.select(given.c.name)))
+        .order_by(s.c.worker)
+        .with_for_update(key_share=True, of=s)
+    )
+    lock_or_skip = (
+        sa.select(s.c.worker)
+        .where(s.c.worker.in_(sa.select(given.c.name)))
+        .order_by(s.c.worker)
+        .with_for_update(key_share=True, of=s, skip_locked=True)
+    )
+    claim = dialect.rows("claims", id=sa.BigInteger(), slot=sa.Integer(), fence=sa.BigInteger())
+    now = sa.bindparam("now", type_=UtcDateTime())
+    start_waiting = (
+        sa.update(r)
+        .values(
+            state=sa.literal_column("'running'"),
+            slot=claim.c.slot,
+            fence=claim.c.fence,
+            node_id=sa.bindparam("node_id", type_=sa.Text()),
+            started_at=now,
+            first_started_at=sa.func.coalesce(r.c.first_started_at, now),
+        )
+        .where(r.c.id == claim.c.id, sa.literal_column("runs.state = 'pending'"))
+        .returning(*RUN_COLUMNS)
+    )
+    insert_firings = sa.insert(r).returning(*RUN_COLUMNS)
+    return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
+
+
+@functools.cache
+def write_state_statement() -> sa.Update:
+    """Build the statement that writes one worker's whole state; its row is locked by whoever runs it."""
+    s = t.worker_state
+    values = {name: sa.bindparam(name, type_=s.c[name].type) for name in WRITTEN_STATE_FIELDS}
+    return sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(values)
+
+
+async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime]) -> Claimed:
+    """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
+
+    Args:
+        db: the database.
+        claimer: the node and its handlers.
+        free_slots: how many runs the node can take.
+        clock: returns the time now, UTC; asked again once the locks are held.
+
+    Raises:
+        DatabaseUnavailable: the database went away; nothing is known to have been claimed.
+    """
+    page = max(SMALLEST_PAGE, 4 * free_slots)
+    while True:
+        now = clock()
+        async with db.peek() as conn:
+            names, has_more = await reading.due_names(conn, db.dialect, now, page)
+            if not names or free_slots <= 0:
+                return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=bool(names))
+            edges = await reading.read_edges(conn, db.dialect, names)
+            facts = await reading.read_facts(conn, db.dialect, now, names, edges, claimer.here, free_slots)
+            starts = decide_starts(facts)
+            next_due_at = None if starts else await reading.next_due_at(conn, db.dialect, now)
+        if starts:
+            claims, has_locked = await _claim(db, claimer, starts, edges, free_slots, clock)
+            if claims or has_locked or not has_more:
+                # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
+                return Claimed(claims, None, has_more=True)
+        elif not has_more:
+            return Claimed((), next_due_at)
+        page *= 4  # the first page of due schedules is stuck: look behind it
+
+
+async def _claim(
+    db: Database,
+    claimer: Claimer,
+    starts: list[Start],
+    edges: reading.Edges,
+    free_slots: int,
+    clock: Callable[[], datetime],
+) -> tuple[tuple[Claim, ...], bool]:
+    try:
+        return await _claim_locked(db, claimer, {start.worker for start in starts}, edges, free_slots, clock)
+    except sa.exc.IntegrityError as error:
+        if not db.dialect.is_unique_violation(error):
+            raise
+        # The constraints had the last word: someone wrote around our locks. The next tick decides afresh.
+        return (), True
+
+
+async def _claim_locked(
+    db: Database,
+    claimer: Claimer,
+    wanted: set[str],
+    edges: reading.Edges,
+    free_slots: int,
+    clock: Callable[[], datetime],
+) -> tuple[tuple[Claim, ...], bool]:
+    asked = len(wanted)
+    async with db.write() as conn:
+        locked = await _lock(conn, db.dialect, wanted, edges)
+        wanted &= locked
+        if not wanted:
+            return (), True
+        edges_now = await reading.read_edges(conn, db.dialect, wanted)
+        wanted = {name for name in wanted if edges_now.related({name}) <= locked}
+        now = clock()
+        facts = await reading.read_facts(conn, db.dialect, now, wanted, edges_now, claimer.here, free_slots)
+        chosen = [start for start in decide_starts(facts) if start.worker in wanted]
+        claims = await _write(conn, db.dialect, claimer, facts, chosen)
+        return claims, len(wanted) < asked
+
+
+async def _lock(conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges) -> set[str]:
+    """Lock the rows involved in the order of names; return the workers whose rows are held."""
+    related = {name for name in wanted if len(edges.related({name})) > 1}
+    locked: set[str] = set()
+    if related:
+        involved = edges.related(related)
+        locked.update((await conn.execute(statements(dialect).lock, {"names": names_json(involved)})).scalars())
+    alone = wanted - locked
+    if alone:
+        # Never waits, so it cannot close a circle of waiting, whatever its place in the order.
+        locked.update((await conn.execute(statements(dialect).lock_or_skip, {"names": names_json(alone)})).scalars())
+    return locked
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one tick writes."""
+
+    states: dict[str, WorkerState] = field(default_factory=dict)
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    firings: list[dict[str, Any]] = field(default_factory=list)
+    missed: list[dict[str, Any]] = field(default_factory=list)
+    probes: set[str] = field(default_factory=set)
+
+
+async def _write(
+    conn: AsyncConnection, dialect: Dialect, claimer: Claimer, facts: Facts, starts: list[Start]
+) -> tuple[Claim, ...]:
+    batch = _Batch()
+    for start in starts:
+        _add(batch, facts, start, claimer.node_id)
+    prepared = statements(dialect)
+    rows: list[Any] = []
+    if batch.waiting:
+        parameters = {"claims": to_json(batch.waiting), "node_id": claimer.node_id, "now": facts.now}
+        rows += (await conn.execute(prepared.start_waiting, parameters)).all()
+    if batch.firings:
+        rows += (await conn.execute(prepared.insert_firings, batch.firings)).all()
+    runs = [run_of(row) for row in rows]
+    await _write_states(conn, batch, facts, runs)
+    if batch.missed:
+        await conn.execute(sa.insert(t.run_history), batch.missed)
+    return tuple(Claim(run, facts.workers[run.worker].config) for run in runs)
+
+
+def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
+    worker = facts.workers[start.worker]
+    state = batch.states.get(start.worker, worker.state)
+    if start.is_probe:
+        batch.probes.add(start.worker)
+    state = replace(state, last_fence=state.last_fence + 1)
+    if start.run_id is not None:
+        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": state.last_fence})
+    else:
+        state = _fire(batch, worker.config, state, facts.now, start.slot, node_id)
+    batch.states[start.worker] = state
+
+
+def _fire(
+    batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, slot: int, node_id: str
+) -> WorkerState:
+    """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed."""
+    oldest = state.next_run_at
+    if oldest is None:
+        return state
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        batch.firings.append(_firing(config, state, Trigger.CONTINUOUS, oldest, now, slot, node_id))
+        return replace(state, next_run_at=None, last_due_at=oldest)
+    schedule = schedules.schedule_of(config)
+    if schedule is None:
+        return replace(state, next_run_at=None)
+    firing = schedules.decide_firing(schedule, config.misfire, oldest, now)
+    if firing.missed is not None:
+        batch.missed.append(missed_row(config.name, firing.missed, now))
+    last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
+    state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
+    if firing.scheduled_for is not None:
+        batch.firings.append(_firing(config, state, Trigger.SCHEDULE, firing.scheduled_for, now, slot, node_id))
+    return state
+
+
+def _firing(
+    config: WorkerConfig,
+    state: WorkerState,
+    trigger: Trigger,
+    scheduled_for: datetime,
+    now: datetime,
+    slot: int,
+    node_id: str,
+) -> dict[str, Any]:
+    return {
+        "worker": config.name,
+        "trigger": str(trigger),
+        "state": str(RunState.RUNNING),
+        "priority": int(config.priority),
+        "scheduled_for": scheduled_for,
+        "due_at": scheduled_for,
+        "payload": config.payload,
+        "slot": slot,
+        "fence": state.last_fence,
+        "node_id": node_id,
+        "started_at": now,
+        "first_started_at": now,
+        "created_at": now,
+    }
+
+
+async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs: list[Run]) -> None:
+    """Write each worker's state once, in the order of names, with what its started runs change."""
+    audits = []
+    for run in runs:
+        state = batch.states[run.worker]
+        if run.first_started_at == run.started_at:
+            state = replace(state, last_run_at=facts.now)
+        if run.worker in batch.probes:
+            state = replace(state, circuit_state=CircuitState.HALF_OPEN, probe_run_id=run.id)
+            audits.append(audit_row("probe", run.worker, {"run_id": run.id}, facts.now))
+        batch.states[run.worker] = state
+    if batch.states:
+        values = [state_values(batch.states[name]) for name in sorted(batch.states)]
+        await conn.execute(write_state_statement(), values)
+    await write_audits(conn, audits)
+
+
+async def read_claims(conn: AsyncConnection, node_id: str) -> list[Run]:
+    """Return every run the table says `node_id` holds."""
+    r = t.runs
+    rows = await conn.execute(
+        sa.select(*RUN_COLUMNS).where(r.c.node_id == node_id, sa.literal_column("runs.state <> 'pending'"))
+    )
+    return [run_of(row) for row in rows]

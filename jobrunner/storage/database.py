@@ -1,0 +1,199 @@
+"""One database as the rest of jobrunner uses it: `write`, `read`, `peek`.
+
+Every way out of a `with` block ends the transaction: normally it commits, after an error or a cancellation it rolls
+back. The end of a transaction is never cut short: a task cancelled during COMMIT learns of it when the COMMIT is done.
+A task cancelled inside a statement gives up that connection; the next use opens another.
+
+On SQLite the writers of one process queue for its one write connection, in order, so that only processes compete for
+the file's lock. Readers never wait for writers, nor writers for readers (WAL).
+
+Errors of the connection arrive as `DatabaseError`, those that may go away by themselves as `DatabaseUnavailable`;
+errors of the statement (constraints, bad SQL) arrive as SQLAlchemy raises them. A database serves one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobrunner.errors import InvalidSetting
+from jobrunner.storage.engine import Options, open_engines, parse_url, shown
+from jobrunner.storage.postgres_driver import POOLER_TRANSACTION
+from jobrunner.storage.tables import SCHEMA_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from contextlib import AbstractAsyncContextManager
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from jobrunner.storage.dialect import Dialect
+
+T = TypeVar("T")
+_SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")  # 40: the wake-up channel's name holds it, too
+
+
+class Database:
+    """A database, opened lazily; see the module for what its three context managers promise."""
+
+    def __init__(self, options: Options) -> None:
+        self.url = options.url
+        self.schema = options.schema
+        self.pooler = options.pooler
+        self._options = options
+        self._engines = engines = open_engines(options)
+        self.dialect: Dialect = engines.dialect
+        self._write_turn: AbstractAsyncContextManager[Any] = (
+            asyncio.Lock() if engines.dialect.name == "sqlite" else nullcontext()
+        )
+        self._strays: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        schema: str = SCHEMA_TOKEN,
+        sqlite_synchronous: str = "FULL",
+        pooler: str | None = None,
+        pool_size: int = 5,
+    ) -> Database:
+        """Prepare to use a database; nothing is opened or created before the first use.
+
+        Args:
+            url: See `parse_url`.
+            schema: PostgreSQL's schema for our tables; ignored on SQLite.
+            sqlite_synchronous: `FULL`, or `NORMAL` (faster; a power cut may lose the last commits).
+            pooler: `transaction` behind a transaction-pooling proxy such as PgBouncer, else None.
+            pool_size: PostgreSQL connections kept; as many more are opened at peaks.
+
+        Raises:
+            InvalidDatabaseUrl: The URL cannot be used.
+            InvalidSetting: Another argument cannot be used.
+        """
+        if not _SCHEMA_NAME.fullmatch(schema):
+            raise InvalidSetting(f"schema {schema!r}: use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_")
+        if sqlite_synchronous.upper() not in {"FULL", "NORMAL"}:
+            raise InvalidSetting(f"SQLite's synchronous {sqlite_synchronous!r}: use FULL or NORMAL")
+        if pooler not in {None, "", POOLER_TRANSACTION}:
+            raise InvalidSetting(f"pooler {pooler!r}: use {POOLER_TRANSACTION!r}, or leave it out")
+        return cls(
+            Options(
+                url=parse_url(url),
+                schema=schema,
+                sqlite_synchronous=sqlite_synchronous.upper(),
+                pooler=pooler or None,
+                pool_size=pool_size,
+            )
+        )
+
+    def reopened(self) -> Database:
+        """The same database again, with connections of its own, for another thread and its event loop."""
+        return Database(self._options)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL as people may see it: the password is hidden."""
+        return shown(self.url)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Is this the embedded database, one host only?"""
+        return self.dialect.name == "sqlite"
+
+    @property
+    def schema_prefix(self) -> str:
+        """What to write before a table's name in hand-written SQL."""
+        return self.dialect.schema_prefix(self.schema)
+
+    @property
+    def statement_options(self) -> dict[str, Any]:
+        """Execution options for running our statements on a connection that is not ours (a caller's transaction)."""
+        return {"schema_translate_map": {SCHEMA_TOKEN: None if self.is_sqlite else self.schema}}
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One writing transaction: commits at the end of the block, rolls back after an error or a cancellation."""
+        async with self._write_turn, self._transaction(self._engines.writer) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """One reading transaction: all its statements see the same snapshot, and none may write."""
+        async with self._transaction(self._engines.reader) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def migrate(self) -> AsyncIterator[AsyncConnection]:
+        """As `write`, for changing the schema: no other process migrates, SQLite does not enforce foreign keys."""
+        async with self._write_turn, self._transaction(self._engines.migrator) as conn:
+            await self.dialect.lock_for_migration(conn)
+            yield conn
+
+    @asynccontextmanager
+    async def peek(self) -> AsyncIterator[AsyncConnection]:
+        """The cheapest reads: each statement for itself, no transaction around them."""
+        conn = await self._connect(self._engines.peeker)
+        try:
+            yield conn
+        finally:
+            await _to_the_end(conn.close())
+
+    async def close(self) -> None:
+        """Close all connections; call it when nothing uses the database any more."""
+        if self._strays:
+            await asyncio.wait(self._strays)
+        for engine in self._engines.pools:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        conn = await self._connect(engine)
+        try:
+            await conn.begin()
+            yield conn
+        except BaseException:
+            await _to_the_end(conn.close())
+            raise
+        await _to_the_end(_commit(conn))
+
+    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        """Take a connection from the pool; if we are cancelled while it opens, it goes there once it is open."""
+        opening = asyncio.ensure_future(engine.connect().start())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            stray = asyncio.ensure_future(_give_back(opening))
+            self._strays.add(stray)
+            stray.add_done_callback(self._strays.discard)
+            raise
+
+
+async def _commit(conn: AsyncConnection) -> None:
+    try:
+        await conn.commit()
+    finally:
+        await conn.close()
+
+
+async def _give_back(opening: asyncio.Future[AsyncConnection]) -> None:
+    await asyncio.wait([opening])
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even if we are cancelled meanwhile, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancellation = exc
+    if cancellation is None or task.cancelled():
+        return task.result()
+    task.exception()  # looked at, so that asyncio does not complain that nobody did
+    raise cancellation

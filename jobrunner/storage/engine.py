@@ -1,0 +1,206 @@
+"""From a database URL to SQLAlchemy engines that behave the same on both databases.
+
+Three engines share a database: the *writer* (SQLite: one connection, BEGIN IMMEDIATE; PostgreSQL: READ COMMITTED), the
+*reader* (one snapshot per transaction, read-only) and the *peeker* (single statements without a transaction). On
+SQLite the driver is in autocommit mode and every BEGIN is ours: Python's own deferred one is what leads to "database
+is locked". On PostgreSQL all three draw from one pool.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from jobrunner.errors import InvalidDatabaseUrl
+from jobrunner.storage import postgres_driver, sqlite_driver
+from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS, Dialect, PostgresDialect, SqliteDialect
+from jobrunner.storage.tables import SCHEMA_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+_EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
+_BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
+_SQLITE_READERS = 5
+
+
+def parse_url(raw: str) -> sa.URL:
+    """Read a database URL and choose the async driver.
+
+    Raises:
+        InvalidDatabaseUrl: No URL, an unknown database or driver, or SQLite in memory. No password is ever shown.
+    """
+    try:
+        url = sa.make_url(raw.strip())
+    except (sa.exc.ArgumentError, ValueError):
+        raise InvalidDatabaseUrl(f"the database URL cannot be read; {_EXAMPLES}") from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise InvalidDatabaseUrl(f"the database {url.drivername!r} is not supported; {_EXAMPLES}")
+    url = url.set(drivername=driver)
+    return _checked_sqlite(url) if driver.startswith("sqlite") else _checked_postgres(url)
+
+
+def _checked_sqlite(url: sa.URL) -> sa.URL:
+    if url.host or url.username or url.port:
+        raise InvalidDatabaseUrl("an SQLite URL has three slashes before the file name: sqlite:///jobrunner.db")
+    if not url.database or ":memory:" in url.database or url.database.startswith("file:"):
+        raise InvalidDatabaseUrl("SQLite needs a file, not memory or a file: URI: write sqlite:///jobrunner.db")
+    if url.query:
+        raise InvalidDatabaseUrl(f"an SQLite URL takes no parameters ({', '.join(sorted(url.query))})")
+    return url
+
+
+def _checked_postgres(url: sa.URL) -> sa.URL:
+    """Move what SQLAlchemy expects elsewhere: the password out of the query, `sslmode` to `ssl`."""
+    query = dict(url.query)
+    password, sslmode = query.pop("password", None), query.pop("sslmode", None)
+    query.pop("connect_timeout", None)  # ours is 10 s
+    if password:
+        url = url.set(password=str(password))
+    if sslmode:
+        query["ssl"] = sslmode
+    if not url.database and "dbname" not in query and "service" not in query:
+        raise InvalidDatabaseUrl(f"{shown(url)} names no database; write postgresql://user@host/database")
+    return url.set(query=query)
+
+
+def shown(url: sa.URL) -> str:
+    """The URL as people may see it: without driver, password hidden."""
+    query = {key: "***" if "password" in key else value for key, value in url.query.items()}
+    plain = url.set(drivername=url.get_backend_name(), query=query)
+    return plain.render_as_string(hide_password=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to open a database; `Database.open` says what each means."""
+
+    url: sa.URL
+    schema: str
+    sqlite_synchronous: str
+    pooler: str | None
+    pool_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The ways to use one database; `pools` are what must be disposed of."""
+
+    dialect: Dialect
+    writer: AsyncEngine
+    reader: AsyncEngine
+    peeker: AsyncEngine
+    migrator: AsyncEngine
+    pools: tuple[AsyncEngine, ...]
+
+
+def open_engines(options: Options) -> Engines:
+    """Make the engines for a URL from `parse_url`; no I/O happens yet."""
+    return _open_sqlite(options) if options.url.get_backend_name() == "sqlite" else _open_postgres(options)
+
+
+def _open_sqlite(options: Options) -> Engines:
+    path = Path(options.url.database or "").absolute()
+    dialect = SqliteDialect(path)
+
+    def opened(begin: str, pool_size: int, **pragmas: bool) -> AsyncEngine:
+        def connect(*_: Any, **__: Any) -> Any:
+            return sqlite_driver.connect(path, synchronous=options.sqlite_synchronous, **pragmas)
+
+        return _engine(
+            options.url,
+            dialect,
+            connect_args={"async_creator_fn": connect},
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=CONNECT_TIMEOUT_SECONDS,
+            pool_reset_on_return=None,  # every transaction is ended by database.py; saves a visit to the thread
+            execution_options={"schema_translate_map": {SCHEMA_TOKEN: None}, _BEGIN: begin},
+        )
+
+    writer = opened("BEGIN IMMEDIATE", 1)
+    reader = opened("BEGIN", _SQLITE_READERS, read_only=True)
+    peeker = reader.execution_options(**{_BEGIN: ""})
+    migrator = opened("BEGIN IMMEDIATE", 1, foreign_keys=False)
+    return Engines(dialect, writer, reader, peeker, migrator, (writer, reader, migrator))
+
+
+def _open_postgres(options: Options) -> Engines:
+    dialect = PostgresDialect()
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        try:
+            return await postgres_driver.connect(options.url, pooler=options.pooler)
+        except Exception as exc:
+            failure = dialect.failure(exc, shown(options.url))
+            if failure is None:
+                raise
+            raise failure from exc
+
+    connect_args: dict[str, Any] = {"async_creator_fn": connect}
+    if options.pooler:
+        # Unnamed prepared statements live no longer than their transaction needs them, on whatever server it ran.
+        connect_args |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+    engine = _engine(
+        options.url.set(query={}),
+        dialect,
+        connect_args=connect_args,
+        pool_size=options.pool_size,
+        max_overflow=options.pool_size,
+        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+        pool_use_lifo=True,
+        isolation_level="READ COMMITTED",
+        execution_options={"schema_translate_map": {SCHEMA_TOKEN: options.schema}},
+    )
+    sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    # A proxy may give each statement another server: there even a single one needs a transaction.
+    peeker = engine if options.pooler else engine.execution_options(isolation_level="AUTOCOMMIT")
+    return Engines(dialect, engine, reader, peeker, engine, (engine,))
+
+
+def _engine(url: sa.URL, dialect: Dialect, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(url, json_serializer=_to_json, **options)
+    sa.event.listen(engine.sync_engine, "handle_error", partial(_translate, dialect, shown(url)))
+    if dialect.name == "sqlite":
+        sa.event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+_to_json: Callable[[Any], str] = partial(json.dumps, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _begin(connection: sa.Connection) -> None:
+    statement = connection.get_execution_options()[_BEGIN]
+    if statement:
+        connection.exec_driver_sql(statement)
+
+
+def _refuse_closed(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
+    """A connection that the server has closed while it was idle is replaced before use; asking costs nothing."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise sa.exc.DisconnectionError
+
+
+def _translate(dialect: Dialect, where: str, context: sa.engine.ExceptionContext) -> None:
+    """Raise our error where the database is at fault; leave SQLAlchemy's where the statement is."""
+    original = context.original_exception
+    if dialect.is_disconnect(original):
+        context.is_disconnect = True
+    failure = dialect.failure(original, where)
+    if failure is not None:
+        raise failure from original

@@ -1,0 +1,215 @@
+"""Nodes: joining, heartbeating, leaving, and taking over from one that is gone.
+
+Terms. A node's *beat* is a counter in its row that the node alone raises, every sixth of the lease. Nobody compares
+wall clocks: another node that has seen the same beat for a whole lease on its own monotonic clock, while its own beats
+were being written, declares the node lost (`runtime.heartbeat` watches, this module writes). A database that is away
+stops everybody's beats and makes nobody lost.
+
+Declaring a node lost is a guarded UPDATE: state `active` or `draining`, and still the beat that was watched. It and the
+rescue of the runs are separate transactions; the rescue is repeated by any node until no run names a lost node, so a
+crash between the two loses nothing. A rescued run ends its attempt as `lost` under its fence, like any other outcome,
+and a late outcome of the lost node finds its fence gone.
+
+A node that stops in good order deletes nothing but its list of handlers; its row stays, `stopped`, until pruned.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.model.run import Outcome, OutcomeKind, Run
+from jobrunner.storage import tables as t
+from jobrunner.storage.audit import audit_row, write_audits
+from jobrunner.storage.finishes import Ended, Finished, finish_within
+from jobrunner.storage.rows import RUN_COLUMNS, run_of, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.dialect import Dialect
+
+_LIVE: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('active', 'draining')")
+RESCUED_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Who a node is: one start of one operating-system process."""
+
+    id: str
+    hostname: str
+    pid: int
+    boot_id: str
+    process_started_at: datetime
+    version: str
+    max_concurrent: int
+    allows_commands: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SeenNode:
+    """Another node as the table shows it."""
+
+    id: str
+    hostname: str
+    pid: int
+    boot_id: str
+    process_started_at: datetime
+    beat: int
+
+
+async def join(
+    conn: AsyncConnection, dialect: Dialect, node: NodeIdentity, handlers: Collection[str], now: datetime
+) -> None:
+    """Write the node's row and the workers it has code for."""
+    await conn.execute(
+        sa.insert(t.nodes),
+        {
+            "id": node.id,
+            "hostname": node.hostname,
+            "pid": node.pid,
+            "boot_id": node.boot_id,
+            "process_started_at": node.process_started_at,
+            "state": "active",
+            "beat": 0,
+            "started_at": now,
+            "heartbeat_at": now,
+            "max_concurrent": node.max_concurrent,
+            "version": node.version,
+            "allows_commands": node.allows_commands,
+        },
+    )
+    if handlers:
+        given = dialect.rows("handlers", worker=sa.Text())
+        rows = sa.select(given.c.worker, sa.bindparam("node_id", type_=sa.Text()))
+        await conn.execute(
+            sa.insert(t.node_handlers).from_select(["worker", "node_id"], rows),
+            {"handlers": to_json({"worker": name} for name in sorted(handlers)), "node_id": node.id},
+        )
+
+
+async def beat(conn: AsyncConnection, node_id: str, now: datetime, last_tick_at: datetime | None) -> str | None:
+    """Raise the node's beat; return its state, or None if its row is gone."""
+    n = t.nodes
+    statement = (
+        sa.update(n)
+        .where(n.c.id == node_id)
+        .values(beat=n.c.beat + 1, heartbeat_at=now, last_tick_at=last_tick_at)
+        .returning(n.c.state)
+    )
+    found: str | None = (await conn.execute(statement)).scalars().first()
+    return found
+
+
+async def set_state(conn: AsyncConnection, node_id: str, state: str, now: datetime) -> None:
+    """Note that a node is `draining` or `stopped`; a node that was declared lost stays lost."""
+    n = t.nodes
+    await conn.execute(sa.update(n).where(n.c.id == node_id, _LIVE).values(state=state, heartbeat_at=now))
+    if state == "stopped":
+        await conn.execute(sa.delete(t.node_handlers).where(t.node_handlers.c.node_id == node_id))
+
+
+async def others(conn: AsyncConnection, node_id: str) -> list[SeenNode]:
+    """Return the other nodes that are, by their rows, alive."""
+    n = t.nodes
+    statement = sa.select(n.c.id, n.c.hostname, n.c.pid, n.c.boot_id, n.c.process_started_at, n.c.beat).where(
+        _LIVE, n.c.id != node_id
+    )
+    return [SeenNode(*row) for row in await conn.execute(statement)]
+
+
+async def declare_lost(conn: AsyncConnection, node: SeenNode, now: datetime, reason: str) -> bool:
+    """Declare `node` lost if it is still alive by its row and has not beaten since; say whether that was so."""
+    n = t.nodes
+    statement = (
+        sa.update(n).where(n.c.id == node.id, n.c.beat == node.beat, _LIVE).values(state="lost").returning(n.c.id)
+    )
+    if (await conn.execute(statement)).first() is None:
+        return False
+    await conn.execute(sa.delete(t.node_handlers).where(t.node_handlers.c.node_id == node.id))
+    detail = {"node_id": node.id, "hostname": node.hostname, "pid": node.pid, "reason": reason}
+    await write_audits(conn, [audit_row("node_lost", None, detail, now)])
+    return True
+
+
+@functools.cache
+def _orphans() -> sa.Select[Any]:
+    """Claims whose node is not alive by its row, or has none. A stopped node's are taken after a grace."""
+    r, n = t.runs, t.nodes
+    alive = sa.exists().where(n.c.id == r.c.node_id, sa.literal_column("nodes.state IN ('active', 'draining', 'stopped')"))
+    return (
+        sa.select(*RUN_COLUMNS)
+        .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
+        .order_by(r.c.id)
+        .limit(RESCUED_AT_ONCE)
+    )
+
+
+@functools.cache
+def _left_behind() -> sa.Select[Any]:
+    """Claims of a node that has stopped, at least since :before: its code did not end in time."""
+    r, n = t.runs, t.nodes
+    stopped = sa.exists().where(
+        n.c.id == r.c.node_id,
+        n.c.state == sa.literal_column("'stopped'"),
+        n.c.heartbeat_at <= sa.bindparam("before", type_=n.c.heartbeat_at.type),
+    )
+    return (
+        sa.select(*RUN_COLUMNS)
+        .where(sa.literal_column("runs.state <> 'pending'"), stopped)
+        .order_by(r.c.id)
+        .limit(RESCUED_AT_ONCE)
+    )
+
+
+async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
+    """End, as `lost`, the attempts whose node is gone; as `interrupted`, those a stopped node left behind.
+
+    Args:
+        db: the database.
+        now: the time now, UTC.
+        before: nodes that stopped at or before this time are past their grace.
+
+    Any number of nodes may do this at once: each attempt is ended by the one whose guarded write finds its fence.
+    """
+    async with db.peek() as conn:
+        lost = [run_of(row) for row in await conn.execute(_orphans())]
+        left = [run_of(row) for row in await conn.execute(_left_behind(), {"before": before})]
+    if not lost and not left:
+        return Finished((), ())
+    ended = [_gone(run, OutcomeKind.LOST, now, "its node died") for run in lost]
+    ended += [_gone(run, OutcomeKind.INTERRUPTED, now, "its node stopped before its code had ended") for run in left]
+    async with db.write() as conn:
+        return await finish_within(conn, db.dialect, ended)
+
+
+def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str) -> Ended:
+    duration = None if run.started_at is None else max(0, round((now - run.started_at).total_seconds() * 1000))
+    node = (run.node_id or "?")[:8]
+    error = f"{why} (node {node}); whether the work was done is not known" if kind is OutcomeKind.LOST else None
+    outcome = Outcome(
+        kind,
+        now,
+        duration_ms=duration,
+        error_type="NodeLost" if kind is OutcomeKind.LOST else None,
+        error=error,
+        reason=f"{why} (node {node})",
+    )
+    return Ended(run, outcome)
+
+
+async def list_nodes(conn: AsyncConnection, *, is_all: bool = False) -> Sequence[dict[str, Any]]:
+    """Return the nodes, newest first: those alive, or with `is_all` every row that is left."""
+    n = t.nodes
+    statement = sa.select(n).order_by(n.c.started_at.desc(), n.c.id)
+    if not is_all:
+        statement = statement.where(_LIVE)
+    return [dict(row) for row in (await conn.execute(statement)).mappings()]

@@ -1,0 +1,111 @@
+"""Many rows in one bind parameter: a JSON array that each database unfolds into a row set.
+
+One statement text serves any number of rows, so it is prepared once, and a batch costs one round trip. The two
+halves here belong to the seam of `dialect.py`, which mixes them in.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobrunner.storage import tables as t
+from jobrunner.storage.types import UtcDateTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class _Named(Protocol):
+    name: str
+
+
+_Dialect = TypeVar("_Dialect", bound=_Named)
+_Built = TypeVar("_Built")
+
+
+def built_once(build: Callable[[_Dialect], _Built]) -> Callable[[_Dialect], _Built]:
+    """Build a module's statements once for each kind of database, however many databases are open."""
+    known: dict[str, _Built] = {}
+
+    @functools.wraps(build)
+    def once(dialect: _Dialect) -> _Built:
+        if dialect.name not in known:
+            known[dialect.name] = build(dialect)
+        return known[dialect.name]
+
+    return once
+
+
+def _is_due(runs: sa.FromClause) -> sa.ColumnElement[bool]:
+    return runs.c.due_at <= sa.bindparam("now", type_=UtcDateTime())
+
+
+def _extracted(row: sa.ColumnElement[Any], name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[Any]:
+    value = sa.func.json_extract(row, f"$.{name}")
+    if isinstance(kind, UtcDateTime):
+        value = sa.func.substr(value, 1, 26)  # without the offset, which PostgreSQL needs and SQLite does not keep
+    return sa.type_coerce(value, kind)
+
+
+class SqliteRows:
+    """`json_each`, and a correlated IN with a LIMIT where PostgreSQL has LATERAL."""
+
+    def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
+        """Return the row set that the JSON array bound as `parameter` holds, one object a row."""
+        each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text())).table_valued("value", name=f"{parameter}_each")
+        fields = [_extracted(each.c.value, name, kind).label(name) for name, kind in columns.items()]
+        return sa.select(*fields).subquery(parameter)
+
+    def first_waiting(
+        self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]
+    ) -> sa.Select[Any]:
+        """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
+        names = self.rows(parameter, name=sa.Text())
+        levels = sa.union_all(*(sa.select(sa.literal_column(str(p)).label("p")) for p in priorities)).subquery()
+        inner = t.runs.alias("inner_runs")
+        first = (
+            sa.select(inner.c.id)
+            .where(sa.literal_column("inner_runs.state = 'pending'"), inner.c.worker == names.c.name)
+            .where(inner.c.priority == levels.c.p, _is_due(inner))
+            .order_by(inner.c.due_at, inner.c.id)
+            .limit(limit)
+            .correlate(names, levels)
+        )
+        return (
+            sa.select(sa.literal_column("'w'").label("kind"), *columns)
+            .select_from(names.join(levels, sa.true()).join(t.runs, t.runs.c.id.in_(first)))
+        )
+
+
+class PostgresRows:
+    """`jsonb_to_recordset` and LATERAL."""
+
+    def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
+        """Return the row set that the JSON array bound as `parameter` holds, one object a row."""
+        value = sa.cast(sa.bindparam(parameter, type_=sa.Text()), JSONB)
+        fields = [sa.column(name, kind) for name, kind in columns.items()]
+        return sa.func.jsonb_to_recordset(value).table_valued(*fields).render_derived(name=parameter, with_types=True)
+
+    def first_waiting(
+        self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]
+    ) -> sa.Select[Any]:
+        """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
+        names = self.rows(parameter, name=sa.Text())
+        levels = sa.values(sa.column("p", sa.Integer), name=f"{parameter}_levels").data([(p,) for p in priorities])
+        inner = t.runs.alias("inner_runs")
+        first = (
+            sa.select(*(inner.c[column.name] for column in columns))
+            .where(sa.literal_column("inner_runs.state = 'pending'"), inner.c.worker == names.c.name)
+            .where(inner.c.priority == levels.c.p, _is_due(inner))
+            .order_by(inner.c.due_at, inner.c.id)
+            .limit(limit)
+            .lateral(f"{parameter}_first")
+        )
+        return (
+            sa.select(sa.literal_column("'w'").label("kind"), *first.c)
+            .select_from(names.join(levels, sa.true()).join(first, sa.true()))
+        )

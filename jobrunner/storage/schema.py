@@ -1,0 +1,306 @@
+"""The schema of a database: which one it has, upgrading it, and refusing one that does not fit.
+
+Four states: *missing* (no tables of ours), *behind* (a revision this code knows, not the newest), *current*, *ahead*
+(a revision this code does not know: a newer jobrunner was here, and this one must keep away).
+
+A migration is one transaction. It first takes a lock that all processes share (an advisory lock on PostgreSQL, BEGIN
+IMMEDIATE on SQLite), and only then looks where the schema stands: of several processes that upgrade at once, one
+does it and the others find it done. On SQLite foreign keys are off meanwhile, since rebuilding a table would delete
+what points to it, and are all checked before the commit. A process killed half way leaves the schema as it was.
+
+Alembic keeps its context in a module of its own, so that one process runs one migration at a time; each runs in a
+thread with its own loop and connection, and neither blocks the caller's loop nor touches its logging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+from alembic import autogenerate, command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing
+from jobrunner.storage.database import Database
+from jobrunner.storage.dialect import SqliteDialect
+from jobrunner.storage.tables import audit_log, metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+VERSION_TABLE = "jobrunner_schema_version"
+_SYSTEM_ACTOR = "jobrunner"
+_one_migration = threading.Lock()
+
+
+class SchemaState(StrEnum):
+    """How the schema in a database stands to this code."""
+
+    MISSING = "missing"
+    BEHIND = "behind"
+    CURRENT = "current"
+    AHEAD = "ahead"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaStatus:
+    """A database's schema: its revision (None when missing) and the newest one this code knows."""
+
+    state: SchemaState
+    current: str | None
+    head: str
+
+
+def migrations_dir() -> Path:
+    """The folder of the revisions: inside the package in a wheel, beside it in a checkout.
+
+    Raises:
+        DatabaseError: It is in neither place; the installation is broken.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise DatabaseError(f"no migrations folder in {package}; install jobrunner again")
+
+
+async def status(db: Database) -> SchemaStatus:
+    """Find out where the schema stands; nothing is written, a missing SQLite file is not created.
+
+    Raises:
+        DatabaseError: The database cannot be reached or read.
+    """
+    try:
+        async with db.peek() as conn:
+            return await _status(db, conn)
+    except SchemaMissing:  # there is no file yet
+        return SchemaStatus(SchemaState.MISSING, None, _known_revisions()[0])
+
+
+async def require_current(db: Database) -> None:
+    """Return if the schema is the one this code needs.
+
+    Raises:
+        SchemaMissing, SchemaBehind, SchemaAhead: It is not.
+    """
+    found = await status(db)
+    if found.state is SchemaState.MISSING:
+        raise SchemaMissing
+    if found.state is SchemaState.BEHIND:
+        raise SchemaBehind(str(found.current), found.head)
+    if found.state is SchemaState.AHEAD:
+        raise SchemaAhead(str(found.current))
+
+
+async def upgrade(
+    db: Database, revision: str = "head", *, actor: str = _SYSTEM_ACTOR
+) -> tuple[SchemaStatus, SchemaStatus]:
+    """Bring the schema up to `revision`; a missing SQLite file is created, and the change is audited.
+
+    Returns:
+        The status before and after; both are the same when another process was faster or nothing was to do.
+
+    Raises:
+        SchemaAhead: A newer jobrunner upgraded this database; nothing was changed.
+        DatabaseUnavailable: A lock could not be had in time, or the connection was lost; nothing was changed.
+        DatabaseError: The database refuses.
+    """
+    return await asyncio.to_thread(_migrate_in_own_loop, db, "upgrade", revision, actor)
+
+
+async def downgrade(db: Database, revision: str, *, actor: str = _SYSTEM_ACTOR) -> tuple[SchemaStatus, SchemaStatus]:
+    """Take the schema back to `revision` (`base` drops all our tables, and what is in them).
+
+    Returns:
+        The status before and after.
+
+    Raises:
+        As `upgrade`.
+    """
+    return await asyncio.to_thread(_migrate_in_own_loop, db, "downgrade", revision, actor)
+
+
+async def check(db: Database) -> list[str]:
+    """Compare the database with tables.py; a line for each difference, none when they are equal."""
+    async with db.read() as conn:
+        return await conn.run_sync(_differences, None if db.is_sqlite else db.schema)
+
+
+def upgrade_database(url: str, *, schema: str = "jobrunner") -> None:
+    """`upgrade` for code without an event loop (and, in a thread, for code within one)."""
+    db = Database.open(url, schema=schema)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_migrate_in_own_loop, db, "upgrade", "head", _SYSTEM_ACTOR).result()
+
+
+def migration_options(connection: sa.Connection, schema: str | None) -> dict[str, Any]:
+    """What Alembic must know, the same for migrating and for comparing.
+
+    Args:
+        connection: Where the schema is.
+        schema: PostgreSQL's schema, None on SQLite.
+    """
+    ours = _metadata_for(connection.dialect.name, schema)
+    names = {table.name for table in ours.tables.values()}
+
+    def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+        if kind == "schema":
+            return name == schema
+        return kind != "table" or name in names
+
+    return {
+        "target_metadata": ours,
+        "version_table": VERSION_TABLE,
+        "version_table_schema": schema,
+        "include_schemas": schema is not None,
+        "include_name": include_name,
+        "compare_type": True,
+        "compare_server_default": _is_other_default if connection.dialect.name == "sqlite" else True,
+        "render_as_batch": connection.dialect.name == "sqlite",
+        "transactional_ddl": True,
+        "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+    }
+
+
+@lru_cache
+def _metadata_for(dialect: str, schema: str | None) -> sa.MetaData:
+    """Our tables under the schema's real name, with what this database has of them.
+
+    Alembic knows neither of the engine's schema translation, nor of CHECKs that are one database's only, nor that
+    SQLite has no IDENTITY.
+    """
+    copy = sa.MetaData(naming_convention=metadata.naming_convention)
+    referred = schema or sa.schema.SchemaConst.BLANK_SCHEMA
+    for table in metadata.tables.values():
+        ours = table.to_metadata(copy, schema=schema, referred_schema_fn=lambda *_: referred)  # type: ignore[arg-type]
+        ours.constraints = {c for c in ours.constraints if not isinstance(c, sa.CheckConstraint)}
+        for check in table.constraints:
+            if isinstance(check, sa.CheckConstraint) and (check._ddl_if is None or check._ddl_if.dialect == dialect):
+                ours.append_constraint(sa.CheckConstraint(check.sqltext, name=check.name))
+        for column in ours.columns:
+            if column.identity and dialect == "sqlite":
+                column.identity = column.server_default = None
+    return copy
+
+
+def _is_other_default(
+    _context: Any, _inspected: Any, _column: Any, inspected: str | None, _default: Any, rendered: str | None
+) -> bool | None:
+    """On SQLite an empty text is the same default, whatever Alembic makes of its quotes; None leaves it to Alembic."""
+    return False if {inspected, rendered} <= {"('')", ""} else None
+
+
+@lru_cache
+def _known_revisions() -> tuple[str, frozenset[str]]:
+    """The newest revision, and all of them."""
+    scripts = ScriptDirectory.from_config(_config())
+    head = scripts.get_current_head()
+    assert head is not None  # noqa: S101 - there is at least one revision
+    return head, frozenset(script.revision for script in scripts.walk_revisions())
+
+
+def _config(**attributes: Any) -> Config:
+    config = Config(attributes=attributes)
+    config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+async def _status(db: Database, conn: AsyncConnection) -> SchemaStatus:
+    schema = None if db.is_sqlite else db.schema
+    current = await conn.run_sync(_current_revision, schema)
+    head, known = _known_revisions()
+    if current is None:
+        return SchemaStatus(SchemaState.MISSING, None, head)
+    if current not in known:
+        return SchemaStatus(SchemaState.AHEAD, current, head)
+    return SchemaStatus(SchemaState.CURRENT if current == head else SchemaState.BEHIND, current, head)
+
+
+def _current_revision(connection: sa.Connection, schema: str | None) -> str | None:
+    options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
+    heads = MigrationContext.configure(connection, opts=options).get_current_heads()
+    return heads[-1] if heads else None
+
+
+_Direction = Literal["upgrade", "downgrade"]
+
+
+def _migrate_in_own_loop(
+    db: Database, direction: _Direction, revision: str, actor: str
+) -> tuple[SchemaStatus, SchemaStatus]:
+    with _one_migration:
+        return asyncio.run(_migrate(db.reopened(), direction, revision, actor))
+
+
+async def _migrate(db: Database, direction: _Direction, revision: str, actor: str) -> tuple[SchemaStatus, SchemaStatus]:
+    try:
+        if direction == "upgrade" and isinstance(db.dialect, SqliteDialect):
+            db.dialect.create_file()
+        async with db.migrate() as conn:
+            before = await _status(db, conn)
+            if before.state is SchemaState.AHEAD:
+                raise SchemaAhead(str(before.current))
+            if direction == "upgrade" and before.state is SchemaState.CURRENT:
+                return before, before
+            await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)
+            after = await _status(db, conn)
+            await _finish(db, conn, before, after, actor)
+            return before, after
+    finally:
+        await db.close()
+
+
+def _run_alembic(connection: sa.Connection, direction: _Direction, revision: str, schema: str | None) -> None:
+    if schema is None:
+        _refuse_foreign_tables(connection)
+    elif not sa.inspect(connection).has_schema(schema):  # CREATE … IF NOT EXISTS would ask for the right to create it
+        connection.execute(sa.schema.CreateSchema(schema))
+    getattr(command, direction)(_config(connection=connection, schema=schema), revision)
+
+
+def _refuse_foreign_tables(connection: sa.Connection) -> None:
+    """An SQLite file has one namespace: say so before CREATE TABLE fails on somebody else's `workers`."""
+    if _current_revision(connection, None) is not None:
+        return
+    taken = set(sa.inspect(connection).get_table_names()) & {table.name for table in metadata.tables.values()}
+    if taken:
+        names = ", ".join(sorted(taken))
+        raise DatabaseError(f"the file already has tables named {names}; give jobrunner a file of its own")
+
+
+async def _finish(db: Database, conn: AsyncConnection, before: SchemaStatus, after: SchemaStatus, actor: str) -> None:
+    """Check what SQLite did not check meanwhile, and write down what was done."""
+    if db.is_sqlite:
+        orphans = (await conn.exec_driver_sql("PRAGMA foreign_key_check")).all()
+        if orphans:
+            raise DatabaseError(f"the migration is undone: {len(orphans)} rows would point to what is not there")
+    if after.current is not None and after != before:
+        detail = {"from": before.current, "to": after.current}
+        await conn.execute(sa.insert(audit_log).values(actor=actor, action="upgrade", detail=detail))
+
+
+def _differences(connection: sa.Connection, schema: str | None) -> list[str]:
+    options = migration_options(connection, schema)
+    context = MigrationContext.configure(connection, opts=options)
+    found = autogenerate.compare_metadata(context, options["target_metadata"])
+    flat = [item for difference in found for item in (difference if isinstance(difference, list) else [difference])]
+    return [_described(difference) for difference in flat]
+
+
+def _described(difference: tuple[Any, ...]) -> str:
+    """`add_index runs ix_runs_due`: what Alembic would do to make the database equal to tables.py."""
+    words = []
+    for part in difference:
+        owner = getattr(part, "table", None)
+        words += [str(getattr(thing, "name", thing)) for thing in (owner, part) if thing is not None]
+    return " ".join(words)

@@ -1,0 +1,153 @@
+"""Reading how things stand, for people: the workers, the live runs, what will fire. Nothing here writes."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import WorkerNotFound
+from jobrunner.policy.upcoming import Upcoming, firings, first_of
+from jobrunner.storage import tables as t
+from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, state_of
+from jobrunner.storage.workers import existing_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.storage.dialect import Dialect
+
+_NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash"})
+_OURS = frozenset({"worker", "priority", "streak_since_id"})
+_PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
+
+
+@functools.cache
+def worker_status() -> sa.Table:
+    """The view of that name, with the types of the columns it shows; not part of what migrations compare."""
+    shown = [column for column in t.workers.columns if column.name not in _NOT_IN_THE_VIEW]
+    shown += [column for column in t.worker_state.columns if column.name not in _OURS]
+    return sa.Table(
+        "worker_status",
+        sa.MetaData(),
+        *(sa.Column(column.name, column.type) for column in shown),
+        sa.Column("is_running", sa.Boolean),
+        sa.Column("running_runs", sa.BigInteger),
+        sa.Column("pending_runs", sa.BigInteger),
+        schema=t.SCHEMA_TOKEN,
+    )
+
+
+async def read_status(conn: AsyncConnection, name: str | None = None) -> list[dict[str, Any]]:
+    """Return a row of `worker_status` for every worker, or for the one of `name`. Raises `WorkerNotFound`."""
+    view = worker_status()
+    statement = sa.select(view).order_by(view.c.name)
+    if name is not None:
+        statement = statement.where(view.c.name == name)
+    rows = [dict(row) for row in (await conn.execute(statement)).mappings()]
+    if name is not None and not rows:
+        raise WorkerNotFound(name)
+    return rows
+
+
+async def read_counts(conn: AsyncConnection) -> dict[str, int]:
+    """Count the live nodes and the open dead letters; the runs are counted in `worker_status`."""
+    n, d = t.nodes, t.dead_letters
+    nodes = sa.select(sa.func.count()).where(n.c.state.in_(("active", "draining"))).scalar_subquery()
+    letters = sa.select(sa.func.count()).where(d.c.status == sa.literal_column("'open'")).scalar_subquery()
+    row = (await conn.execute(sa.select(nodes.label("nodes"), letters.label("letters")))).one()
+    return {"live_nodes": row.nodes, "open_dead_letters": row.letters}
+
+
+async def read_runs(conn: AsyncConnection, *, worker: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    """Return the live runs: the active ones by start, then the waiting ones by due time, at most `limit`.
+
+    Raises:
+        WorkerNotFound: there is no worker of that name.
+    """
+    r = t.runs
+    active = sa.select(r).where(r.c.slot.is_not(None)).order_by(r.c.started_at, r.c.id).limit(limit)
+    waiting = sa.select(r).where(_PENDING).order_by(r.c.due_at, r.c.id)
+    if worker is not None:
+        if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
+            raise WorkerNotFound(worker)
+        active = active.where(r.c.worker == worker)
+        waiting = waiting.where(r.c.worker == worker)
+    rows = [dict(row) for row in (await conn.execute(active)).mappings()]
+    if len(rows) < limit:
+        rows += [dict(row) for row in (await conn.execute(waiting.limit(limit - len(rows)))).mappings()]
+    return rows
+
+
+async def read_worker(conn: AsyncConnection, dialect: Dialect, name: str) -> dict[str, Any]:
+    """Return all there is about one worker: its `worker_status` row, definition, overrides, edges and nodes.
+
+    Raises:
+        WorkerNotFound: there is no worker of that name.
+    """
+    found = (await read_status(conn, name))[0]
+    w, b, h, n = t.workers, t.worker_blocks, t.node_handlers, t.nodes
+    layers = sa.select(w.c.payload, w.c.definition, w.c.overrides).where(w.c.name == name)
+    found |= dict((await conn.execute(layers)).mappings().one())
+    d = t.worker_dependencies
+    edges = sa.select(d.c.depends_on, d.c.condition, d.c.max_age_seconds).where(d.c.worker == name)
+    found["depends_on"] = [dict(row) for row in (await conn.execute(edges.order_by(d.c.depends_on))).mappings()]
+    blocks = sa.select(b.c.blocks).where(b.c.worker == name).order_by(b.c.blocks)
+    found["blocks"] = list((await conn.execute(blocks)).scalars())
+    blocked_by = sa.select(b.c.worker).where(b.c.blocks == name).order_by(b.c.worker)
+    found["blocked_by"] = list((await conn.execute(blocked_by)).scalars())
+    nodes = sa.select(h.c.node_id).join(n, n.c.id == h.c.node_id).where(h.c.worker == name, n.c.state == "active")
+    found["nodes"] = list((await conn.execute(nodes.order_by(h.c.node_id))).scalars())
+    return found
+
+
+async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:
+    """Return if the database knows all of `names`. Raises `WorkerNotFound` for the first it does not."""
+    known = await existing_names(conn, dialect, names)
+    for name in names:
+        if name not in known:
+            raise WorkerNotFound(name)
+
+
+async def read_upcoming(
+    conn: AsyncConnection, now: datetime, until: datetime, limit: int
+) -> tuple[list[Upcoming], bool]:
+    """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
+
+    These are the times of the schedules, and the waiting runs that somebody triggered for later.
+    """
+    w, s, r = t.workers, t.worker_state, t.runs
+    scheduled = (
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
+        .select_from(w.join(s, s.c.worker == w.c.name))
+        .where(w.c.execution_mode == "scheduled")
+    )
+    split = len(CONFIG_COLUMNS)
+    rows = (await conn.execute(scheduled)).all()
+    workers = [(config_of(row[:split]), state_of(row[split:])) for row in rows]
+    planned = (
+        sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
+        .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
+        .order_by(r.c.due_at, r.c.id)
+        .limit(limit + 1)
+    )
+    waiting = [
+        Upcoming(
+            row.worker,
+            row.due_at,
+            "UTC",
+            f"run {row.id}, {'retry' if row.attempt > 1 else row.trigger}",
+            row.id,
+        )
+        for row in await conn.execute(planned)
+    ]
+
+    def key(row: Upcoming) -> tuple[bool, Any, str]:
+        return (row.due_at is None, row.due_at, row.worker)
+
+    return first_of(heapq.merge(firings(workers, now, until), waiting, key=key), limit)

@@ -1,0 +1,404 @@
+"""The tables (DESIGN section 3), as SQLAlchemy Core.
+
+Migrations are the truth for a database; `alembic check` keeps this file equal to them. All names carry the schema
+token `jobrunner`: the engine translates it to the configured schema on PostgreSQL and to none on SQLite.
+Columns that DESIGN does not name are marked "ours" with their reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from jobrunner.model.run import EndsRun, OutcomeKind, RunState, Trigger
+from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
+from jobrunner.storage.types import Id, Json, Now, UtcDateTime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCHEMA_TOKEN = "jobrunner"  # noqa: S105 - no secret: a name the engine translates
+MAX_PAYLOAD_BYTES = 1024 * 1024
+
+metadata = sa.MetaData(
+    schema=SCHEMA_TOKEN,
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+_TIME_SHAPE = (
+    "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
+)
+NOW = Now()
+_ACTIVE = "state <> 'pending'"
+_PENDING = "state = 'pending'"
+
+
+def _one_of(column: str, values: Iterable[str]) -> sa.CheckConstraint:
+    names = ", ".join(repr(str(value)) for value in values)
+    return sa.CheckConstraint(f"{column} IN ({names})", name=column)
+
+
+def _on(dialect: str, condition: str, name: str) -> sa.CheckConstraint:
+    """A CHECK that only one of the two databases can say."""
+    return sa.CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
+
+
+def _time_shapes(*columns: str) -> list[sa.CheckConstraint]:
+    return [_on("sqlite", f"{c} IS NULL OR {c} GLOB '{_TIME_SHAPE}'", f"{c}_shape") for c in columns]
+
+
+def _json_object(column: str) -> list[sa.CheckConstraint]:
+    """The column holds a JSON object of at most 1 MiB (SQLite counts characters of its text, as bytes)."""
+    return [
+        _on("sqlite", f"json_valid({column}) AND json_type({column}) = 'object'", f"{column}_object"),
+        _on("sqlite", f"length(CAST({column} AS BLOB)) <= {MAX_PAYLOAD_BYTES}", f"{column}_size"),
+        _on("postgresql", f"jsonb_typeof({column}) = 'object'", f"{column}_object"),
+        _on("postgresql", f"octet_length({column}::text) <= {MAX_PAYLOAD_BYTES + 65536}", f"{column}_size"),
+    ]
+
+
+def _partial_index(name: str, *columns: sa.ColumnElement[object] | str, where: str, unique: bool = False) -> sa.Index:
+    condition = sa.text(where)
+    return sa.Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("handler", sa.Text, nullable=False),
+    sa.Column("execution_mode", sa.Text, nullable=False),
+    sa.Column("interval_seconds", sa.Double),
+    sa.Column("cron", sa.Text),
+    sa.Column("timezone", sa.Text, nullable=False, server_default="UTC"),
+    sa.Column("jitter_seconds", sa.Double, nullable=False, server_default="0"),
+    sa.Column("timeout_seconds", sa.Double, nullable=False, server_default="60"),
+    sa.Column("max_retries", sa.Integer, nullable=False, server_default="3"),
+    sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default="5"),
+    sa.Column("retry_backoff", sa.Double, nullable=False, server_default="2"),
+    sa.Column("retry_max_delay_seconds", sa.Double, nullable=False, server_default="3600"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("max_consecutive_failures", sa.Integer, nullable=False, server_default="5"),
+    sa.Column("cooldown_seconds", sa.Double),
+    sa.Column("max_running", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("misfire", sa.Text, nullable=False, server_default="run_once"),
+    sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
+    sa.Column("memory_limit_mb", sa.Integer),
+    sa.Column("payload", Json, nullable=False, server_default="{}"),
+    sa.Column("definition", Json, nullable=False, server_default="{}"),
+    sa.Column("overrides", Json, nullable=False, server_default="{}"),
+    sa.Column("definition_hash", sa.Text, nullable=False),
+    sa.Column("definition_version", sa.Integer),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=NOW),
+    _on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
+    _on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),
+    _one_of("execution_mode", WorkerExecutionMode),
+    _one_of("misfire", Misfire),
+    _one_of("isolation", Isolation),
+    sa.CheckConstraint(
+        "(execution_mode = 'scheduled' AND (interval_seconds IS NULL) <> (cron IS NULL) "
+        "AND (interval_seconds IS NULL OR interval_seconds > 0))"
+        " OR (execution_mode = 'triggered' AND interval_seconds IS NULL AND cron IS NULL)"
+        " OR (execution_mode = 'continuous' AND interval_seconds >= 0 AND cron IS NULL)",
+        name="schedule",
+    ),
+    sa.CheckConstraint("priority BETWEEN 0 AND 3", name="priority"),
+    sa.CheckConstraint("jitter_seconds >= 0", name="jitter_seconds"),
+    sa.CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
+    sa.CheckConstraint("max_retries >= 0", name="max_retries"),
+    sa.CheckConstraint("retry_delay_seconds >= 0", name="retry_delay_seconds"),
+    sa.CheckConstraint("retry_backoff >= 1", name="retry_backoff"),
+    sa.CheckConstraint("retry_max_delay_seconds >= 0", name="retry_max_delay_seconds"),
+    sa.CheckConstraint("max_consecutive_failures >= 1", name="max_consecutive_failures"),
+    sa.CheckConstraint("cooldown_seconds > 0", name="cooldown_seconds"),
+    sa.CheckConstraint("max_running >= 1", name="max_running"),
+    sa.CheckConstraint("memory_limit_mb > 0", name="memory_limit_mb"),
+    *_json_object("payload"),
+    *_time_shapes("created_at", "updated_at"),
+)
+
+worker_dependencies = sa.Table(
+    "worker_dependencies",
+    metadata,
+    sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.Column("depends_on", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.Column("condition", sa.Text, nullable=False, server_default="succeeded"),
+    sa.Column("max_age_seconds", sa.Double),
+    _one_of("condition", DependencyCondition),
+    sa.CheckConstraint("worker <> depends_on", name="not_itself"),
+    sa.CheckConstraint("max_age_seconds > 0", name="max_age_seconds"),
+    sa.Index(None, "depends_on"),
+)
+
+worker_blocks = sa.Table(
+    "worker_blocks",
+    metadata,
+    sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.Column("blocks", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.CheckConstraint("worker <> blocks", name="not_itself"),
+    sa.Index(None, "blocks"),
+)
+
+worker_state = sa.Table(
+    "worker_state",
+    metadata,
+    sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.Column("is_enabled", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("disabled_by", sa.Text),
+    sa.Column("disabled_reason", sa.Text),
+    sa.Column("paused_until", UtcDateTime),
+    sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
+    sa.Column("circuit_opened_at", UtcDateTime),
+    sa.Column("cooldown_current_seconds", sa.Double),
+    sa.Column("probe_at", UtcDateTime),
+    sa.Column("probe_run_id", sa.BigInteger),
+    sa.Column("consecutive_failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_run_at", UtcDateTime),
+    sa.Column("last_due_at", UtcDateTime),
+    sa.Column("last_run_at", UtcDateTime),
+    sa.Column("last_run_outcome", sa.Text),
+    sa.Column("last_success_at", UtcDateTime),
+    sa.Column("last_error", sa.Text),
+    sa.Column("last_duration_ms", sa.BigInteger),
+    sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+    # Ours: the worker's priority again, so that one index finds the due schedules in starting order.
+    sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
+    # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
+    sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
+    _one_of("disabled_by", ("operator", "circuit")),
+    _one_of("circuit_state", CircuitState),
+    sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
+    sa.CheckConstraint("consecutive_failures >= 0", name="consecutive_failures"),
+    *_time_shapes(
+        "paused_until",
+        "circuit_opened_at",
+        "probe_at",
+        "next_run_at",
+        "last_due_at",
+        "last_run_at",
+        "last_success_at",
+    ),
+)
+_partial_index(
+    "ix_worker_state_due",
+    worker_state.c.priority,
+    worker_state.c.next_run_at,
+    worker_state.c.worker,
+    where="next_run_at IS NOT NULL",
+)
+_partial_index("ix_worker_state_probe_at", worker_state.c.probe_at, where="probe_at IS NOT NULL")
+_partial_index("ix_worker_state_paused_until", worker_state.c.paused_until, where="paused_until IS NOT NULL")
+_partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="next_run_at IS NOT NULL")
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", Id, sa.Identity(), primary_key=True),
+    sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), nullable=False),
+    sa.Column("trigger", sa.Text, nullable=False, server_default="manual"),
+    sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("priority", sa.Integer),  # filled by a database trigger from the worker when NULL
+    sa.Column("scheduled_for", UtcDateTime, nullable=False, server_default=NOW),
+    sa.Column("due_at", UtcDateTime, nullable=False, server_default=NOW),
+    sa.Column("payload", Json, nullable=False, server_default="{}"),
+    sa.Column("key", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("slot", sa.Integer),
+    sa.Column("fence", sa.BigInteger),
+    sa.Column("node_id", sa.Text),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("progress", Json),
+    sa.Column("cancel_requested_at", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
+    # Ours: `waiting` or `live`, how far `key` is unique.
+    sa.Column("key_scope", sa.Text, nullable=False, server_default="waiting"),
+    # Ours: the first claim's start, kept by retries: a run that has it no longer holds its key as "not started".
+    sa.Column("first_started_at", UtcDateTime),
+    # Ours: attempts lost in a row, for the rule of the poison run.
+    sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
+    # Ours: the dead letter a replay comes from.
+    sa.Column("replay_of", sa.BigInteger),
+    _one_of("trigger", Trigger),
+    _one_of("state", RunState),
+    _one_of("key_scope", ("waiting", "live")),
+    sa.CheckConstraint("priority BETWEEN 0 AND 3", name="priority"),
+    sa.CheckConstraint("attempt >= 1", name="attempt"),
+    sa.CheckConstraint("slot >= 0", name="slot"),
+    # A claim is whole or absent: fence, slot, node and start come and go together.
+    sa.CheckConstraint(
+        "(state = 'pending' AND fence IS NULL AND slot IS NULL AND node_id IS NULL AND started_at IS NULL)"
+        " OR (state <> 'pending' AND fence IS NOT NULL AND slot IS NOT NULL"
+        " AND node_id IS NOT NULL AND started_at IS NOT NULL)",
+        name="claim",
+    ),
+    *_json_object("payload"),
+    *_time_shapes("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
+    sqlite_autoincrement=True,
+)
+_partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, runs.c.id, where=_PENDING)
+_partial_index("ix_runs_due_at", runs.c.due_at, where=_PENDING)
+_partial_index("ix_runs_forced", runs.c.worker, runs.c.due_at, where="state = 'pending' AND is_forced")
+_partial_index("ix_runs_retry", runs.c.worker, runs.c.due_at, where="state = 'pending' AND attempt > 1")
+_partial_index("ix_runs_node_id", runs.c.node_id, where=_ACTIVE)
+_partial_index("uq_runs_worker_slot", runs.c.worker, runs.c.slot, where="slot IS NOT NULL", unique=True)
+_partial_index("uq_runs_scheduled", runs.c.worker, where="trigger IN ('schedule', 'continuous')", unique=True)
+_partial_index(
+    "uq_runs_key_waiting",
+    runs.c.worker,
+    runs.c.key,
+    where="key IS NOT NULL AND first_started_at IS NULL",
+    unique=True,
+)
+_partial_index(
+    "uq_runs_key_live", runs.c.worker, runs.c.key, where="key IS NOT NULL AND key_scope = 'live'", unique=True
+)
+
+run_history = sa.Table(
+    "run_history",
+    metadata,
+    sa.Column("id", Id, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.BigInteger),
+    sa.Column("fence", sa.BigInteger),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("trigger", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("ends_run", sa.Text),
+    sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("scheduled_for", UtcDateTime),
+    sa.Column("due_at", UtcDateTime),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime, nullable=False),
+    sa.Column("duration_ms", sa.BigInteger),
+    sa.Column("error_type", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("traceback", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("payload", Json),
+    sa.Column("result", Json),
+    sa.Column("output", sa.Text),
+    sa.Column("occurrences", sa.Integer),
+    sa.Column("node_id", sa.Text),
+    _one_of("trigger", Trigger),
+    _one_of("outcome", OutcomeKind),
+    _one_of("ends_run", EndsRun),
+    # What never started has no claim; what was missed is counted.
+    sa.CheckConstraint("(outcome = 'missed') = (occurrences IS NOT NULL)", name="occurrences"),
+    sa.CheckConstraint("outcome = 'missed' OR run_id IS NOT NULL", name="run_id"),
+    sa.CheckConstraint("duration_ms >= 0", name="duration_ms"),
+    sa.UniqueConstraint("run_id", "fence"),
+    sa.Index("ix_run_history_worker", "worker", "id"),
+    sa.Index("ix_run_history_outcome", "outcome", "id"),
+    sa.Index("ix_run_history_finished_at", "finished_at"),
+    *_time_shapes("scheduled_for", "due_at", "started_at", "finished_at"),
+    sqlite_autoincrement=True,
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("id", Id, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("trigger", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("scheduled_for", UtcDateTime, nullable=False),
+    sa.Column("payload", Json, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error_type", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("traceback", sa.Text),
+    sa.Column("errors", Json, nullable=False),
+    sa.Column("died_at", UtcDateTime, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="open"),
+    sa.Column("resolved_at", UtcDateTime),
+    sa.Column("resolved_by", sa.Text),
+    sa.Column("replay_run_id", sa.BigInteger),
+    _one_of("trigger", Trigger),
+    _one_of("status", ("open", "replayed", "discarded")),
+    sa.CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
+    sa.CheckConstraint("(status = 'replayed') = (replay_run_id IS NOT NULL)", name="replay_run_id"),
+    sa.Index("ix_dead_letters_worker", "worker", "id"),
+    sa.Index("ix_dead_letters_status", "status", "id"),
+    *_time_shapes("scheduled_for", "died_at", "resolved_at"),
+    sqlite_autoincrement=True,
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("hostname", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("process_started_at", UtcDateTime, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="active"),
+    sa.Column("beat", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("started_at", UtcDateTime, nullable=False),
+    sa.Column("heartbeat_at", UtcDateTime, nullable=False),
+    sa.Column("last_tick_at", UtcDateTime),
+    sa.Column("max_concurrent", sa.Integer, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    # Ours: whether the node runs command workers, for `explain` and the handler gate.
+    sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
+    _one_of("state", ("active", "draining", "stopped", "lost")),
+    sa.Index(None, "state"),
+    *_time_shapes("process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+)
+
+# Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
+node_handlers = sa.Table(
+    "node_handlers",
+    metadata,
+    sa.Column("worker", sa.Text, primary_key=True),
+    sa.Column("node_id", sa.Text, sa.ForeignKey(nodes.c.id), primary_key=True),
+    sa.Index(None, "node_id"),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", Id, sa.Identity(), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False, server_default=NOW),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("detail", Json, nullable=False, server_default="{}"),
+    _one_of(
+        "action",
+        (
+            "enable",
+            "disable",
+            "trip",
+            "probe",
+            "close",
+            "pause",
+            "resume",
+            "set",
+            "unset",
+            "add",
+            "remove",
+            "cancel",
+            "replay",
+            "discard",
+            "node_lost",
+            "upgrade",
+        ),
+    ),
+    sa.Index("ix_audit_log_worker", "worker", "id"),
+    *_time_shapes("at"),
+    sqlite_autoincrement=True,
+)

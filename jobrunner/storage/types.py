@@ -1,0 +1,96 @@
+"""Column types that read the same on both databases: UTC times and JSON documents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.ext.compiler import compiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.sql.compiler import GenericTypeCompiler, SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+
+def to_text(moment: datetime) -> str:
+    """Write an aware time as SQLite stores it: `YYYY-MM-DD HH:MM:SS.ffffff`, UTC, sortable."""
+    return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")[:26]
+
+
+def from_text(text: str) -> datetime:
+    """Read what `to_text` wrote, as an aware UTC time."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _aware(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone; times are stored as UTC, so say which zone it is in")
+    return moment
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware UTC time: `timestamptz` on PostgreSQL, fixed-width text on SQLite. Naive times are refused."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type of the database at hand."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(sa.Text())
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any] | None:
+        """Turn an aware time into what the driver takes."""
+        if dialect.name == "postgresql":
+            return lambda value: None if value is None else _aware(value)
+        return lambda value: None if value is None else to_text(_aware(value))
+
+    def result_processor(
+        self,
+        dialect: Dialect,
+        coltype: object,  # noqa: ARG002 - SQLAlchemy's signature
+    ) -> Callable[[Any], datetime | None] | None:
+        """Turn what the driver gives into an aware UTC time."""
+        if dialect.name == "postgresql":
+            return None
+        return lambda value: None if value is None else from_text(value)
+
+
+class _JsonText(sa.JSON):
+    """JSON that SQLite keeps as TEXT: a column it calls JSON would turn numbers into 64-bit ones, losing digits."""
+
+
+@compiles(_JsonText, "sqlite")
+def _json_on_sqlite(_element: _JsonText, _compiler: GenericTypeCompiler, **_: Any) -> str:
+    return "TEXT"
+
+
+Json = _JsonText(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class Now(sa.sql.functions.FunctionElement[datetime]):
+    """The database's own clock, for column defaults: the start of the transaction there, the statement here.
+
+    SQLite's clock has three digits of a second; the text is filled up to six, so that all times sort as text.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+    name = "now"
+
+
+@compiles(Now)
+def _now_elsewhere(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "now()"
+
+
+@compiles(Now, "sqlite")
+def _now_on_sqlite(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"

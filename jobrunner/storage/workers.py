@@ -1,0 +1,375 @@
+"""Worker definitions: registering what code says, laying what operators set over it, adding and removing.
+
+A node registers all its workers in one transaction and writes only those whose definition changed, so a restart of
+unchanged code writes nothing. `workers.definition` is what code said, `workers.overrides` what operators set; the other
+columns are the two merged. Enabled, pause and streak are never touched here. Whoever changes a worker's schedule or
+its relations holds its `worker_state` row, as a claim does, so that no claim is decided on half of a change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import InvalidWorker, WorkerNotFound
+from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
+from jobrunner.policy import definitions
+from jobrunner.policy import schedule as schedules
+from jobrunner.policy.dependencies import refuse_cycles
+from jobrunner.policy.transitions import next_time
+from jobrunner.storage import tables as t
+from jobrunner.storage.claims import write_state_statement
+from jobrunner.storage.rows import (
+    CONFIG_COLUMNS,
+    CONFIG_FIELDS,
+    STATE_COLUMNS,
+    config_of,
+    names_json,
+    state_of,
+    state_values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.model.worker import WorkerState
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.dialect import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What registering changed."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    kept_newer: tuple[str, ...]  # another version= is higher in the database; its definition stays
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A worker as the database has it: the effective definition, the two layers, and its state."""
+
+    config: WorkerConfig
+    definition: dict[str, Any]
+    overrides: dict[str, Any]
+    definition_hash: str
+    definition_version: int | None
+    state: WorkerState
+
+
+async def register(
+    conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], version: int | None, now: datetime
+) -> Registered:
+    """Write the definitions that changed, all in the caller's transaction.
+
+    Raises:
+        InvalidWorker: a dependency or block names a worker known neither in `configs` nor in the database.
+        DependencyCycle: workers would wait for each other in a circle.
+    """
+    documents = {config.name: definitions.to_document(config) for config in configs}
+    hashes = {name: definitions.definition_hash(document) for name, document in documents.items()}
+    if await _unchanged(conn, dialect, hashes, version):
+        return Registered((), (), ())
+    await dialect.lock_for_migration(conn)  # one registering node at a time, and none during an upgrade
+    stored = await read_stored(conn, dialect, documents, lock=True)
+    kept = tuple(sorted(name for name in stored if _is_older(version, stored[name].definition_version)))
+    wanted = {
+        name: document
+        for name, document in documents.items()
+        if name not in kept and (name not in stored or _differs(stored[name], hashes[name], version))
+    }
+    merged = {
+        name: definitions.from_document(name, document, stored[name].overrides if name in stored else {})
+        for name, document in wanted.items()
+    }
+    await _check_relations(conn, dialect, merged)
+    added = [name for name in sorted(wanted) if name not in stored]
+    changed = [name for name in sorted(wanted) if name in stored]
+    rows = {name: _row(merged[name], wanted[name], hashes[name], version, now) for name in wanted}
+    await _insert(conn, [rows[name] for name in added], [merged[name] for name in added], now)
+    await _update(conn, [rows[name] for name in changed])
+    await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
+    await _write_edges(conn, dialect, list(merged.values()), new=added)
+    return Registered(tuple(added), tuple(changed), kept)
+
+
+async def _unchanged(
+    conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None
+) -> bool:
+    w = t.workers
+    given = dialect.rows("names", name=sa.Text())
+    statement = sa.select(w.c.name, w.c.definition_hash, w.c.definition_version).join(given, given.c.name == w.c.name)
+    rows = (await conn.execute(statement, {"names": names_json(hashes)})).all()
+    same = [row for row in rows if row.definition_hash == hashes[row.name] and row.definition_version == version]
+    return len(same) == len(hashes)
+
+
+def _is_older(version: int | None, known: int | None) -> bool:
+    return version is not None and known is not None and version < known
+
+
+def _differs(stored: Stored, new_hash: str, version: int | None) -> bool:
+    return stored.definition_hash != new_hash or stored.definition_version != version
+
+
+def _row(
+    config: WorkerConfig, document: dict[str, Any], digest: str, version: int | None, now: datetime
+) -> dict[str, Any]:
+    return {
+        **_columns(config),
+        "definition": document,
+        "definition_hash": digest,
+        "definition_version": version,
+        "updated_at": now,
+    }
+
+
+def _columns(config: WorkerConfig) -> dict[str, Any]:
+    values = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    values["execution_mode"] = str(config.execution_mode)
+    values["misfire"] = str(config.misfire)
+    values["isolation"] = str(config.isolation or Isolation.INLINE)
+    values["priority"] = int(config.priority)
+    return values
+
+
+async def _insert(
+    conn: AsyncConnection, rows: list[dict[str, Any]], configs: list[WorkerConfig], now: datetime
+) -> None:
+    if not rows:
+        return
+    await conn.execute(sa.insert(t.workers), [{**row, "overrides": {}, "created_at": now} for row in rows])
+    states = [
+        {"worker": config.name, "priority": int(config.priority), "next_run_at": first_time(config, now)}
+        for config in configs
+    ]
+    await conn.execute(sa.insert(t.worker_state), states)
+
+
+def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
+    """Return when a worker that is new is due first: None when only triggered, else at once or by its cron."""
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return now
+    schedule = schedules.schedule_of(config)
+    return None if schedule is None else schedules.first_due(schedule, now)
+
+
+async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    w = t.workers
+    names = [name for name in rows[0] if name != "name"]
+    statement = sa.update(w).where(w.c.name == sa.bindparam("key_name")).values(
+        {name: sa.bindparam(f"new_{name}", type_=w.c[name].type) for name in names}
+    )
+    await conn.execute(
+        statement, [{"key_name": row["name"], **{f"new_{name}": row[name] for name in names}} for row in rows]
+    )
+
+
+async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, WorkerConfig]], now: datetime) -> None:
+    """Move the next time of workers whose schedule changed, and keep the priority that the due index sorts by."""
+    states, priorities = [], []
+    for before, config in pairs:
+        if before.config.priority != config.priority:
+            priorities.append({"key_worker": config.name, "new_priority": int(config.priority)})
+        if before.state.is_enabled and _schedule_key(before.config) != _schedule_key(config):
+            states.append(replace(before.state, next_run_at=_rescheduled(before.state, config, now)))
+    if states:
+        await conn.execute(write_state_statement(), [state_values(state) for state in states])
+    if priorities:
+        s = t.worker_state
+        statement = (
+            sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(priority=sa.bindparam("new_priority"))
+        )
+        await conn.execute(statement, priorities)
+
+
+def _schedule_key(config: WorkerConfig) -> tuple[object, ...]:
+    return (config.execution_mode, config.interval_seconds, config.cron, config.timezone, config.jitter_seconds)
+
+
+def _rescheduled(state: WorkerState, config: WorkerConfig, now: datetime) -> datetime | None:
+    if state.paused_until is not None and state.paused_until > now:
+        return next_time(config, state, now)
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return now
+    schedule = schedules.schedule_of(config)
+    return None if schedule is None else schedules.rescheduled(schedule, state.last_due_at, now)
+
+
+async def _write_edges(
+    conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], new: Collection[str]
+) -> None:
+    d, b = t.worker_dependencies, t.worker_blocks
+    old = [config.name for config in configs if config.name not in new]
+    if old:
+        for table in (d, b):
+            given = dialect.rows("names", name=sa.Text())
+            await conn.execute(
+                sa.delete(table).where(table.c.worker.in_(sa.select(given.c.name))), {"names": names_json(old)}
+            )
+    dependencies = [
+        {
+            "worker": config.name,
+            "depends_on": edge.depends_on,
+            "condition": str(edge.condition),
+            "max_age_seconds": edge.max_age_seconds,
+        }
+        for config in configs
+        for edge in config.depends_on
+    ]
+    blocks = [{"worker": config.name, "blocks": other} for config in configs for other in config.blocks]
+    if dependencies:
+        await conn.execute(sa.insert(d), dependencies)
+    if blocks:
+        await conn.execute(sa.insert(b), blocks)
+
+
+async def _check_relations(conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig]) -> None:
+    mentioned: dict[str, str] = {}
+    for config in merged.values():
+        mentioned.update({edge.depends_on: f"depends on {edge.depends_on!r}|{config.name}" for edge in config.depends_on})
+        mentioned.update({other: f"blocks {other!r}|{config.name}" for other in config.blocks})
+    unknown = set(mentioned) - set(merged)
+    unknown -= await existing_names(conn, dialect, unknown)
+    for name in sorted(unknown):
+        what, worker = mentioned[name].split("|")
+        raise InvalidWorker(worker, f"{what}, which is known neither in code nor in the database")
+    if any(config.depends_on for config in merged.values()):
+        d = t.worker_dependencies
+        edges: dict[str, list[str]] = {}
+        for worker, other in await conn.execute(sa.select(d.c.worker, d.c.depends_on)):
+            edges.setdefault(worker, []).append(other)
+        edges.update({name: [edge.depends_on for edge in config.depends_on] for name, config in merged.items()})
+        refuse_cycles(edges)
+
+
+async def existing_names(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> set[str]:
+    """Return those of `names` that the database knows."""
+    if not names:
+        return set()
+    given = dialect.rows("names", name=sa.Text())
+    statement = sa.select(t.workers.c.name).join(given, given.c.name == t.workers.c.name)
+    return set((await conn.execute(statement, {"names": names_json(names)})).scalars())
+
+
+async def read_stored(
+    conn: AsyncConnection, dialect: Dialect, names: Collection[str], *, lock: bool = False
+) -> dict[str, Stored]:
+    """Read workers with both layers and their state; with `lock`, hold their `worker_state` rows, in name order."""
+    w, s = t.workers, t.worker_state
+    given = dialect.rows("names", name=sa.Text())
+    extra = [w.c.definition, w.c.overrides, w.c.definition_hash, w.c.definition_version]
+    statement = (
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, *extra)
+        .select_from(w.join(s, s.c.worker == w.c.name))
+        .where(w.c.name.in_(sa.select(given.c.name)))
+        .order_by(s.c.worker)
+    )
+    if lock:
+        # A statement of its own: one that waits for the lock reads `workers` as it was before the wait.
+        hold = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name))).order_by(s.c.worker)
+        await conn.execute(hold.with_for_update(key_share=True, of=s), {"names": names_json(names)})
+    found = {}
+    first, second = len(CONFIG_COLUMNS), len(CONFIG_COLUMNS) + len(STATE_COLUMNS)
+    for row in (await conn.execute(statement, {"names": names_json(names)})).all():
+        config, state = config_of(row[:first]), state_of(row[first:second])
+        definition, overrides, digest, version = row[second:]
+        config = _with_edges(config, definition)
+        found[config.name] = Stored(config, definition, overrides, digest, version, state)
+    return found
+
+
+def _with_edges(config: WorkerConfig, definition: Mapping[str, Any]) -> WorkerConfig:
+    depends_on = tuple(Dependency(**edge) for edge in definition.get("depends_on", ()))
+    return replace(config, depends_on=depends_on, blocks=tuple(definition.get("blocks", ())))
+
+
+async def read_one(conn: AsyncConnection, dialect: Dialect, name: str, *, lock: bool = False) -> Stored:
+    """Read one worker, or raise `WorkerNotFound`."""
+    found = await read_stored(conn, dialect, [name], lock=lock)
+    if name not in found:
+        raise WorkerNotFound(name)
+    return found[name]
+
+
+async def write_overrides(
+    conn: AsyncConnection, stored: Stored, overrides: Mapping[str, Any], now: datetime
+) -> WorkerConfig:
+    """Replace a worker's overrides and write the merged columns; the caller holds its state row.
+
+    Raises:
+        InvalidWorker: the merged definition does not hold together; nothing is written.
+    """
+    name = stored.config.name
+    document = stored.definition or definitions.to_document(stored.config)
+    merged = definitions.from_document(name, document, overrides)
+    row = _row(merged, document, stored.definition_hash, stored.definition_version, now)
+    await _update(conn, [{**row, "overrides": dict(overrides)}])
+    await _reschedule(conn, [(stored, merged)], now)
+    return merged
+
+
+async def has_loop_run(conn: AsyncConnection, name: str) -> bool:
+    """Say whether a run that came from the worker's schedule or loop is live."""
+    r = t.runs
+    statement = sa.select(r.c.id).where(
+        r.c.worker == name, sa.literal_column("runs.trigger IN ('schedule', 'continuous')")
+    )
+    return (await conn.execute(statement)).first() is not None
+
+
+async def repair_schedules(db: Database, now: datetime) -> int:
+    """Compute again the next times that cannot be right; return how many were.
+
+    Too far ahead (the clock went back), or missing although the worker is enabled and no run of its schedule is live.
+    """
+    async with db.write() as conn:
+        names = await _doubtful(conn, now)
+        stored = await read_stored(conn, db.dialect, names, lock=True) if names else {}
+        repaired = []
+        for name, worker in stored.items():
+            state = worker.state
+            if not state.is_enabled:  # disabled since the names were read
+                continue
+            is_missing = state.next_run_at is None and not await has_loop_run(conn, name)
+            if is_missing or _is_too_far(worker, now):
+                repaired.append(replace(state, next_run_at=next_time(worker.config, state, now)))
+        repaired = [state for state in repaired if state.next_run_at is not None]
+        if repaired:
+            await conn.execute(write_state_statement(), [state_values(state) for state in repaired])
+        return len(repaired)
+
+
+async def _doubtful(conn: AsyncConnection, now: datetime) -> list[str]:
+    w, s = t.workers, t.worker_state
+    missing = (
+        sa.select(s.c.worker)
+        .join(w, w.c.name == s.c.worker)
+        .where(s.c.is_enabled, s.c.next_run_at.is_(None), w.c.execution_mode != "triggered")
+    )
+    ahead = sa.select(s.c.worker).where(
+        s.c.is_enabled, s.c.next_run_at.is_not(None), s.c.next_run_at > now + schedules.CLOCK_TOLERANCE
+    )
+    names = (await conn.execute(missing)).scalars().all()
+    return [*names, *(await conn.execute(ahead)).scalars().all()]
+
+
+def _is_too_far(worker: Stored, now: datetime) -> bool:
+    state = worker.state
+    if state.next_run_at is None:
+        return False
+    start = max(now, state.paused_until or now)
+    schedule = schedules.schedule_of(worker.config)
+    if schedule is None:
+        pause = timedelta(seconds=max(worker.config.interval_seconds or 0.0, worker.config.retry_max_delay_seconds))
+        return state.next_run_at > start + pause + schedules.CLOCK_TOLERANCE
+    return schedules.is_too_far_ahead(schedule, state.next_run_at, start)

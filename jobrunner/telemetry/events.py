@@ -1,0 +1,129 @@
+"""What happens in a node, as values: the code that does it emits them, subscribers log and count them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobrunner.model.run import Outcome, Run
+    from jobrunner.model.worker import WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted:
+    """A node ticks."""
+
+    node_id: str
+    workers: int
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """A node claims nothing more; `running` runs are given `seconds` to end."""
+
+    node_id: str
+    running: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStopped:
+    """A node has left; `left_behind` runs' code had not ended."""
+
+    node_id: str
+    left_behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """An attempt's code starts."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`."""
+
+    run: Run
+    outcome: Outcome
+    ends_run: str | None
+    retry_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunTakenAway:
+    """An attempt ended here, but its claim was no longer this node's: nothing was written."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened:
+    """A worker was disabled after failing too often in a row."""
+
+    state: WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLost:
+    """The database cannot be used; said once for each outage."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseBack:
+    """The database can be used again, after `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """Another node was declared lost; its runs are rescued."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something an operator should know, in a sentence."""
+
+    message: str
+
+
+Event = (
+    NodeStarted
+    | NodeDraining
+    | NodeStopped
+    | RunStarted
+    | RunEnded
+    | RunTakenAway
+    | CircuitOpened
+    | DatabaseLost
+    | DatabaseBack
+    | NodeLost
+    | Warned
+)
+
+
+class Events:
+    """Hands each event to every subscriber, in order. A subscriber must not block and must not raise."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Callable[[Event], None]] = []
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Add a subscriber; it may be called from any thread of the node."""
+        self._subscribers.append(subscriber)
+
+    def emit(self, event: Event) -> None:
+        """Hand `event` to everyone."""
+        for subscriber in self._subscribers:
+            subscriber(event)

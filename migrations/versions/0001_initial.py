@@ -1,0 +1,684 @@
+"""The first schema: tables, indexes, triggers and views.
+
+Revision ID: 0001
+Revises: nothing
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+_TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
+_JSON = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_TIME_SHAPE = (
+    "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
+)
+_TRIGGERS = "trigger IN ('schedule', 'manual', 'continuous', 'replay')"
+_MAX_PAYLOAD_BYTES = 1024 * 1024
+# Queues and counters: vacuum them early and at full speed, or their dead rows slow every tick down.
+_BUSY_TABLE = {
+    "autovacuum_vacuum_scale_factor": 0.01,
+    "autovacuum_vacuum_threshold": 500,
+    "autovacuum_analyze_scale_factor": 0.05,
+    "autovacuum_analyze_threshold": 500,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+
+
+def upgrade() -> None:
+    _create_workers()
+    _create_edges()
+    _create_worker_state()
+    _create_runs()
+    _create_run_history()
+    _create_dead_letters()
+    _create_nodes()
+    _create_audit_log()
+    if _is_sqlite():
+        _create_sqlite_triggers()
+    else:
+        _create_postgres_triggers()
+    _create_views()
+
+
+def downgrade() -> None:
+    for view in ("run_stats", "run_failures", "worker_status"):
+        op.execute(f"DROP VIEW {_p()}{view}")
+    for table in (
+        "audit_log",
+        "node_handlers",
+        "nodes",
+        "dead_letters",
+        "run_history",
+        "runs",
+        "worker_state",
+        "worker_blocks",
+        "worker_dependencies",
+        "workers",
+    ):
+        op.drop_table(table, schema=_schema())  # its triggers and indexes go with it
+    if not _is_sqlite():
+        for function in ("fill_run_priority()", "refuse_history_update()", "wake_nodes_at_commit()", "wake_nodes()"):
+            op.execute(f"DROP FUNCTION {_p()}{function}")
+        op.execute(f"DROP SEQUENCE {_p()}wakeup_clock")
+
+
+# --- small words for what follows ---------------------------------------------------------------------------------
+
+
+def _is_sqlite() -> bool:
+    return op.get_context().dialect.name == "sqlite"
+
+
+def _schema() -> str | None:
+    return op.get_context().version_table_schema
+
+
+def _p() -> str:
+    """The prefix of our names in hand-written SQL."""
+    return f'"{_schema()}".' if _schema() else ""
+
+
+def _now() -> sa.TextClause:
+    return sa.text("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')" if _is_sqlite() else "now()")
+
+
+def _check(table: str, name: str, condition: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(condition, name=op.f(f"ck_{table}_{name}"))
+
+
+def _time_shapes(table: str, *columns: str) -> list[sa.CheckConstraint]:
+    if not _is_sqlite():
+        return []
+    return [_check(table, f"{c}_shape", f"{c} IS NULL OR {c} GLOB '{_TIME_SHAPE}'") for c in columns]
+
+
+def _payload_checks(table: str) -> list[sa.CheckConstraint]:
+    if _is_sqlite():
+        return [
+            _check(table, "payload_object", "json_valid(payload) AND json_type(payload) = 'object'"),
+            _check(table, "payload_size", f"length(CAST(payload AS BLOB)) <= {_MAX_PAYLOAD_BYTES}"),
+        ]
+    return [
+        _check(table, "payload_object", "jsonb_typeof(payload) = 'object'"),
+        _check(table, "payload_size", f"octet_length(payload::text) <= {_MAX_PAYLOAD_BYTES + 65536}"),
+    ]
+
+
+def _primary_key(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
+    return sa.PrimaryKeyConstraint(*columns, name=op.f(f"pk_{table}"))
+
+
+def _foreign_key(table: str, column: str, target: str, target_column: str) -> sa.ForeignKeyConstraint:
+    prefix = f"{_schema()}." if _schema() else ""
+    return sa.ForeignKeyConstraint([column], [f"{prefix}{target}.{target_column}"], name=op.f(f"fk_{table}_{column}"))
+
+
+def _table(name: str, *parts: sa.schema.SchemaItem, **options: Any) -> None:
+    op.create_table(name, *parts, schema=_schema(), **options)
+
+
+def _index(name: str, table: str, *columns: str, where: str | None = None, unique: bool = False) -> None:
+    condition = None if where is None else sa.text(where)
+    op.create_index(
+        op.f(name),
+        table,
+        list(columns),
+        unique=unique,
+        schema=_schema(),
+        sqlite_where=condition,
+        postgresql_where=condition,
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _create_workers() -> None:
+    name_rule = (
+        "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'"
+        if _is_sqlite()
+        else "name ~ '^[A-Za-z0-9._-]{1,200}$'"
+    )
+    _table(
+        "workers",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("handler", sa.Text, nullable=False),
+        sa.Column("execution_mode", sa.Text, nullable=False),
+        sa.Column("interval_seconds", sa.Double),
+        sa.Column("cron", sa.Text),
+        sa.Column("timezone", sa.Text, nullable=False, server_default="UTC"),
+        sa.Column("jitter_seconds", sa.Double, nullable=False, server_default="0"),
+        sa.Column("timeout_seconds", sa.Double, nullable=False, server_default="60"),
+        sa.Column("max_retries", sa.Integer, nullable=False, server_default="3"),
+        sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default="5"),
+        sa.Column("retry_backoff", sa.Double, nullable=False, server_default="2"),
+        sa.Column("retry_max_delay_seconds", sa.Double, nullable=False, server_default="3600"),
+        sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("max_consecutive_failures", sa.Integer, nullable=False, server_default="5"),
+        sa.Column("cooldown_seconds", sa.Double),
+        sa.Column("max_running", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("misfire", sa.Text, nullable=False, server_default="run_once"),
+        sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
+        sa.Column("memory_limit_mb", sa.Integer),
+        sa.Column("payload", _JSON, nullable=False, server_default="{}"),
+        sa.Column("definition", _JSON, nullable=False, server_default="{}"),
+        sa.Column("overrides", _JSON, nullable=False, server_default="{}"),
+        sa.Column("definition_hash", sa.Text, nullable=False),
+        sa.Column("definition_version", sa.Integer),
+        sa.Column("description", sa.Text, nullable=False, server_default=""),
+        sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("updated_at", _TIME, nullable=False, server_default=_now()),
+        _primary_key("workers", "name"),
+        _check("workers", "name", name_rule),
+        _check("workers", "execution_mode", "execution_mode IN ('scheduled', 'triggered', 'continuous')"),
+        _check("workers", "misfire", "misfire IN ('run_once', 'run_all', 'skip')"),
+        _check("workers", "isolation", "isolation IN ('inline', 'thread', 'process', 'command')"),
+        _check(
+            "workers",
+            "schedule",
+            "(execution_mode = 'scheduled' AND (interval_seconds IS NULL) <> (cron IS NULL) "
+            "AND (interval_seconds IS NULL OR interval_seconds > 0))"
+            " OR (execution_mode = 'triggered' AND interval_seconds IS NULL AND cron IS NULL)"
+            " OR (execution_mode = 'continuous' AND interval_seconds >= 0 AND cron IS NULL)",
+        ),
+        _check("workers", "priority", "priority BETWEEN 0 AND 3"),
+        _check("workers", "jitter_seconds", "jitter_seconds >= 0"),
+        _check("workers", "timeout_seconds", "timeout_seconds > 0"),
+        _check("workers", "max_retries", "max_retries >= 0"),
+        _check("workers", "retry_delay_seconds", "retry_delay_seconds >= 0"),
+        _check("workers", "retry_backoff", "retry_backoff >= 1"),
+        _check("workers", "retry_max_delay_seconds", "retry_max_delay_seconds >= 0"),
+        _check("workers", "max_consecutive_failures", "max_consecutive_failures >= 1"),
+        _check("workers", "cooldown_seconds", "cooldown_seconds > 0"),
+        _check("workers", "max_running", "max_running >= 1"),
+        _check("workers", "memory_limit_mb", "memory_limit_mb > 0"),
+        *_payload_checks("workers"),
+        *_time_shapes("workers", "created_at", "updated_at"),
+    )
+
+
+def _create_edges() -> None:
+    _table(
+        "worker_dependencies",
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("depends_on", sa.Text, nullable=False),
+        sa.Column("condition", sa.Text, nullable=False, server_default="succeeded"),
+        sa.Column("max_age_seconds", sa.Double),
+        _primary_key("worker_dependencies", "worker", "depends_on"),
+        _foreign_key("worker_dependencies", "worker", "workers", "name"),
+        _foreign_key("worker_dependencies", "depends_on", "workers", "name"),
+        _check("worker_dependencies", "condition", "condition IN ('succeeded', 'fresh')"),
+        _check("worker_dependencies", "not_itself", "worker <> depends_on"),
+        _check("worker_dependencies", "max_age_seconds", "max_age_seconds > 0"),
+    )
+    _index("ix_worker_dependencies_depends_on", "worker_dependencies", "depends_on")
+    _table(
+        "worker_blocks",
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("blocks", sa.Text, nullable=False),
+        _primary_key("worker_blocks", "worker", "blocks"),
+        _foreign_key("worker_blocks", "worker", "workers", "name"),
+        _foreign_key("worker_blocks", "blocks", "workers", "name"),
+        _check("worker_blocks", "not_itself", "worker <> blocks"),
+    )
+    _index("ix_worker_blocks_blocks", "worker_blocks", "blocks")
+
+
+def _create_worker_state() -> None:
+    _table(
+        "worker_state",
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("is_enabled", sa.Boolean, nullable=False, server_default=sa.true()),
+        sa.Column("disabled_by", sa.Text),
+        sa.Column("disabled_reason", sa.Text),
+        sa.Column("paused_until", _TIME),
+        sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
+        sa.Column("circuit_opened_at", _TIME),
+        sa.Column("cooldown_current_seconds", sa.Double),
+        sa.Column("probe_at", _TIME),
+        sa.Column("probe_run_id", sa.BigInteger),
+        sa.Column("consecutive_failures", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("next_run_at", _TIME),
+        sa.Column("last_due_at", _TIME),
+        sa.Column("last_run_at", _TIME),
+        sa.Column("last_run_outcome", sa.Text),
+        sa.Column("last_success_at", _TIME),
+        sa.Column("last_error", sa.Text),
+        sa.Column("last_duration_ms", sa.BigInteger),
+        sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
+        _primary_key("worker_state", "worker"),
+        _foreign_key("worker_state", "worker", "workers", "name"),
+        _check("worker_state", "disabled_by", "disabled_by IN ('operator', 'circuit')"),
+        _check("worker_state", "circuit_state", "circuit_state IN ('closed', 'open', 'half_open')"),
+        _check("worker_state", "disabled_by_someone", "is_enabled = (disabled_by IS NULL)"),
+        _check("worker_state", "consecutive_failures", "consecutive_failures >= 0"),
+        *_time_shapes(
+            "worker_state",
+            "paused_until",
+            "circuit_opened_at",
+            "probe_at",
+            "next_run_at",
+            "last_due_at",
+            "last_run_at",
+            "last_success_at",
+        ),
+        postgresql_with={"fillfactor": 70, **_BUSY_TABLE},
+    )
+    _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")
+    _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
+    _index("ix_worker_state_paused_until", "worker_state", "paused_until", where="paused_until IS NOT NULL")
+    _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", where="next_run_at IS NOT NULL")
+
+
+def _create_runs() -> None:
+    _table(
+        "runs",
+        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("trigger", sa.Text, nullable=False, server_default="manual"),
+        sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+        sa.Column("priority", sa.Integer),
+        sa.Column("scheduled_for", _TIME, nullable=False, server_default=_now()),
+        sa.Column("due_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("payload", _JSON, nullable=False, server_default="{}"),
+        sa.Column("key", sa.Text),
+        sa.Column("attempt", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("slot", sa.Integer),
+        sa.Column("fence", sa.BigInteger),
+        sa.Column("node_id", sa.Text),
+        sa.Column("started_at", _TIME),
+        sa.Column("progress", _JSON),
+        sa.Column("cancel_requested_at", _TIME),
+        sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("key_scope", sa.Text, nullable=False, server_default="waiting"),
+        sa.Column("first_started_at", _TIME),
+        sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("replay_of", sa.BigInteger),
+        _primary_key("runs", "id"),
+        _foreign_key("runs", "worker", "workers", "name"),
+        _check("runs", "trigger", _TRIGGERS),
+        _check("runs", "state", "state IN ('pending', 'running', 'stopping')"),
+        _check("runs", "key_scope", "key_scope IN ('waiting', 'live')"),
+        _check("runs", "priority", "priority BETWEEN 0 AND 3"),
+        _check("runs", "attempt", "attempt >= 1"),
+        _check("runs", "slot", "slot >= 0"),
+        _check(
+            "runs",
+            "claim",
+            "(state = 'pending' AND fence IS NULL AND slot IS NULL AND node_id IS NULL AND started_at IS NULL)"
+            " OR (state <> 'pending' AND fence IS NOT NULL AND slot IS NOT NULL"
+            " AND node_id IS NOT NULL AND started_at IS NOT NULL)",
+        ),
+        *_payload_checks("runs"),
+        *_time_shapes(
+            "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
+        ),
+        sqlite_autoincrement=True,
+        postgresql_with={"fillfactor": 85, **_BUSY_TABLE},
+    )
+    _index("ix_runs_pending", "runs", "worker", "priority", "due_at", "id", where="state = 'pending'")
+    _index("ix_runs_due_at", "runs", "due_at", where="state = 'pending'")
+    _index("ix_runs_forced", "runs", "worker", "due_at", where="state = 'pending' AND is_forced")
+    _index("ix_runs_retry", "runs", "worker", "due_at", where="state = 'pending' AND attempt > 1")
+    _index("ix_runs_node_id", "runs", "node_id", where="state <> 'pending'")
+    _index("uq_runs_worker_slot", "runs", "worker", "slot", where="slot IS NOT NULL", unique=True)
+    _index("uq_runs_scheduled", "runs", "worker", where="trigger IN ('schedule', 'continuous')", unique=True)
+    _index(
+        "uq_runs_key_waiting",
+        "runs",
+        "worker",
+        "key",
+        where="key IS NOT NULL AND first_started_at IS NULL",
+        unique=True,
+    )
+    _index("uq_runs_key_live", "runs", "worker", "key", where="key IS NOT NULL AND key_scope = 'live'", unique=True)
+
+
+def _create_run_history() -> None:
+    _table(
+        "run_history",
+        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("run_id", sa.BigInteger),
+        sa.Column("fence", sa.BigInteger),
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("trigger", sa.Text, nullable=False),
+        sa.Column("attempt", sa.Integer),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("ends_run", sa.Text),
+        sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("scheduled_for", _TIME),
+        sa.Column("due_at", _TIME),
+        sa.Column("started_at", _TIME),
+        sa.Column("finished_at", _TIME, nullable=False),
+        sa.Column("duration_ms", sa.BigInteger),
+        sa.Column("error_type", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("traceback", sa.Text),
+        sa.Column("reason", sa.Text),
+        sa.Column("payload", _JSON),
+        sa.Column("result", _JSON),
+        sa.Column("output", sa.Text),
+        sa.Column("occurrences", sa.Integer),
+        sa.Column("node_id", sa.Text),
+        _primary_key("run_history", "id"),
+        _check("run_history", "trigger", _TRIGGERS),
+        _check(
+            "run_history",
+            "outcome",
+            "outcome IN ('succeeded', 'failed', 'timed_out', 'lost', 'interrupted', 'cancelled', 'snoozed', 'missed')",
+        ),
+        _check("run_history", "ends_run", "ends_run IN ('succeeded', 'exhausted', 'discarded', 'cancelled')"),
+        _check("run_history", "occurrences", "(outcome = 'missed') = (occurrences IS NOT NULL)"),
+        _check("run_history", "run_id", "outcome = 'missed' OR run_id IS NOT NULL"),
+        _check("run_history", "duration_ms", "duration_ms >= 0"),
+        sa.UniqueConstraint("run_id", "fence", name=op.f("uq_run_history_run_id_fence")),
+        *_time_shapes("run_history", "scheduled_for", "due_at", "started_at", "finished_at"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_run_history_worker", "run_history", "worker", "id")
+    _index("ix_run_history_outcome", "run_history", "outcome", "id")
+    _index("ix_run_history_finished_at", "run_history", "finished_at")
+
+
+def _create_dead_letters() -> None:
+    _table(
+        "dead_letters",
+        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("run_id", sa.BigInteger, nullable=False),
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("trigger", sa.Text, nullable=False),
+        sa.Column("priority", sa.Integer, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("scheduled_for", _TIME, nullable=False),
+        sa.Column("payload", _JSON, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("error_type", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("traceback", sa.Text),
+        sa.Column("errors", _JSON, nullable=False),
+        sa.Column("died_at", _TIME, nullable=False),
+        sa.Column("status", sa.Text, nullable=False, server_default="open"),
+        sa.Column("resolved_at", _TIME),
+        sa.Column("resolved_by", sa.Text),
+        sa.Column("replay_run_id", sa.BigInteger),
+        _primary_key("dead_letters", "id"),
+        sa.UniqueConstraint("run_id", name=op.f("uq_dead_letters_run_id")),
+        _check("dead_letters", "trigger", _TRIGGERS),
+        _check("dead_letters", "status", "status IN ('open', 'replayed', 'discarded')"),
+        _check("dead_letters", "resolved", "(status = 'open') = (resolved_at IS NULL)"),
+        _check("dead_letters", "replay_run_id", "(status = 'replayed') = (replay_run_id IS NOT NULL)"),
+        *_time_shapes("dead_letters", "scheduled_for", "died_at", "resolved_at"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_dead_letters_worker", "dead_letters", "worker", "id")
+    _index("ix_dead_letters_status", "dead_letters", "status", "id")
+
+
+def _create_nodes() -> None:
+    _table(
+        "nodes",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("hostname", sa.Text, nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("boot_id", sa.Text, nullable=False),
+        sa.Column("process_started_at", _TIME, nullable=False),
+        sa.Column("state", sa.Text, nullable=False, server_default="active"),
+        sa.Column("beat", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("started_at", _TIME, nullable=False),
+        sa.Column("heartbeat_at", _TIME, nullable=False),
+        sa.Column("last_tick_at", _TIME),
+        sa.Column("max_concurrent", sa.Integer, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
+        _primary_key("nodes", "id"),
+        _check("nodes", "state", "state IN ('active', 'draining', 'stopped', 'lost')"),
+        *_time_shapes("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+        postgresql_with={"fillfactor": 70, **_BUSY_TABLE},
+    )
+    _index("ix_nodes_state", "nodes", "state")
+    _table(
+        "node_handlers",
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("node_id", sa.Text, nullable=False),
+        _primary_key("node_handlers", "worker", "node_id"),
+        _foreign_key("node_handlers", "node_id", "nodes", "id"),
+    )
+    _index("ix_node_handlers_node_id", "node_handlers", "node_id")
+
+
+def _create_audit_log() -> None:
+    _table(
+        "audit_log",
+        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("actor", sa.Text, nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("worker", sa.Text),
+        sa.Column("detail", _JSON, nullable=False, server_default="{}"),
+        _primary_key("audit_log", "id"),
+        _check(
+            "audit_log",
+            "action",
+            "action IN ('enable', 'disable', 'trip', 'probe', 'close', 'pause', 'resume', 'set', 'unset', 'add',"
+            " 'remove', 'cancel', 'replay', 'discard', 'node_lost', 'upgrade')",
+        ),
+        *_time_shapes("audit_log", "at"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_audit_log_worker", "audit_log", "worker", "id")
+
+
+# --- triggers -----------------------------------------------------------------------------------------------------
+
+
+def _create_sqlite_triggers() -> None:
+    """Foreign keys are off in a bare SQLite shell, so that unknown workers are refused by a trigger."""
+    op.execute(
+        """
+        CREATE TRIGGER runs_refuse_unknown_worker BEFORE INSERT ON runs
+        WHEN NOT EXISTS (SELECT 1 FROM workers WHERE name = NEW.worker)
+        BEGIN
+            SELECT RAISE(ABORT, 'unknown worker: register it before enqueueing');
+        END
+        """
+    )
+    op.execute(
+        """
+        CREATE TRIGGER runs_fill_priority AFTER INSERT ON runs
+        WHEN NEW.priority IS NULL
+        BEGIN
+            UPDATE runs SET priority = (SELECT priority FROM workers WHERE name = NEW.worker) WHERE id = NEW.id;
+        END
+        """
+    )
+    op.execute(
+        """
+        CREATE TRIGGER run_history_refuse_update BEFORE UPDATE ON run_history
+        BEGIN
+            SELECT RAISE(ABORT, 'run_history is insert-only: a row is never changed');
+        END
+        """
+    )
+
+
+def _create_postgres_triggers() -> None:
+    p = _p()
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}fill_run_priority() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            SELECT priority INTO NEW.priority FROM {p}workers WHERE name = NEW.worker;
+            RETURN NEW;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_fill_priority BEFORE INSERT ON {p}runs
+        FOR EACH ROW WHEN (NEW.priority IS NULL) EXECUTE FUNCTION {p}fill_run_priority()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}refuse_history_update() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'run_history is insert-only: a row is never changed' USING ERRCODE = 'restrict_violation';
+        END $$
+        """
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER run_history_refuse_update BEFORE UPDATE ON {p}run_history
+        FOR EACH STATEMENT EXECUTE FUNCTION {p}refuse_history_update()
+        """
+    )
+    _create_postgres_wakeups()
+
+
+def _create_postgres_wakeups() -> None:
+    """Wake the nodes at most every 5 ms: NOTIFY takes a lock on the whole server at commit (storage/wakeups.py).
+
+    The throttle is a sequence that holds the time of the last NOTIFY in ms since 1970: sequences know no transactions
+    and no row locks, so that no enqueue ever waits for another. Everybody may set it who may use the schema; SECURITY
+    DEFINER with its own search_path instead would cost 20 µs a commit. Who inserts runs by hand needs USAGE on the
+    schema, INSERT on runs, and SELECT on workers (for the priority).
+    """
+    p = _p()
+    op.execute(f"CREATE SEQUENCE {p}wakeup_clock AS bigint MINVALUE 0 START 0")
+    op.execute(f"GRANT SELECT, UPDATE ON SEQUENCE {p}wakeup_clock TO PUBLIC")
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}wake_nodes() RETURNS void LANGUAGE plpgsql AS $$
+        DECLARE
+            now_ms bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+            last_ms bigint := (SELECT last_value FROM {p}wakeup_clock);
+        BEGIN
+            -- `now_ms < last_ms`: the clock went back
+            IF now_ms > last_ms + 5 OR now_ms < last_ms THEN
+                PERFORM setval('{p}wakeup_clock', now_ms);
+                PERFORM pg_notify('jobrunner_wakeup_{_schema()}', '');
+            END IF;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}wake_nodes_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM {p}wake_nodes();
+            RETURN NULL;
+        END $$
+        """
+    )
+    # Deferred: what counts is the moment of the commit. The first row of a transaction sets `jobrunner.quiet` for the
+    # rest of it, so that a million rows queue one event, not a million; setting it yourself silences a transaction.
+    op.execute(
+        f"""
+        CREATE CONSTRAINT TRIGGER runs_wake_nodes AFTER INSERT ON {p}runs DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (
+            CASE WHEN current_setting('jobrunner.quiet', true) = 'on' THEN false
+            ELSE set_config('jobrunner.quiet', 'on', true) = 'on' END
+        )
+        EXECUTE FUNCTION {p}wake_nodes_at_commit()
+        """
+    )
+
+
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+def _create_views() -> None:
+    p = _p()
+    op.execute(_WORKER_STATUS.format(p=p))
+    op.execute(_RUN_FAILURES.format(p=p))
+    if _is_sqlite():
+        day, since = "substr(finished_at, 1, 10)", "strftime('%Y-%m-%d 00:00:00.000000', 'now', '-29 days')"
+    else:
+        day = "to_char(finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+        since = "(date_trunc('day', now() AT TIME ZONE 'UTC') - interval '29 days') AT TIME ZONE 'UTC'"
+    op.execute(_RUN_STATS.format(p=p, day=day, since=since))
+
+
+_WORKER_STATUS = """
+CREATE VIEW {p}worker_status AS
+SELECT
+    w.name, w.handler, w.execution_mode, w.interval_seconds, w.cron, w.timezone, w.jitter_seconds, w.timeout_seconds,
+    w.max_retries, w.retry_delay_seconds, w.retry_backoff, w.retry_max_delay_seconds, w.priority,
+    w.max_consecutive_failures, w.cooldown_seconds, w.max_running, w.misfire, w.isolation, w.memory_limit_mb,
+    w.description, w.definition_version, w.created_at, w.updated_at,
+    s.is_enabled, s.disabled_by, s.disabled_reason, s.paused_until, s.circuit_state, s.circuit_opened_at,
+    s.cooldown_current_seconds, s.probe_at, s.probe_run_id, s.consecutive_failures, s.next_run_at, s.last_due_at,
+    s.last_run_at, s.last_run_outcome, s.last_success_at, s.last_error, s.last_duration_ms, s.last_fence,
+    s.total_runs, s.total_failures,
+    -- by `slot`, not by `state`: a claim has both, and the slots are indexed
+    EXISTS (SELECT 1 FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS is_running,
+    (SELECT count(*) FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS running_runs,
+    (
+        SELECT count(*)
+        FROM (SELECT 1 FROM {p}runs AS r WHERE r.worker = w.name AND r.state = 'pending' LIMIT 10001) AS waiting
+    ) AS pending_runs
+FROM {p}workers AS w
+LEFT JOIN {p}worker_state AS s ON s.worker = w.name
+"""
+
+_RUN_FAILURES = """
+CREATE VIEW {p}run_failures AS
+SELECT
+    id, run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at, started_at,
+    finished_at, duration_ms, error_type, error, traceback, reason, payload, output, node_id
+FROM {p}run_history
+WHERE outcome IN ('failed', 'timed_out', 'lost')
+"""
+
+_RUN_STATS = """
+CREATE VIEW {p}run_stats AS
+WITH recent AS (  -- the attempts and ends of the last 30 UTC days, today among them
+    SELECT worker, {day} AS day, ends_run, started_at, duration_ms
+    FROM {p}run_history
+    WHERE finished_at >= {since} AND outcome <> 'missed'
+),
+ranked AS (  -- the attempts that started, shortest first
+    SELECT
+        worker, day, duration_ms,
+        row_number() OVER (PARTITION BY worker, day ORDER BY duration_ms) AS place,
+        count(*) OVER (PARTITION BY worker, day) AS places
+    FROM recent
+    WHERE started_at IS NOT NULL AND duration_ms IS NOT NULL
+),
+durations AS (  -- nearest rank: the first place that has the percentage at or before it
+    SELECT
+        worker, day,
+        min(CASE WHEN place * 100 >= places * 50 THEN duration_ms END) AS p50_duration_ms,
+        min(CASE WHEN place * 100 >= places * 95 THEN duration_ms END) AS p95_duration_ms
+    FROM ranked
+    GROUP BY worker, day
+),
+counts AS (
+    SELECT
+        worker, day,
+        count(ends_run) AS runs,
+        count(CASE WHEN ends_run IN ('exhausted', 'discarded') THEN 1 END) AS failures,
+        count(started_at) AS attempts
+    FROM recent
+    GROUP BY worker, day
+)
+SELECT c.worker, c.day, c.runs, c.failures, c.attempts, d.p50_duration_ms, d.p95_duration_ms
+FROM counts AS c
+LEFT JOIN durations AS d ON d.worker = c.worker AND d.day = c.day
+"""
