@@ -1,11 +1,18 @@
-"""jobrunner: a persistent, SQL-backed job runner. The public names; everything else may change."""
+"""jobrunner: a persistent, SQL-backed job runner. The public names; everything else may change.
+
+The names are imported when they are first used: the command line asks for `--help` more often than for a node.
+"""
 
 from __future__ import annotations
 
-from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze
-from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
-from jobrunner.runtime.context import RunContext
-from jobrunner.runtime.orchestrator import WorkerOrchestrator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze
+    from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
+    from jobrunner.runtime.context import RunContext
+    from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 __all__ = [
     "Dependency",
@@ -19,3 +26,28 @@ __all__ = [
     "WorkerExecutionMode",
     "WorkerOrchestrator",
 ]
+
+_WHERE = {
+    "Discard": "jobrunner.errors",
+    "JobrunnerError": "jobrunner.errors",
+    "RetryAfter": "jobrunner.errors",
+    "Snooze": "jobrunner.errors",
+    "Dependency": "jobrunner.model.worker",
+    "JobPriority": "jobrunner.model.worker",
+    "WorkerConfig": "jobrunner.model.worker",
+    "WorkerExecutionMode": "jobrunner.model.worker",
+    "RunContext": "jobrunner.runtime.context",
+    "WorkerOrchestrator": "jobrunner.runtime.orchestrator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'jobrunner' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -82,7 +82,7 @@ def decide_finish(
     ends_run, retry = _end_or_retry(run, outcome, rules, state, jitter)
     if retry is not None and run.cancel_requested_at is not None:
         ends_run, retry = EndsRun.CANCELLED, None
-    after = _count(state, run, outcome, ends_run)
+    after = _count(state, outcome, ends_run)
     missed: Missed | None = None
     audits: tuple[Audit, ...] = ()
     if ends_run is not None:
@@ -130,7 +130,7 @@ def _later(moment: datetime, seconds: float) -> datetime:
     return moment + timedelta(seconds=min(max(seconds, 0.0), 3.2e9))
 
 
-def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
+def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
     """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
     if outcome.duration_ms is not None:
         state = replace(state, last_duration_ms=outcome.duration_ms)
@@ -152,9 +152,7 @@ def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | N
     state = replace(state, total_failures=state.total_failures + 1)
     if ends_run is EndsRun.DISCARDED:
         return state
-    return replace(
-        state, consecutive_failures=state.consecutive_failures + 1, last_run_outcome=str(outcome.kind)
-    )
+    return replace(state, consecutive_failures=state.consecutive_failures + 1, last_run_outcome=str(outcome.kind))
 
 
 def _move_circuit(
@@ -265,9 +263,7 @@ def _missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime) -> 
     return missed_so_far(state, current, now, "the circuit opened")
 
 
-def _next_loop(
-    state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
-) -> WorkerState:
+def _next_loop(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig) -> WorkerState:
     """Set a continuous worker's next time: the pause after its end, after a failure the streak's retry delay."""
     if run.trigger not in FROM_SCHEDULE or current.execution_mode is not WorkerExecutionMode.CONTINUOUS:
         return state

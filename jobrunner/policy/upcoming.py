@@ -1,5 +1,6 @@
-"""What the schedules will fire in the time ahead, as `jobrunner upcoming` lists it. Pure, and lazy: a listing of a
-hundred rows costs a hundred rows, however many workers fire every second.
+"""What the schedules will fire in the time ahead, as `jobrunner upcoming` lists it.
+
+Pure, and lazy: a listing of a hundred rows costs a hundred rows, however many workers fire every second.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ An attempt ends when its code has ended, never before: what cannot be stopped ke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import inspect
 import json
 import threading
 import traceback
@@ -75,13 +77,15 @@ class Attempt:
         began = self._clock.monotonic()
         try:
             arguments = self._handler.arguments(self.claim.run.payload)
+            code = self._start(arguments)
         except InvalidPayload as error:
             return self._outcome(began, OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False)
-        code = self._start(arguments)
+        except Exception as error:  # noqa: BLE001 - a validator of the handler's own, or no thread to be had
+            return self._outcome(began, OutcomeKind.FAILED, error=error)
         await self._watch(code)
         # A task cancelled before its first step never ran `_inline`, which else catches everything.
-        value, error = (None, asyncio.CancelledError()) if code.cancelled() else code.result()
-        return self._judge(began, value, error)
+        value, raised = (None, asyncio.CancelledError()) if code.cancelled() else code.result()
+        return self._judge(began, value, raised)
 
     def _start(self, arguments: dict[str, Any]) -> asyncio.Future[tuple[Any, BaseException | None]]:
         positional = (self.context,) if self._handler.takes_run else ()
@@ -94,7 +98,8 @@ class Attempt:
         told = asyncio.ensure_future(self._told.wait())
         try:
             timeout = self.claim.config.timeout_seconds
-            await asyncio.wait({code, told}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {code, told}
+            await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if code.done():
                 return
             self.stop(StopReason.TIMEOUT)
@@ -115,6 +120,9 @@ class Attempt:
             late = TimeoutError(f"timed out after {seconds:g} s")
             late.__traceback__ = None if error is None else error.__traceback__
             return self._outcome(began, OutcomeKind.TIMED_OUT, error=late)
+        if error is None and inspect.isawaitable(value):
+            _close(value)
+            error = TypeError("the handler returned a coroutine that nobody awaits; make it an async def")
         if error is None:
             result, remark = _storable_result(value)
             return self._outcome(began, OutcomeKind.SUCCEEDED, result=result, reason=remark)
@@ -128,9 +136,7 @@ class Attempt:
         if isinstance(error, Discard):
             return self._outcome(began, OutcomeKind.FAILED, error=error, reason=error.reason, is_discard=True)
         if isinstance(error, Snooze):
-            return self._outcome(
-                began, OutcomeKind.SNOOZED, reason=str(error), delay_seconds=_seconds(error.seconds)
-            )
+            return self._outcome(began, OutcomeKind.SNOOZED, reason=str(error), delay_seconds=_seconds(error.seconds))
         if isinstance(error, RetryAfter):
             return self._outcome(began, OutcomeKind.FAILED, error=error, delay_seconds=_seconds(error.seconds))
         return self._outcome(began, OutcomeKind.FAILED, error=error)
@@ -184,11 +190,17 @@ def _in_thread(
             outcome = (context.run(function, *positional, **arguments), None)
         except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
             outcome = (None, error)
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this any more
             loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=body, name=f"jobrunner:{name}", daemon=True).start()
     return future
+
+
+def _close(value: object) -> None:
+    """Close a coroutine that never ran, so that Python does not complain that nobody awaited it."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 def _seconds(value: object) -> float:
@@ -201,7 +213,7 @@ def _message(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
         text = ""
-    return text or repr(type(error).__name__).strip("'")
+    return text if text.strip() else type(error).__name__
 
 
 def _traceback(error: BaseException) -> str | None:

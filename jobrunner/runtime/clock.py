@@ -20,13 +20,16 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
 
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for `event`, at most `seconds`."""
+
 
 class SystemClock:
     """The machine's own clocks."""
 
     def now(self) -> datetime:
         """Return the wall-clock time, aware, in UTC."""
-        return datetime.now(UTC)  # noqa: TID251 - the one place
+        return datetime.now(UTC)
 
     def monotonic(self) -> float:
         """Return seconds on a clock that never goes back."""
@@ -34,4 +37,12 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
-        await asyncio.sleep(seconds)  # noqa: TID251 - the one place
+        await asyncio.sleep(seconds)
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for `event`, at most `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass

@@ -6,40 +6,54 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.storage.history import storable
+
 if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.run import Run
 
 MAX_OUTPUT_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 1000
 
 
 class Output:
-    """The tail of what an attempt said: at most 64 KiB, whole lines, safe to write from any thread."""
+    """The tail of what an attempt said: at most 64 KiB in bounded memory, safe to write from any thread."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque()
+        self._chunks: deque[bytes] = deque()
         self._size = 0
-        self._dropped = 0
+        self._lines = 0
         self._lock = threading.Lock()
 
     def write(self, line: str) -> None:
-        """Add a line; the oldest lines give way."""
-        clean = line.encode("utf-8", "replace")[-MAX_OUTPUT_BYTES:].decode("utf-8", "ignore")
+        """Add a line."""
+        self.write_bytes(line.encode("utf-8", "replace") + b"\n")
+
+    def write_bytes(self, chunk: bytes) -> None:
+        """Add bytes as they come; the oldest give way."""
         with self._lock:
-            self._lines.append(clean)
-            self._size += len(clean.encode()) + 1
-            while self._size > MAX_OUTPUT_BYTES and len(self._lines) > 1:
-                self._size -= len(self._lines.popleft().encode()) + 1
-                self._dropped += 1
+            self._lines += chunk.count(b"\n")
+            self._chunks.append(chunk[-MAX_OUTPUT_BYTES:])
+            self._size += len(self._chunks[-1])
+            while self._size - len(self._chunks[0]) >= MAX_OUTPUT_BYTES:
+                self._size -= len(self._chunks.popleft())
 
     def text(self) -> str | None:
-        """Return what is kept, or None if nothing was said."""
+        """Return what is kept, whole lines where lines were dropped, or None if nothing was said."""
         with self._lock:
-            if not self._lines:
+            if not self._chunks:
                 return None
-            first = [f"... {self._dropped} lines before this are not kept ..."] if self._dropped else []
-            return "\n".join([*first, *self._lines])
+            kept, lines = b"".join(self._chunks), self._lines
+        is_cut = len(kept) > MAX_OUTPUT_BYTES or kept.count(b"\n") < lines
+        if is_cut:
+            tail = kept[-(MAX_OUTPUT_BYTES - 100) :]
+            kept = tail.split(b"\n", 1)[1] if b"\n" in tail[:-1] else tail
+        text = kept.decode("utf-8", "replace").replace("\0", "\\0").removesuffix("\n")
+        if not is_cut:
+            return text
+        dropped = lines - kept.count(b"\n")
+        return f"... {dropped:,} of {lines:,} lines are not kept ...\n{text}"
 
 
 class RunContext:
@@ -84,7 +98,7 @@ class RunContext:
 
     @property
     def fence(self) -> int:
-        """The claim's number: larger for every later claim of this worker. Pass it to what must refuse stale writers."""
+        """The claim's number, larger for every later claim of this worker: for what must refuse stale writers."""
         return self._run.fence or 0
 
     @property
@@ -104,7 +118,7 @@ class RunContext:
         """
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress is a number from 0 to 1, not {fraction!r}")
-        self.latest_progress = {"fraction": float(fraction), "message": str(message)}
+        self.latest_progress = {"fraction": float(fraction), "message": storable(str(message), MAX_MESSAGE_BYTES)}
 
     def request_stop(self) -> None:
         """Set `should_stop`; for the runtime."""

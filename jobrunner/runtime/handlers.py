@@ -48,7 +48,7 @@ class Handler:
         """
         if self.fields is None:
             return {}
-        import pydantic
+        import pydantic  # noqa: PLC0415 - a tenth of a second that only checked payloads need
 
         try:
             model = self.fields.model_validate_json(json.dumps(payload), strict=True)
@@ -119,13 +119,11 @@ def _is_run(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
     return annotation is RunContext or annotation is inspect.Parameter.empty
 
 
-def _fields(
-    worker: str, function: Callable[..., Any], parameters: list[inspect.Parameter]
-) -> type[BaseModel] | None:
+def _fields(worker: str, function: Callable[..., Any], parameters: list[inspect.Parameter]) -> type[BaseModel] | None:
     """Build the model of the payload fields; None when there are none."""
     if not parameters:
         return None
-    import pydantic
+    import pydantic  # noqa: PLC0415 - a tenth of a second that only checked payloads need
 
     wanted: dict[str, Any] = {}
     extra = "forbid"
@@ -144,7 +142,7 @@ def _fields(
     config = pydantic.ConfigDict(extra=extra, arbitrary_types_allowed=False, protected_namespaces=())  # type: ignore[typeddict-item]  # "forbid" or "allow"
     try:
         return pydantic.create_model("Payload", __config__=config, **wanted)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - pydantic raises many kinds for what it cannot read
         first = str(error).splitlines()[0]
         raise InvalidWorker(worker, f"the parameters of {_label(function)} cannot be read from JSON: {first}") from None
 

@@ -48,10 +48,13 @@ LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopp
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the heartbeat asks of its node. `held` may be called from the heartbeat's thread; the others post to the
-    node's loop."""
+    """What the heartbeat asks of its node.
+
+    The first three are called from the heartbeat's thread; the others post to the node's loop.
+    """
 
     held: Callable[[], set[ClaimKey]]  # every claim the node knows of
+    is_ticking: Callable[[], bool]  # a claim may be on its way that the node does not know of yet
     last_tick_at: Callable[[], datetime | None]
     on_lost: Callable[[], None]
     on_fence: Callable[[], None]
@@ -115,9 +118,9 @@ class Heartbeat:
         self._events = events
         self._hooks = hooks
         self._watch = Watch(lease)
-        self._renewed_at = clock.monotonic()
+        self._renewed_at = 0.0  # on the time of the thread's loop: a lease is real time, whatever the node's clock
         self._is_fenced = False
-        self._has_lost = False
+        self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._body, name="jobrunner:heartbeat", daemon=True)
@@ -133,10 +136,16 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """Stop beating, and wait for the thread (at most a few seconds: it may be waiting for the database)."""
+        self._is_stopping = True
         loop, stopped = self._loop, self._stopped
         if loop is not None and stopped is not None and not loop.is_closed():
             loop.call_soon_threadsafe(stopped.set)
         await asyncio.to_thread(self._thread.join, 5.0)
+
+    @property
+    def is_fenced(self) -> bool:
+        """Say whether the lease could not be renewed in time: the node must not run anything."""
+        return self._is_fenced
 
     def _body(self) -> None:
         asyncio.run(self._main())
@@ -144,35 +153,45 @@ class Heartbeat:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
+        self._renewed_at = self._loop.time()
         db = self._open_database()
+        guard = asyncio.ensure_future(self._guard())
         try:
-            while not self._stopped.is_set():
-                began = self._clock.monotonic()
+            while not self._stopped.is_set() and not self._is_stopping:
+                began = self._loop.time()
                 await self._once(db)
-                self._fence_if_late()
-                pause = max(self.interval - (self._clock.monotonic() - began), self.interval / 10)
+                pause = max(self.interval - (self._loop.time() - began), self.interval / 10)
                 await _wait(self._stopped, pause)
         finally:
+            guard.cancel()
             await db.close()
 
     async def _once(self, db: Database) -> None:
         try:
             async with asyncio.timeout(self._lease / 2):
                 await self.pulse(db)
-        except (DatabaseError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - a thread that ended would let the lease end in silence
             self._watch.missed()
             if isinstance(error, DatabaseError):
                 self._outage.failed(error)
+            elif not isinstance(error, TimeoutError):
+                self._events.emit(e.Warned(f"the heartbeat failed and is tried again: {error}"))
+
+    async def _guard(self) -> None:
+        """Fence in time, also while a pulse waits for a database that does not answer."""
+        while True:
+            await _wait(asyncio.Event(), self.interval / 10)
+            self._fence_if_late()
 
     def _fence_if_late(self) -> None:
-        late = self._clock.monotonic() - self._renewed_at
+        late = asyncio.get_running_loop().time() - self._renewed_at
         if late >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2 and not self._is_fenced:
             self._is_fenced = True
             self._hooks.on_fence()
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
-        began = self._clock.monotonic()
+        began = asyncio.get_running_loop().time()
         async with db.write() as conn:
             state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())
         if state not in {"active", "draining"}:
@@ -209,6 +228,7 @@ class Heartbeat:
         held = self._hooks.held()
         async with db.peek() as conn:
             claims = {run.claim_key: run for run in await read_claims(conn, self._identity.id)}
+        is_ticking = self._hooks.is_ticking()
         without_claim = [key for key in held if key not in claims]
         if without_claim:
             self._hooks.on_code_without_claim(without_claim)
@@ -219,7 +239,7 @@ class Heartbeat:
             for key, run in claims.items()
             if key not in known and run.started_at is not None and run.started_at <= before
         ]
-        if without_code:
+        if without_code and not is_ticking:  # else the answer to their commit may still be on its way
             await finish(db, [Ended(run, self._given_back()) for run in without_code])
             self._hooks.on_changed()
 

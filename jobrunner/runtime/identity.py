@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from datetime import UTC, datetime
@@ -17,22 +18,32 @@ from jobrunner.storage.nodes import NodeIdentity
 if TYPE_CHECKING:
     from jobrunner.storage.nodes import SeenNode
 
-_SAME_START_SECONDS = 0.02  # the kernel counts process starts in hundredths of a second
+_SAME_START_SECONDS = 30.0
+"""How far two readings of one process's start may differ.
+
+It is told relative to the boot, whose time moves by whole seconds whenever the wall clock is set. Too little here would
+declare a living process gone; too much only leaves one whose pid was reused within seconds to be found silent.
+"""
 
 
 def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
     """Return a new identity for this process: a UUID for each start of a node."""
-    process = psutil.Process()
     return NodeIdentity(
         id=str(uuid4()),
         hostname=socket.gethostname(),
-        pid=process.pid,
+        pid=os.getpid(),
         boot_id=boot_id(),
-        process_started_at=datetime.fromtimestamp(process.create_time(), UTC),
+        process_started_at=_started_at(os.getpid()),
         version=version(),
         max_concurrent=max_concurrent,
         allows_commands=allows_commands,
     )
+
+
+@functools.cache
+def _started_at(pid: int) -> datetime:
+    """Return when this process started: read once, so that all its nodes say the same."""
+    return datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
 
 
 def boot_id() -> str:
@@ -43,7 +54,7 @@ def boot_id() -> str:
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{kernel}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{kernel}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
 
@@ -59,7 +70,7 @@ def is_gone(node: SeenNode, here: NodeIdentity) -> bool:
         process = psutil.Process(node.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
-        return abs(process.create_time() - node.process_started_at.timestamp()) > _SAME_START_SECONDS
+        return bool(abs(process.create_time() - node.process_started_at.timestamp()) > _SAME_START_SECONDS)
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

@@ -8,6 +8,7 @@ claim is made to the moment its end is written; its size is what the slots are c
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class Node:
         clock: Clock,
         events: e.Events,
     ) -> None:
+        self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size)
         self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
         self.held: dict[ClaimKey, Attempt] = {}
@@ -71,6 +73,7 @@ class Node:
         self._events = events
         self._outage = Outage(clock, events)
         self._is_claiming = False
+        self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
         self._attempts: set[asyncio.Task[None]] = set()
         self._all_ended = asyncio.Event()
@@ -152,6 +155,7 @@ class Node:
 
         hooks = Hooks(
             held=lambda: set(self.held.copy()),
+            is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
@@ -170,8 +174,8 @@ class Node:
         )
 
     def wake(self) -> None:
-        """Tick as soon as possible: this process has changed something."""
-        self._ticker.wake()
+        """Tick as soon as possible: this process has changed something. May be called from any thread."""
+        self.loop.call_soon_threadsafe(self._ticker.wake)
 
     def _on_wakeup(self) -> None:
         self._ticker.wake_from_outside()
@@ -185,6 +189,21 @@ class Node:
             await self._clock.sleep(1.0)
             if self.held:
                 await self._stop_cancelled()
+                await self._show_progress()
+
+    async def _show_progress(self) -> None:
+        """Write the progress that handlers told of since the last time."""
+        told = [attempt for attempt in self.held.values() if attempt.context.latest_progress is not None]
+        if not told:
+            return
+        try:
+            async with self.db.write() as conn:
+                for attempt in told:
+                    progress, attempt.context.latest_progress = attempt.context.latest_progress, None
+                    if progress is not None:
+                        await runs.set_progress(conn, attempt.claim.run, progress)
+        except DatabaseError as error:
+            self._outage.failed(error)
 
     async def _stop_cancelled(self) -> None:
         try:
@@ -198,7 +217,8 @@ class Node:
                 self.held[key].stop(StopReason.CANCEL, "cancelled by an operator")
 
     def _free_slots(self) -> int:
-        return self._settings.max_concurrent - len(self.held) if self._is_claiming else 0
+        may_claim = self._is_claiming and not self._is_stopping and not self._heartbeat.is_fenced
+        return self._settings.max_concurrent - len(self.held) if may_claim else 0
 
     def _begin(self, claim: Claim) -> None:
         """Start the code of a claim."""
@@ -248,12 +268,16 @@ class Node:
         self._stop_attempts(StopReason.DRAIN, "the node could not renew its lease")
 
     def _on_lost(self) -> None:
-        self._run_service(self._rejoin())
+        if self._is_claiming and not self._is_stopping:
+            self._is_claiming = False
+            self._run_service(self._rejoin())
 
     async def _rejoin(self) -> None:
         """This node was declared lost: stop its runs, write nothing for them, and join anew under a new id."""
-        self._events.emit(e.Warned(f"this node, {self.identity.id[:8]}, was declared lost; it stops its runs and rejoins"))
-        self._is_claiming = False
+        self._events.emit(
+            e.Warned(f"this node, {self.identity.id[:8]}, was declared lost; it stops its runs and rejoins")
+        )
+        await self._ticker.at_rest()  # what is being claimed in the old name is stopped, too
         self._stop_attempts(StopReason.LOST, "the node was declared lost")
         await self._heartbeat.stop()
         self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
@@ -277,8 +301,12 @@ class Node:
         """Say whether nothing runs here, nothing could start, and no failed run waits to be tried again."""
         if self.held or self._outage.is_on:
             return False
-        async with self.db.peek() as conn:
-            return not await runs.has_work(conn, self.db.dialect, self._clock.now(), frozenset(self._handlers))
+        try:
+            async with self.db.peek() as conn:
+                return not await runs.has_work(conn, self.db.dialect, self._clock.now(), frozenset(self._handlers))
+        except DatabaseError as error:
+            self._outage.failed(error)
+            return False
 
     async def wait_idle(self) -> None:
         """Wait until `is_idle`."""
@@ -293,21 +321,22 @@ class Node:
 
     async def stop(self, drain_timeout: float) -> None:
         """Claim nothing more, let runs end for `drain_timeout` seconds, stop the rest and give them back, and leave."""
-        self._is_claiming = False
+        self._is_stopping = True
         self._events.emit(e.NodeDraining(self.identity.id, len(self.held), drain_timeout))
         await self._note_state("draining")
-        hurried = asyncio.ensure_future(self._hurried.wait())
-        await asyncio.wait({hurried, asyncio.ensure_future(self._wait_ended(drain_timeout))}, return_when="FIRST_COMPLETED")
-        hurried.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
+                await self._ticker.at_rest()  # what is being claimed now still runs here
+        await self._drain(drain_timeout)
         if self.held:
             self._stop_attempts(StopReason.DRAIN, "the node stops")
             await self._wait_ended(STOP_GRACE_SECONDS)
-        self.has_stuck_code = bool(self.held)
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
                 await self._recorder.drain()
         except TimeoutError:
             self._events.emit(e.Warned("the database is away; outcomes not written are settled at the next start"))
+        self.has_stuck_code = bool(self.held)
         await self._wakeups.stop()
         self._ticker.close()
         await self._heartbeat.stop()
@@ -317,6 +346,13 @@ class Node:
         await self._note_state("stopped")
         await self.db.close()
         self._events.emit(e.NodeStopped(self.identity.id, len(self.held)))
+
+    async def _drain(self, seconds: float) -> None:
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        drained = asyncio.ensure_future(self._wait_ended(seconds))
+        await asyncio.wait({hurried, drained}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        drained.cancel()
 
     def hurry(self) -> None:
         """Cut the drain short."""

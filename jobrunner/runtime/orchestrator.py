@@ -1,4 +1,4 @@
-"""`WorkerOrchestrator`: what a program uses. Workers are registered on it; it runs them as a node, and triggers them."""
+"""`WorkerOrchestrator`: what a program uses. Workers are registered on it; it runs and triggers them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import weakref
 from dataclasses import fields as dataclass_fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.config import Settings
-from jobrunner.errors import InvalidSetting, InvalidWorker, JobrunnerError, Refused
+from jobrunner.errors import InvalidSetting, InvalidWorker, Refused
 from jobrunner.model.worker import Dependency, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
-from jobrunner.runtime.outage import Outage
 from jobrunner.storage import enqueue, operations, schema, status, wakeups
 from jobrunner.storage.callers import callers_connection
 from jobrunner.storage.database import Database
@@ -28,7 +28,7 @@ from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable
     from datetime import datetime
 
     from jobrunner.runtime.clock import Clock
@@ -148,7 +148,9 @@ class WorkerOrchestrator:
                 raise InvalidWorker(name, f"is registered already{where}, as {known.label}; choose another name")
 
     def _same_database(self, other: WorkerOrchestrator) -> bool:
-        return self.settings.database_url == other.settings.database_url and self.settings.schema == other.settings.schema
+        return (
+            self.settings.database_url == other.settings.database_url and self.settings.schema == other.settings.schema
+        )
 
     async def start(self) -> None:
         """Register all workers, join, and tick; returns once the node ticks.
@@ -229,10 +231,11 @@ class WorkerOrchestrator:
             if not stopping.done():
                 node.hurry()
             await stopping
+            crash = node.crashed.exception() if node.crashed is not None and node.crashed.done() else None
             if node.has_stuck_code:
-                _leave()
-            if node.crashed is not None and node.crashed.done():
-                node.crashed.result()
+                _leave(crash)
+            if crash is not None:
+                raise crash
 
     async def trigger_worker(
         self,
@@ -288,7 +291,16 @@ class WorkerOrchestrator:
 
     def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
         """Do `trigger_worker` from code that has no event loop; options as there."""
-        return _run_sync(self.trigger_worker(name, payload, **options))
+        return self._run_sync(self.trigger_worker(name, payload, **options))
+
+    def _run_sync(self, work: Coroutine[Any, Any, int]) -> int:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            work.close()
+            raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
+        if self._node is not None:  # we are in another thread, a handler's perhaps
+            return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
+        return asyncio.run(work)
 
     def _request(
         self,
@@ -299,7 +311,7 @@ class WorkerOrchestrator:
         key: str | None,
         key_scope: str,
         priority: int | str | None,
-        force: bool,  # noqa: FBT001 - passed on from a keyword
+        force: bool,
     ) -> enqueue.Request:
         if payload is not None:
             definitions.check_payload(payload)
@@ -317,8 +329,8 @@ class WorkerOrchestrator:
 
     @contextlib.asynccontextmanager
     async def _database(self) -> Any:
-        """The running node's database, or one opened for this use."""
-        if self._node is not None:
+        """The running node's database, or (also in an event loop other than the node's) one opened for this use."""
+        if self._node is not None and self._node.loop is asyncio.get_running_loop():
             yield self._node.db
             return
         db = self._open_database(1)
@@ -387,15 +399,6 @@ async def _prepare(db: Database, *, is_migrating: bool) -> None:
     await schema.require_current(db)
 
 
-def _run_sync(work: Coroutine[Any, Any, int]) -> int:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    work.close()
-    raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
-
-
 async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
 
@@ -430,11 +433,11 @@ def _signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
             loop.remove_signal_handler(number)
 
 
-def _leave() -> None:
+def _leave(crash: BaseException | None) -> None:
     """End the process although code is still running in it: nothing else ends a thread."""
+    if crash is not None:
+        traceback.print_exception(crash)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
-
-
+    os._exit(0 if crash is None else 1)

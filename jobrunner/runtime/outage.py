@@ -46,7 +46,7 @@ class Outage:
 
     async def pause(self, failures: int) -> None:
         """Wait before the next try: longer after each failure, moved at random so that nodes do not return at once."""
-        jitter = random.uniform(-0.1, 0.1)
+        jitter = random.uniform(-0.1, 0.1)  # noqa: S311 - spreads load, guards nothing
         await self._clock.sleep(retry_delay(failures, FIRST_PAUSE_SECONDS, 2.0, LONGEST_PAUSE_SECONDS, jitter))
 
     async def until_it_works(self, use: Callable[[], Awaitable[T]]) -> T:

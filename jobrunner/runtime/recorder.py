@@ -1,7 +1,7 @@
 """The recorder: writes the outcomes of ended attempts, all that wait at that moment in one transaction.
 
 There is no delay that waits for more: while one batch is being written the next one gathers, so batches grow with load.
-An outcome is held until its write is answered. While the database is away the recorder tries again with backoff, and
+An outcome is held until its write is answered. While the database is away the recorder tries again with backoff and
 tells of the outage once. Only when an end is written, or refused because the claim was no longer ours, is the slot free.
 """
 

@@ -51,6 +51,17 @@ class Ticker:
         self.last_tick_at: datetime | None = None
         self.ticks = 0
         self.found_nothing = asyncio.Event()
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+
+    @property
+    def is_ticking(self) -> bool:
+        """Say whether a pass is under way, and with it perhaps a claim that nobody knows of yet."""
+        return not self._at_rest.is_set()
+
+    async def at_rest(self) -> None:
+        """Wait for the end of the pass that is under way, if there is one."""
+        await self._at_rest.wait()
 
     def claim_as(self, claimer: Claimer) -> None:
         """Claim in another name from now on."""
@@ -85,10 +96,17 @@ class Ticker:
             failures = 0
             self._outage.worked()
             if pause > 0:
-                await self._sleep(pause)
+                await self._clock.wait(self._woken, pause)
 
     async def tick(self) -> float:
         """Do one pass; return for how many seconds there is nothing to do."""
+        self._at_rest.clear()
+        try:
+            return await self._pass()
+        finally:
+            self._at_rest.set()
+
+    async def _pass(self) -> float:
         free = self._free_slots()
         self.ticks += 1
         if free <= 0:
@@ -106,14 +124,7 @@ class Ticker:
         if claimed.next_due_at is None:
             return self._tick_interval
         until = (claimed.next_due_at - self._clock.now()).total_seconds()
-        return min(max(until, 0.0005), self._tick_interval)
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
+        return min(until, self._tick_interval)
 
     def close(self) -> None:
         """Forget a planned second look."""

@@ -8,7 +8,9 @@ On SQLite the writers of one process queue for its one write connection, in orde
 the file's lock. Readers never wait for writers, nor writers for readers (WAL).
 
 Errors of the connection arrive as `DatabaseError`, those that may go away by themselves as `DatabaseUnavailable`;
-errors of the statement (constraints, bad SQL) arrive as SQLAlchemy raises them. A database serves one event loop.
+errors of the statement (constraints, bad SQL) arrive as SQLAlchemy raises them. Whoever catches one inside the block
+must have set a savepoint (`conn.begin_nested()`): else PostgreSQL would turn the commit into a rollback without a word,
+so that on both databases such a commit is refused aloud. A database serves one event loop.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import re
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobrunner.errors import InvalidSetting
-from jobrunner.storage.engine import Options, open_engines, parse_url, shown
+from jobrunner.errors import InvalidSetting, JobrunnerError
+from jobrunner.storage.engine import FAILED, Options, open_engines, parse_url, shown
 from jobrunner.storage.postgres_driver import POOLER_TRANSACTION
 from jobrunner.storage.tables import SCHEMA_TOKEN
 
@@ -139,7 +141,10 @@ class Database:
         try:
             yield conn
         finally:
-            await _to_the_end(conn.close())
+            if self.pooler:
+                await _to_the_end(conn.close())  # there it ends a transaction
+            else:
+                await conn.close()  # nothing to wait for, so nothing to cancel
 
     async def close(self) -> None:
         """Close all connections; call it when nothing uses the database any more."""
@@ -153,6 +158,7 @@ class Database:
         conn = await self._connect(engine)
         try:
             await conn.begin()
+            conn.sync_connection.info.pop(FAILED, None)  # type: ignore[union-attr]  # it has one: it is open
             yield conn
         except BaseException:
             await _to_the_end(conn.close())
@@ -160,7 +166,18 @@ class Database:
         await _to_the_end(_commit(conn))
 
     async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        try:
+            return await self._connection_of(engine)
+        except Exception as exc:
+            failure = None if isinstance(exc, JobrunnerError) else self.dialect.failure(exc, self.shown_url)
+            if failure is None:
+                raise
+            raise failure from exc
+
+    async def _connection_of(self, engine: AsyncEngine) -> AsyncConnection:
         """Take a connection from the pool; if we are cancelled while it opens, it goes there once it is open."""
+        if engine.sync_engine.pool.checkedin():  # type: ignore[attr-defined]  # a queue pool
+            return await engine.connect()
         opening = asyncio.ensure_future(engine.connect().start())
         try:
             return await asyncio.shield(opening)
@@ -173,6 +190,8 @@ class Database:
 
 async def _commit(conn: AsyncConnection) -> None:
     try:
+        if not conn.invalidated and conn.sync_connection.info.pop(FAILED, False):  # type: ignore[union-attr]
+            raise RuntimeError("nothing was written: a statement failed and its error was caught without a savepoint")
         await conn.commit()
     finally:
         await conn.close()

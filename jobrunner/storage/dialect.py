@@ -33,6 +33,9 @@ _PRUNE_LOCK = _MIGRATION_LOCK + 1
 class Dialect(Protocol):
     """What storage asks of the database at hand."""
 
+    def __hash__(self) -> int:
+        """Statements are built once for each database and kept by it."""
+
     name: str
     explain_prefix: str
     """What to write before a SELECT to see its plan."""

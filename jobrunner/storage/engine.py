@@ -35,6 +35,8 @@ _DRIVERS = {
 _EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
 _BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
 _SQLITE_READERS = 5
+FAILED = "jobrunner_failed"
+"""Set in a connection's `info` when a statement failed outside any savepoint: its transaction must not commit."""
 
 
 def parse_url(raw: str) -> sa.URL:
@@ -56,7 +58,7 @@ def parse_url(raw: str) -> sa.URL:
 
 def _checked_sqlite(url: sa.URL) -> sa.URL:
     if url.host or url.username or url.port:
-        raise InvalidDatabaseUrl("an SQLite URL has three slashes before the file name: sqlite:///jobrunner.db")
+        raise InvalidDatabaseUrl("an SQLite URL has three slashes before the file: write sqlite:///jobrunner.db")
     if not url.database or ":memory:" in url.database or url.database.startswith("file:"):
         raise InvalidDatabaseUrl("SQLite needs a file, not memory or a file: URI: write sqlite:///jobrunner.db")
     if url.query:
@@ -82,7 +84,7 @@ def shown(url: sa.URL) -> str:
     """The URL as people may see it: without driver, password hidden."""
     query = {key: "***" if "password" in key else value for key, value in url.query.items()}
     plain = url.set(drivername=url.get_backend_name(), query=query)
-    return plain.render_as_string(hide_password=True)
+    return plain.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,9 @@ def _refuse_closed(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
 def _translate(dialect: Dialect, where: str, context: sa.engine.ExceptionContext) -> None:
     """Raise our error where the database is at fault; leave SQLAlchemy's where the statement is."""
     original = context.original_exception
+    connection = context.connection
+    if connection is not None and not connection.invalidated and not connection.in_nested_transaction():
+        connection.info[FAILED] = True
     if dialect.is_disconnect(original):
         context.is_disconnect = True
     failure = dialect.failure(original, where)

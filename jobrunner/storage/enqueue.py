@@ -6,7 +6,6 @@ A `key` is unique among the worker's runs that have not started (scope `waiting`
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from jobrunner.errors import Refused, WorkerNotFound
 from jobrunner.storage import tables as t
 from jobrunner.storage.rows import to_json
+from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import Json, UtcDateTime
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Request:
     replay_of: int | None = None
 
 
-@functools.cache
+@built_once
 def insert_statement(dialect: Dialect) -> Any:
     """Build the INSERT ... SELECT that adds one run with its worker's defaults; no row for an unknown worker."""
     w, r = t.workers, t.runs
@@ -130,7 +130,7 @@ async def enqueue_many(
     return run_ids
 
 
-@functools.cache
+@built_once
 def _insert_many(dialect: Dialect) -> Any:
     w, r = t.workers, t.runs
     given = dialect.rows(

@@ -97,7 +97,7 @@ def statements(dialect: Dialect) -> _Statements:
         .where(s.c.worker.in_(sa.select(given.c.name)))
     )
     claim = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
-    owned = sa.select(r.c.id, r.c.cancel_requested_at).select_from(claim.join(r, sa.and_(r.c.id == claim.c.id, r.c.fence == claim.c.fence)))
+    owned = sa.select(r.c.id, r.c.fence, r.c.cancel_requested_at).select_from(claim.join(r, sa.and_(r.c.id == claim.c.id, r.c.fence == claim.c.fence)))
     ended = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
     delete = (
         sa.delete(r)
@@ -129,7 +129,7 @@ def statements(dialect: Dialect) -> _Statements:
         .returning(r.c.id)
     )
     gone = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
-    settled = sa.select(h.c.run_id, h.c.outcome).select_from(
+    settled = sa.select(h.c.run_id, h.c.fence, h.c.outcome).select_from(
         gone.join(h, sa.and_(h.c.run_id == gone.c.id, h.c.fence == gone.c.fence))
     )
     dead = dialect.rows("claims", id=sa.BigInteger())
@@ -185,15 +185,16 @@ async def finish_within(
     current = {config.name: config for config in (config_of(row[:split]) for row in rows)}
     states = {state.worker: state for state in (state_of(row[split:]) for row in rows)}
     claims = to_json({"id": item.run.id, "fence": item.run.fence} for item in ended)
-    owned = {row.id: row.cancel_requested_at for row in await conn.execute(prepared.owned, {"claims": claims})}
+    rows = (await conn.execute(prepared.owned, {"claims": claims})).all()
+    owned = {(row.id, row.fence): row.cancel_requested_at for row in rows}
     batch = _Batch()
     stale = []
     for item in sorted(ended, key=lambda item: item.run.id):
         name = item.run.worker
-        if item.run.id not in owned or name not in states:
+        if item.run.claim_key not in owned or name not in states:
             stale.append(item)
             continue
-        item = _as_stored(item, owned[item.run.id])
+        item = _as_stored(item, owned[item.run.claim_key])
         _decide(batch, item, current[name], states, draw())
     await _write(conn, dialect, batch)
     lost = await _not_settled(conn, dialect, stale)
@@ -306,5 +307,6 @@ async def _not_settled(conn: AsyncConnection, dialect: Dialect, stale: Sequence[
     if not stale:
         return []
     claims = to_json({"id": item.run.id, "fence": item.run.fence} for item in stale)
-    ours = {(row.run_id, row.outcome) for row in await conn.execute(statements(dialect).settled, {"claims": claims})}
-    return [item.run for item in stale if (item.run.id, str(item.outcome.kind)) not in ours]
+    rows = await conn.execute(statements(dialect).settled, {"claims": claims})
+    ours = {((row.run_id, row.fence), row.outcome) for row in rows}
+    return [item.run for item in stale if (item.run.claim_key, str(item.outcome.kind)) not in ours]

@@ -141,6 +141,8 @@ async def unset_values(db: Database, name: str, fields: Sequence[str], now: date
 
 
 def _check_fields(name: str, values: Mapping[str, Any]) -> None:
+    if values.get("interval_seconds") is not None and values.get("cron") is not None:
+        raise InvalidWorker(name, "is given both interval_seconds and cron; keep one")
     for field in values:
         if field not in definitions.OVERRIDABLE:
             raise InvalidWorker(name, f"{field!r} cannot be set; these can: {', '.join(definitions.OVERRIDABLE)}")

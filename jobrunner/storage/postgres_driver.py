@@ -45,6 +45,7 @@ async def connect(url: sa.URL, *, pooler: str | None = None) -> Any:
     settings |= {key: str(value) for key, value in url.query.items() if key in settings}
     connection = await asyncpg.connect(
         _dsn(url),
+        password=url.password,  # a URL without a user name does not show it
         timeout=CONNECT_TIMEOUT_SECONDS,
         statement_cache_size=0 if pooler == POOLER_TRANSACTION else 100,
         server_settings=settings,

@@ -51,6 +51,11 @@ def _extracted(row: sa.ColumnElement[Any], name: str, kind: sa.types.TypeEngine[
     return sa.type_coerce(value, kind)
 
 
+def _levels(priorities: Sequence[int]) -> sa.FromClause:
+    """The priorities as a row set; not VALUES, which SQLAlchemy compiles anew at each execution."""
+    return sa.union_all(*(sa.select(sa.literal_column(str(p)).label("p")) for p in priorities)).subquery("levels")
+
+
 class SqliteRows:
     """`json_each`, and a correlated IN with a LIMIT where PostgreSQL has LATERAL."""
 
@@ -65,7 +70,7 @@ class SqliteRows:
     ) -> sa.Select[Any]:
         """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
         names = self.rows(parameter, name=sa.Text())
-        levels = sa.union_all(*(sa.select(sa.literal_column(str(p)).label("p")) for p in priorities)).subquery()
+        levels = _levels(priorities)
         inner = t.runs.alias("inner_runs")
         first = (
             sa.select(inner.c.id)
@@ -95,7 +100,7 @@ class PostgresRows:
     ) -> sa.Select[Any]:
         """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
         names = self.rows(parameter, name=sa.Text())
-        levels = sa.values(sa.column("p", sa.Integer), name=f"{parameter}_levels").data([(p,) for p in priorities])
+        levels = _levels(priorities)
         inner = t.runs.alias("inner_runs")
         first = (
             sa.select(*(inner.c[column.name] for column in columns))

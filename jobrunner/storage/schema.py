@@ -29,7 +29,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing
+from jobrunner.errors import DatabaseError, InvalidSetting, SchemaAhead, SchemaBehind, SchemaMissing
 from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect
 from jobrunner.storage.tables import audit_log, metadata
@@ -243,6 +243,7 @@ def _migrate_in_own_loop(
 
 
 async def _migrate(db: Database, direction: _Direction, revision: str, actor: str) -> tuple[SchemaStatus, SchemaStatus]:
+    _refuse_unknown(revision)
     try:
         if direction == "upgrade" and isinstance(db.dialect, SqliteDialect):
             db.dialect.create_file()
@@ -258,6 +259,12 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
             return before, after
     finally:
         await db.close()
+
+
+def _refuse_unknown(revision: str) -> None:
+    known = sorted(_known_revisions()[1])
+    if revision not in {"head", "base", *known}:
+        raise InvalidSetting(f"there is no schema revision {revision!r}; there are base, {', '.join(known)} and head")
 
 
 def _run_alembic(connection: sa.Connection, direction: _Direction, revision: str, schema: str | None) -> None:

@@ -1,7 +1,8 @@
 """SQLite behind asyncio: aiosqlite's thread, visited once per statement instead of four times.
 
 aiosqlite crosses to its thread for cursor, execute, fetchall and close each; here one visit does all of it and always
-reads the rows to the end, so that no statement is left open at COMMIT. (Figures: `scripts/bench`.)
+reads the rows to the end, so that no statement is left open at COMMIT. Measured through SQLAlchemy on a small virtual
+machine: 0.13 ms a statement instead of 0.26 ms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import aiosqlite
 from jobrunner.storage.dialect import BUSY_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -84,7 +85,7 @@ class Connection(aiosqlite.Connection):
         self.stopping = super().stop()
         return self.stopping
 
-    def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy enters it as it does aiosqlite's
+    def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy asks no more of it than ours gives
         """A cursor that visits the thread once per statement."""
         return Cursor(self)
 
@@ -118,6 +119,9 @@ class Cursor:
         self.rowcount = -1
         self.lastrowid: int | None = None
         self.arraysize = 1
+
+    def __await__(self) -> Generator[Any, None, Cursor]:  # SQLAlchemy 2.0 awaits it, 2.1 enters it
+        return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Cursor:
         return self

@@ -84,7 +84,7 @@ async def read_runs(conn: AsyncConnection, *, worker: str | None = None, limit: 
     return rows
 
 
-async def read_worker(conn: AsyncConnection, dialect: Dialect, name: str) -> dict[str, Any]:
+async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:
     """Return all there is about one worker: its `worker_status` row, definition, overrides, edges and nodes.
 
     Raises:
@@ -104,6 +104,19 @@ async def read_worker(conn: AsyncConnection, dialect: Dialect, name: str) -> dic
     nodes = sa.select(h.c.node_id).join(n, n.c.id == h.c.node_id).where(h.c.worker == name, n.c.state == "active")
     found["nodes"] = list((await conn.execute(nodes.order_by(h.c.node_id))).scalars())
     return found
+
+
+async def require_trace(conn: AsyncConnection, name: str) -> None:
+    """Return if there is a worker of that name, or was one that left history or dead letters behind.
+
+    Raises:
+        WorkerNotFound: there is no trace of it.
+    """
+    w, h, d = t.workers, t.run_history, t.dead_letters
+    for column in (w.c.name, h.c.worker, d.c.worker):
+        if (await conn.execute(sa.select(column).where(column == name).limit(1))).first() is not None:
+            return
+    raise WorkerNotFound(name)
 
 
 async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:
@@ -151,3 +164,8 @@ async def read_upcoming(
         return (row.due_at is None, row.due_at, row.worker)
 
     return first_of(heapq.merge(firings(workers, now, until), waiting, key=key), limit)
+
+
+async def is_live(conn: AsyncConnection, run_id: int) -> bool:
+    """Say whether the run waits or runs."""
+    return (await conn.execute(sa.select(t.runs.c.id).where(t.runs.c.id == run_id))).first() is not None

@@ -127,8 +127,7 @@ class SqliteWakeups:
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != seen:  # the first answer wakes, too: something may have changed while nobody watched
                 seen = version
-                if not _call(loop, callback):
-                    return
+                self._is_stopping = self._is_stopping or not _call(loop, callback)
             time.sleep(self._poll_seconds)  # cheaper than waiting for an Event, and as prompt
 
 

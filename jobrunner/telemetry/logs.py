@@ -12,30 +12,38 @@ logger = logging.getLogger("jobrunner")
 
 def log_event(event: e.Event) -> None:
     """Write the line of `event`."""
+    if isinstance(event, e.RunEnded):
+        _log_end(event)
+    else:
+        level, line = _line(event)
+        logger.log(level, "%s", line)
+
+
+def _line(event: e.Event) -> tuple[int, str]:  # noqa: C901 - one case an event, each a line
     match event:
         case e.RunStarted(run):
-            logger.debug("%s: run %d started, attempt %d", run.worker, run.id, run.attempt)
-        case e.RunEnded():
-            _log_end(event)
+            return logging.DEBUG, f"{run.worker}: run {run.id} started, attempt {run.attempt}"
         case e.RunTakenAway(run):
-            logger.warning("%s: run %d was taken away meanwhile; its outcome here is not written", run.worker, run.id)
+            return logging.WARNING, f"{run.worker}: run {run.id} was taken away; its outcome here is not written"
         case e.CircuitOpened(state):
-            logger.error("%s: disabled: %s", state.worker, state.disabled_reason)
+            return logging.ERROR, f"{state.worker}: disabled: {state.disabled_reason}"
         case e.NodeStarted(node_id, workers, database):
-            logger.info("node %s runs %d workers on %s", node_id[:8], workers, database)
+            return logging.INFO, f"node {node_id[:8]} runs {workers} workers on {database}"
         case e.NodeDraining(node_id, running, seconds):
-            logger.info("node %s drains: %d running, at most %g s", node_id[:8], running, seconds)
+            return logging.INFO, f"node {node_id[:8]} drains: {running} running, at most {seconds:g} s"
         case e.NodeStopped(node_id, left_behind):
             said = f"; {left_behind} runs had not ended" if left_behind else ""
-            logger.info("node %s stopped%s", node_id[:8], said)
+            return logging.INFO, f"node {node_id[:8]} stopped{said}"
         case e.DatabaseLost(error):
-            logger.error("the database is away; running work goes on, outcomes are kept: %s", error)
+            return logging.ERROR, f"the database is away; running work goes on, outcomes are kept: {error}"
         case e.DatabaseBack(seconds):
-            logger.info("the database is back after %.1f s", seconds)
+            return logging.INFO, f"the database is back after {seconds:.1f} s"
         case e.NodeLost(node_id, reason):
-            logger.warning("node %s is lost (%s); its runs are rescued", node_id[:8], reason)
+            return logging.WARNING, f"node {node_id[:8]} is lost ({reason}); its runs are rescued"
         case e.Warned(message):
-            logger.warning("%s", message)
+            return logging.WARNING, message
+        case _:
+            return logging.DEBUG, repr(event)
 
 
 def _log_end(event: e.RunEnded) -> None:

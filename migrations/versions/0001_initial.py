@@ -26,13 +26,12 @@ _TIME_SHAPE = (
 _TRIGGERS = "trigger IN ('schedule', 'manual', 'continuous', 'replay')"
 _MAX_PAYLOAD_BYTES = 1024 * 1024
 # Queues and counters: vacuum them early and at full speed, or their dead rows slow every tick down.
-_BUSY_TABLE = {
-    "autovacuum_vacuum_scale_factor": 0.01,
-    "autovacuum_vacuum_threshold": 500,
-    "autovacuum_analyze_scale_factor": 0.05,
-    "autovacuum_analyze_threshold": 500,
-    "autovacuum_vacuum_cost_delay": 0,
-}
+_BUSY_TABLES = {"worker_state": 70, "runs": 85, "nodes": 70}
+"""Fill factor in percent: room for a row's next version on its page."""
+_VACUUM = (
+    "autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0,"
+    " autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 500"
+)
 
 
 def upgrade() -> None:
@@ -47,6 +46,8 @@ def upgrade() -> None:
     if _is_sqlite():
         _create_sqlite_triggers()
     else:
+        for table, fill_factor in _BUSY_TABLES.items():
+            op.execute(f"ALTER TABLE {_p()}{table} SET (fillfactor = {fill_factor}, {_VACUUM})")
         _create_postgres_triggers()
     _create_views()
 
@@ -277,7 +278,6 @@ def _create_worker_state() -> None:
             "last_run_at",
             "last_success_at",
         ),
-        postgresql_with={"fillfactor": 70, **_BUSY_TABLE},
     )
     _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")
     _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
@@ -330,7 +330,6 @@ def _create_runs() -> None:
             "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
         ),
         sqlite_autoincrement=True,
-        postgresql_with={"fillfactor": 85, **_BUSY_TABLE},
     )
     _index("ix_runs_pending", "runs", "worker", "priority", "due_at", "id", where="state = 'pending'")
     _index("ix_runs_due_at", "runs", "due_at", where="state = 'pending'")
@@ -449,7 +448,6 @@ def _create_nodes() -> None:
         _primary_key("nodes", "id"),
         _check("nodes", "state", "state IN ('active', 'draining', 'stopped', 'lost')"),
         *_time_shapes("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
-        postgresql_with={"fillfactor": 70, **_BUSY_TABLE},
     )
     _index("ix_nodes_state", "nodes", "state")
     _table(

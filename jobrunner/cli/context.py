@@ -1,0 +1,136 @@
+"""From the command line's options to an open database: the settings, the checks of the schema, the event loop.
+
+The options that many commands share are here, each with its name and help written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import socket
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from jobrunner.config import Settings
+from jobrunner.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from datetime import datetime
+    from typing import Any
+
+    from jobrunner.storage.database import Database
+
+T = TypeVar("T")
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", metavar="URL", help="The database; else JOBRUNNER_DATABASE_URL."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, with the names of the columns, for programs.")]
+Actor = Annotated[
+    str | None, typer.Option("--actor", metavar="NAME", help="Who does it, for the audit log; else user@host.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Show at most so many rows.")]
+WorkerName = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.", show_default=False)]
+WorkerFilter = Annotated[str | None, typer.Option("--worker", metavar="WORKER", help="Of this worker only.")]
+LARGEST_ID = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The options given before the command."""
+
+    database_url: str | None = None
+
+
+class Access(Enum):
+    """What a command does to the database, and so what it may do to its schema first."""
+
+    ANY = "any"  # looks at the schema itself
+    READ = "read"  # never writes: a schema that is not current is refused
+    WRITE = "write"  # an SQLite file that is behind is upgraded by itself, a missing one is not made
+    CREATE = "create"  # an SQLite file is made, too
+
+
+def load_settings(ctx: typer.Context, database_url: str | None = None, **explicit: Any) -> Settings:
+    """Read the settings: those of the command line, then the environment's, then the defaults."""
+    root = ctx.find_root().obj
+    before = root.database_url if isinstance(root, Root) else None
+    return Settings.load(os.environ, database_url=database_url or before, **explicit)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end: the only place that starts an event loop."""
+    return asyncio.run(work)
+
+
+def with_database(
+    ctx: typer.Context,
+    database_url: str | None,
+    work: Callable[[Database], Awaitable[T]],
+    access: Access = Access.READ,
+) -> T:
+    """Open the database of the settings, check its schema, do `work`, close it."""
+    return run_async(_with_database(load_settings(ctx, database_url), work, access))
+
+
+async def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]], access: Access) -> T:
+    db = open_database(settings)
+    try:
+        await _prepare(db, access)
+        return await work(db)
+    finally:
+        await db.close()
+
+
+def open_database(settings: Settings) -> Database:
+    """Prepare to use the database of the settings; nothing is opened yet."""
+    from jobrunner.storage.database import Database  # noqa: PLC0415 - `--help` must not wait for it
+
+    return Database.open(
+        settings.database_url,
+        schema=settings.schema,
+        sqlite_synchronous=settings.sqlite_synchronous,
+        pooler=settings.pooler,
+        pool_size=settings.pool_size,
+    )
+
+
+async def _prepare(db: Database, access: Access) -> None:
+    from jobrunner.storage import schema  # noqa: PLC0415 - `--help` must not wait for it
+
+    if access is Access.ANY:
+        return
+    if db.is_sqlite and access is not Access.READ:
+        state = (await schema.status(db)).state
+        may_create = access is Access.CREATE and state is schema.SchemaState.MISSING
+        if may_create or state is schema.SchemaState.BEHIND:
+            await schema.upgrade(db)
+            return
+    await schema.require_current(db)
+
+
+def now() -> datetime:
+    """Return the time, UTC."""
+    from jobrunner.runtime.clock import SystemClock  # noqa: PLC0415 - `--help` must not wait for it
+
+    return SystemClock().now()
+
+
+def actor_of(given: str | None) -> str:
+    """Return who acts: as given, else `user@host`."""
+    if given is not None:
+        name = given.strip()
+        if not name or not name.isprintable() or len(name) > 200:
+            raise InvalidSetting("--actor must be 1 to 200 printable characters")
+        return name
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # no name for this user id, as in many containers
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,123 @@
+"""`jobrunner db`: the schema, and pruning."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
+from jobrunner.cli.output import note, say, show_json
+from jobrunner.errors import SchemaError
+from jobrunner.storage import schema
+from jobrunner.storage.retention import prune as prune_old
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from jobrunner.storage.database import Database
+
+app = typer.Typer(rich_markup_mode=None, help="Upgrade and check the schema, and prune what is old.")
+
+
+@app.command("upgrade")
+def upgrade(
+    ctx: typer.Context,
+    revision: Annotated[str, typer.Argument(metavar="[REVISION]", help="Up to this revision.")] = "head",
+    actor: Actor = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Create the schema, or bring it up to date; safe to run anywhere at any time."""
+    who = context.actor_of(actor)
+    before, after = _without_check(ctx, database_url, lambda db: schema.upgrade(db, revision, actor=who))
+    if before == after:
+        say(f"the schema is at {_shown(after)} already")
+    else:
+        say(f"upgraded the schema from {_shown(before)} to {_shown(after)}")
+
+
+@app.command("downgrade")
+def downgrade(
+    ctx: typer.Context,
+    revision: Annotated[
+        str,
+        typer.Argument(metavar="REVISION", help="Back to this revision; base removes everything.", show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    actor: Actor = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Take the schema back to an older revision; what only newer ones can hold is lost."""
+    who = context.actor_of(actor)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Take the schema back to {revision}? What newer revisions hold is lost", abort=True)
+    before, after = _without_check(ctx, database_url, lambda db: schema.downgrade(db, revision, actor=who))
+    say(f"took the schema back from {_shown(before)} to {_shown(after)}")
+
+
+@app.command("current")
+def current(ctx: typer.Context, as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
+    """Show the schema's revision and whether this jobrunner can use it; exit 4 if it cannot."""
+    found = _without_check(ctx, database_url, schema.status)
+    if as_json:
+        show_json({"state": str(found.state), "current": found.current, "head": found.head})
+    else:
+        say(f"{found.current or 'none'} ({found.state}; this version needs {found.head})")
+    if found.state is not schema.SchemaState.CURRENT:
+        raise typer.Exit(SchemaError.exit_code)
+
+
+@app.command("check")
+def check(ctx: typer.Context, as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
+    """Compare the database with what this jobrunner expects; exit 1 if they differ."""
+    differences = context.with_database(ctx, database_url, schema.check)
+    if as_json:
+        show_json([{"difference": line} for line in differences])
+    else:
+        for line in differences or ["the database is as expected"]:
+            say(line)
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command("prune")
+def prune(
+    ctx: typer.Context,
+    history_days: Annotated[
+        float | None, typer.Option(min=0, help="Keep history so long; else JOBRUNNER_HISTORY_DAYS, 30.")
+    ] = None,
+    failure_days: Annotated[
+        float | None,
+        typer.Option(min=0, help="Keep failures and resolved dead letters so long; else JOBRUNNER_FAILURE_DAYS, 90."),
+    ] = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Delete what is older than it is to be kept; open dead letters and live runs are never touched."""
+    settings = context.load_settings(ctx, database_url, history_days=history_days, failure_days=failure_days)
+
+    async def work(db: Database) -> dict[str, Any]:
+        pruned = await prune_old(db, context.now(), settings.history_days, settings.failure_days)
+        return dataclasses.asdict(pruned)
+
+    pruned = context.with_database(ctx, database_url, work, Access.WRITE)
+    is_complete = pruned["is_complete"]
+    if as_json:
+        show_json(pruned)
+    else:
+        counts = (f"{count} of {table}" for table, count in pruned.items() if table != "is_complete")
+        say(f"deleted {', '.join(counts)}")
+    if not is_complete:
+        note("another process is pruning, so this one has stopped")
+
+
+def _without_check(ctx: typer.Context, database_url: str | None, work: Callable[[Database], Awaitable[Any]]) -> Any:
+    """Use the database whatever the state of its schema."""
+    return context.with_database(ctx, database_url, work, Access.ANY)
+
+
+def _shown(status: schema.SchemaStatus) -> str:
+    return status.current or "nothing"

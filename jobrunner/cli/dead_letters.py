@@ -1,0 +1,152 @@
+"""`jobrunner dead-letters`: the runs whose attempts are used up."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
+from jobrunner.cli.inputs import read_payload
+from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time
+from jobrunner.errors import UsageError
+from jobrunner.policy.durations import parse_time
+from jobrunner.storage import dead_letters as letters
+from jobrunner.storage.status import require_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jobrunner.storage.database import Database
+
+app = typer.Typer(rich_markup_mode=None, help="List, show, replay and discard the runs whose attempts are used up.")
+_STATUSES = ("open", "replayed", "discarded")
+
+LetterId = Annotated[
+    int, typer.Argument(metavar="LETTER", help="The letter's id.", min=1, max=LARGEST_ID, show_default=False)
+]
+LetterIds = Annotated[
+    list[int] | None, typer.Argument(metavar="[LETTER]...", help="Ids of letters.", min=1, max=LARGEST_ID)
+]
+AllOf = Annotated[str | None, typer.Option("--worker", metavar="WORKER", help="All open letters of this worker.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show which letters it would be.")]
+
+
+@app.command("list")
+def list_letters(
+    ctx: typer.Context,
+    worker: WorkerFilter = None,
+    status: Annotated[str, typer.Option(metavar="STATUS", help=f"One of {', '.join(_STATUSES)}.")] = "open",
+    is_all: Annotated[bool, typer.Option("--all", help="Of every status.")] = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List the dead letters, the newest first: the open ones."""
+    if status not in _STATUSES:
+        raise UsageError(f"--status: {status!r} is none of {', '.join(_STATUSES)}")
+    wanted = None if is_all else status
+
+    async def read(db: Database) -> list[dict[str, Any]]:
+        async with db.read() as conn:
+            if worker is not None:
+                await require_trace(conn, worker)
+            return await letters.list_letters(conn, worker=worker, status=wanted, limit=limit)
+
+    rows = context.with_database(ctx, database_url, read)
+    shown = [
+        *columns("id", "worker", "run_id", "attempts", "died_at", "status", "replay_run_id", run_id="run"),
+        Column("error", "error", _error),
+        *columns("payload"),
+    ]
+    show_rows(rows, shown, as_json=as_json, empty="no dead letters" if is_all else f"no {status} dead letters")
+    if len(rows) == limit and not as_json:
+        note(f"the newest {limit}; --limit shows more")
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    return f"{row['error_type']}: {row['error']}" if row["error_type"] else row["error"] or ""
+
+
+@app.command("show")
+def show(ctx: typer.Context, letter: LetterId, as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
+    """Show one dead letter: its payload, and the error of every attempt."""
+
+    async def read(db: Database) -> dict[str, Any]:
+        async with db.read() as conn:
+            return await letters.read_letter(conn, letter)
+
+    found = context.with_database(ctx, database_url, read)
+    show_one(found if as_json else {key: value for key, value in found.items() if key != "errors"}, as_json=as_json)
+    if not as_json:
+        say("\nattempts:")
+        finished = Column("finished_at", "finished at", lambda row: show_time(parse_time(row["finished_at"])))
+        shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error)]
+        show_rows(found["errors"], shown, as_json=False, empty="none")
+
+
+@app.command("replay")
+def replay(
+    ctx: typer.Context,
+    ids: LetterIds = None,
+    worker: AllOf = None,
+    payload: Annotated[
+        str | None, typer.Option(metavar="JSON|@FILE|-", help="Take this payload instead of the letter's own.")
+    ] = None,
+    dry_run: DryRun = False,
+    actor: Actor = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a new run of each letter and close it; named ones all or none."""
+    chosen, who = _chosen(ids, worker), context.actor_of(actor)
+    edited = read_payload(payload)
+
+    async def work(db: Database) -> letters.Resolution:
+        return await letters.replay(db, chosen, context.now(), who, payload=edited, dry_run=dry_run)
+
+    done = context.with_database(ctx, database_url, work, Access.READ if dry_run else Access.WRITE)
+    _show(done, "replay", dry_run=dry_run, as_json=as_json)
+
+
+@app.command("discard")
+def discard(
+    ctx: typer.Context,
+    ids: LetterIds = None,
+    worker: AllOf = None,
+    dry_run: DryRun = False,
+    actor: Actor = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Close letters without running anything; they are kept."""
+    chosen, who = _chosen(ids, worker), context.actor_of(actor)
+
+    async def work(db: Database) -> letters.Resolution:
+        return await letters.discard(db, chosen, context.now(), who, dry_run=dry_run)
+
+    done = context.with_database(ctx, database_url, work, Access.READ if dry_run else Access.WRITE)
+    _show(done, "discard", dry_run=dry_run, as_json=as_json)
+
+
+def _chosen(ids: list[int] | None, worker: str | None) -> letters.Chosen:
+    if bool(ids) == (worker is not None):
+        raise UsageError("give the ids of letters, or --worker for all open ones of a worker, not both")
+    return letters.Chosen(tuple(dict.fromkeys(ids or ())), worker)
+
+
+def _show(done: letters.Resolution, verb: str, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        show_json([dataclasses.asdict(item) for item in done.resolved])
+    else:
+        begin = f"would {verb}" if dry_run else f"{verb}ed"
+        for item in done.resolved:
+            run = "" if item.run_id is None else f" as run {item.run_id}"
+            say(f"{begin} letter {item.letter_id} of {item.worker}{run}")
+        if not done.resolved:
+            say(f"no open letters to {verb}")
+    if done.held_back:
+        held = ", ".join(str(letter) for letter in done.held_back[:10])
+        note(f"{len(done.held_back)} letters stay open, since a waiting run has their key: {held}")

@@ -1,0 +1,141 @@
+"""Reading what people type: payloads, times, priorities, and the values of `admin set`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker
+from jobrunner.policy import definitions
+from jobrunner.policy.durations import parse_duration, parse_moment, parse_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from jobrunner.model.worker import JobPriority
+
+_MOST_BYTES_READ = 8 * definitions.MAX_PAYLOAD_BYTES  # white space does not count, but must end somewhere
+_NULLABLE = frozenset({"interval_seconds", "cron", "cooldown_seconds", "memory_limit_mb"})
+_COUNTS = frozenset({"max_retries", "max_consecutive_failures", "max_running", "memory_limit_mb"})
+
+
+def read_payload(given: str | None) -> dict[str, Any] | None:
+    """Return the payload given as JSON, as `@FILE`, or as `-` for standard input; None for none.
+
+    Raises:
+        InvalidPayload: it cannot be read, is no JSON object, or is larger than 1 MiB.
+    """
+    if given is None:
+        return None
+    text = _read_text(given)
+    try:
+        payload = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        said = str(error) or type(error).__name__
+        raise InvalidPayload(f'the payload is no JSON: {said}; write an object such as \'{{"to": "ann"}}\'') from None
+    if payload is None:
+        raise InvalidPayload("the payload must be a JSON object, not null")
+    return definitions.check_payload(payload)
+
+
+def _read_text(given: str) -> str:
+    try:
+        if given == "-":
+            raw = sys.stdin.buffer.read(_MOST_BYTES_READ + 1)
+        elif given.startswith("@"):
+            with Path(given[1:]).open("rb") as file:
+                raw = file.read(_MOST_BYTES_READ + 1)
+        else:
+            raw = given.encode("utf-8", "surrogateescape")
+        if len(raw) > _MOST_BYTES_READ:
+            raise InvalidPayload("the payload is over 1 MiB, the most there may be")
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise InvalidPayload(f"the payload cannot be read: {error.strerror}: {given[1:]!r}") from None
+    except UnicodeDecodeError:
+        raise InvalidPayload("the payload is not UTF-8 text") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def read_duration(option: str, given: str | None) -> float | None:
+    """Return the seconds given to `option`. Raises `InvalidSetting`, naming the option."""
+    return None if given is None else _named(option, lambda: parse_duration(given))
+
+
+def read_time(option: str, given: str | None) -> datetime | None:
+    """Return the time given to `option`. Raises `InvalidSetting`, naming the option."""
+    return None if given is None else _named(option, lambda: parse_time(given))
+
+
+def read_since(option: str, given: str | None, now: datetime) -> datetime | None:
+    """Return the time given to `option`, or the one a duration ago. Raises `InvalidSetting`, naming the option."""
+    return None if given is None else _named(option, lambda: parse_moment(given, now, is_past=True))
+
+
+def _named(option: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{option}: {error}") from None
+
+
+def read_priority(worker: str, given: str) -> JobPriority:
+    """Return the priority given by name or number. Raises `InvalidWorker`."""
+    return definitions.parse_priority(worker, int(given) if given in {"0", "1", "2", "3"} else given)
+
+
+def read_assignments(worker: str, given: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `field=value` arguments, each as its field's type.
+
+    Raises:
+        InvalidSetting: an argument is no assignment, or names a field twice.
+        InvalidWorker: a value does not fit its field.
+        InvalidPayload: the payload is no JSON object.
+    """
+    values: dict[str, Any] = {}
+    for item in given:
+        field, equals, text = item.partition("=")
+        if not equals or not field:
+            raise InvalidSetting(f"{item!r} is no assignment; write field=value, such as interval_seconds=30")
+        if field in values:
+            raise InvalidSetting(f"{field} is given twice; keep one")
+        values[field] = _value(worker, field, text)
+    return values
+
+
+def _value(worker: str, field: str, text: str) -> Any:
+    if text == "null" and field in _NULLABLE:
+        return None
+    if field == "payload":
+        return read_payload(text)
+    if field == "priority":
+        return int(read_priority(worker, text))
+    if field in _COUNTS:
+        return _count(worker, field, text)
+    if field.endswith("_seconds") or field == "retry_backoff":
+        return _number(worker, field, text)
+    return text
+
+
+def _count(worker: str, field: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidWorker(worker, f"{field} must be a whole number, not {text!r}") from None
+
+
+def _number(worker: str, field: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return parse_duration(text)
+    except InvalidSetting:
+        raise InvalidWorker(worker, f"{field} must be a number, not {text!r}") from None

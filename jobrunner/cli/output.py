@@ -1,0 +1,187 @@
+"""What commands print: tables for people, JSON for programs.
+
+On a terminal a table is drawn by Rich; elsewhere it is plain text in aligned columns, so that it can be read in a log
+and cut by other programs. JSON carries every column under its database name, times as ISO 8601 in UTC; a table shows
+the most telling ones, and of each text its first line. What a database holds may have been written by anybody, so
+control characters never reach a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_WIDEST = 80
+_NARROW = 20  # a time's width: a cell up to this is never broken
+_NOTHING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: the row's key, its title, and how a value is shown (else by its type)."""
+
+    key: str
+    title: str
+    show: Callable[[Mapping[str, Any]], str] | None = None
+    is_whole: bool = False
+    """Whether a text is shown to its end; else its first line, cut where it is too wide."""
+
+
+def columns(*keys: str, **titles: str) -> list[Column]:
+    """Return plain columns: each key is its own title, with spaces, unless `titles` says otherwise."""
+    return [Column(key, titles.get(key, key.replace("_", " "))) for key in keys]
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_json: bool, empty: str) -> None:
+    """Print many things: a JSON array, a table, or the sentence `empty`."""
+    if as_json:
+        show_json([dict(row) for row in rows])
+        return
+    if not rows:
+        say(empty)
+        return
+    cells = [[_cell(row, column) for column in shown] for row in rows]
+    titles = [column.title for column in shown]
+    if sys.stdout.isatty():
+        _draw(shown, cells)
+    else:
+        _align(titles, cells)
+
+
+def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below."""
+    if as_json:
+        show_json(dict(row))
+        return
+    width = max(len(key) for key in row)
+    blocks = []
+    for key, value in row.items():
+        if value is None or value in ({}, [], ""):
+            continue
+        if isinstance(value, str) and "\n" in value.strip():
+            blocks.append((key, value))
+        else:
+            say(f"{key:<{width}}  {show_value(value)}")
+    for key, value in blocks:
+        say(f"\n{key}:")
+        for line in value.strip().splitlines():
+            say(f"  {clean(line)}")
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    typer.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a line beside the output, on stderr."""
+    typer.echo(text, err=True)
+
+
+def show_value(value: Any) -> str:
+    """Show a value in a table's cell."""
+    if value is None:
+        return _NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return show_time(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict | list):
+        return clean(json.dumps(value, default=_plain, ensure_ascii=False))
+    return clean(str(value))
+
+
+def show_time(moment: datetime) -> str:
+    """Show a time to the second, in UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def show_duration(milliseconds: int | None) -> str:
+    """Show a duration with the unit that fits it."""
+    if milliseconds is None:
+        return _NOTHING
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def short(text: str) -> str:
+    """Return the first line of a text, cut where it is too wide for a cell."""
+    lines = text.strip().splitlines()
+    line = clean(lines[0]) if lines else ""
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 3]}..."
+
+
+def clean(text: str) -> str:
+    """Return text without control characters: no tab, no escape sequence."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    text = show_value(row.get(column.key)) if column.show is None else column.show(row)
+    return (clean(text) if column.is_whole else short(text)) or _NOTHING
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _align(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    table = [[title.upper() for title in titles], *cells]
+    widths = [max(len(row[place]) for row in table) for place in range(len(titles))]
+    for row in table:
+        say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _draw(shown: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - only a terminal needs it
+    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
+    from rich.table import Table  # noqa: PLC0415 - only a terminal needs it
+    from rich.text import Text  # noqa: PLC0415 - only a terminal needs it
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(shown):
+        is_narrow = max(len(row[place]) for row in cells) <= _NARROW
+        table.add_column(Text(column.title), overflow="fold", no_wrap=is_narrow)
+    for row in cells:
+        # Text: what users wrote is not read as markup
+        table.add_row(*(Text(cell, _style(column, cell)) for column, cell in zip(shown, row, strict=True)))
+    Console(width=max(shutil.get_terminal_size().columns, 60)).print(table)
+
+
+def _style(column: Column, cell: str) -> str:
+    return _STYLES.get(cell, "") if column.key in _STYLED else ""
+
+
+_STYLED = frozenset({"state", "outcome", "ends_run", "last_run_outcome", "open", "status"})
+_STYLES = {
+    "succeeded": "green",
+    "open": "green",
+    "enabled": "green",
+    "running": "cyan",
+    "failed": "red",
+    "timed out": "red",
+    "timed_out": "red",
+    "lost": "red",
+    "exhausted": "red",
+    "shut": "red",
+    "disabled": "red",
+    "missed": "yellow",
+    "paused": "yellow",
+}

@@ -1,0 +1,186 @@
+"""`jobrunner status`, `runs`, `explain` and `upcoming`: how things stand."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
+from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time, show_value
+from jobrunner.storage import explain as explaining
+from jobrunner.storage import status as reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from jobrunner.policy.upcoming import Upcoming
+    from jobrunner.storage.database import Database
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+def show_schedule(row: Mapping[str, Any]) -> str:
+    """Show what makes a worker due."""
+    if row["execution_mode"] == "triggered":
+        return "when triggered"
+    if row["execution_mode"] == "continuous":
+        return f"continuous, {row['interval_seconds']:g} s apart"
+    if row["cron"] is not None:
+        return f"{row['cron']} ({row['timezone']})"
+    return f"every {row['interval_seconds']:g} s"
+
+
+def show_switch(row: Mapping[str, Any], now: datetime) -> str:
+    """Show whether a worker is enabled, in a word."""
+    if not row["is_enabled"]:
+        return "half open" if row["circuit_state"] == "half_open" else "disabled"
+    paused_until = row["paused_until"]
+    return "paused" if paused_until is not None and paused_until > now else "enabled"
+
+
+def _why(row: Mapping[str, Any], now: datetime) -> str:
+    if not row["is_enabled"]:
+        probe = f"; probe at {show_time(row['probe_at'])}" if row["probe_at"] else ""
+        return f"by {row['disabled_by']}: {row['disabled_reason']}{probe}"
+    until = row["paused_until"]
+    if until is not None and until > now:
+        return "until resumed" if until.year == 9999 else f"until {show_time(until)}"
+    return row["last_error"] or "" if row["last_run_outcome"] not in (None, "succeeded") else ""
+
+
+@app.command("status")
+def status(
+    ctx: typer.Context,
+    worker: Annotated[
+        str | None, typer.Argument(metavar="[WORKER]", help="Show this worker only, with all there is.")
+    ] = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show the workers and how they stand, or one of them."""
+
+    async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        async with db.read() as conn:
+            return await reading.read_status(conn, worker), await reading.read_counts(conn)
+
+    rows, counts = context.with_database(ctx, database_url, read)
+    if worker is not None:
+        show_one(rows[0], as_json=as_json)
+        return
+    now = context.now()
+    shown = [
+        *columns("name"),
+        Column("schedule", "schedule", show_schedule),
+        Column("state", "state", lambda row: show_switch(row, now)),
+        *columns("running_runs", "pending_runs", running_runs="running", pending_runs="waiting"),
+        *columns("next_run_at", "last_run_at", next_run_at="next run", last_run_at="last run"),
+        *columns("last_run_outcome", "consecutive_failures", last_run_outcome="last", consecutive_failures="streak"),
+        Column("why", "why", lambda row: _why(row, now)),
+    ]
+    show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
+    if not as_json:
+        running, waiting = (sum(row[key] for row in rows) for key in ("running_runs", "pending_runs"))
+        say(
+            f"\n{len(rows)} workers, {running} running, {waiting} waiting; "
+            f"{counts['live_nodes']} live nodes, {counts['open_dead_letters']} open dead letters"
+        )
+
+
+@app.command("runs")
+def runs(
+    ctx: typer.Context,
+    worker: WorkerFilter = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show the live runs: those that run, then those that wait."""
+
+    async def read(db: Database) -> list[dict[str, Any]]:
+        async with db.read() as conn:
+            return await reading.read_runs(conn, worker=worker, limit=limit)
+
+    rows = context.with_database(ctx, database_url, read)
+    shown = [
+        *columns("id", "worker", "state", "trigger", "priority", "attempt", "due_at", "started_at", "key"),
+        Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
+        *columns("progress"),
+    ]
+    show_rows(rows, shown, as_json=as_json, empty="no live runs")
+    if len(rows) == limit and not as_json:
+        note(f"the first {limit}; --limit shows more")
+
+
+@app.command("explain")
+def explain(
+    ctx: typer.Context,
+    worker: WorkerName,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show every gate a worker's run must pass, open or shut, and why."""
+
+    async def read(db: Database) -> dict[str, Any]:
+        return await explaining.explain(db, worker, context.now())
+
+    found = context.with_database(ctx, database_url, read)
+    if as_json:
+        show_json(found)
+        return
+    candidate = found["candidate"]
+    what = "its next run" if candidate is None or candidate["run_id"] is None else f"run {candidate['run_id']}"
+    if found["starts"]:
+        say(f"{worker}: {what} can start now, on node {found['node_id'][:8]}\n")
+    else:
+        shut = next(gate for gate in found["gates"] if not gate["open"])
+        say(f"{worker}: {what} does not start now: {show_value(shut['reason'])}\n")
+    shown = [
+        *columns("gate"),
+        Column("open", "is", lambda row: "open" if row["open"] else "shut"),
+        Column("reason", "reason", is_whole=True),
+    ]
+    show_rows(found["gates"], shown, as_json=False, empty="")
+
+
+@app.command("upcoming")
+def upcoming(
+    ctx: typer.Context,
+    horizon: Annotated[str, typer.Option("--for", metavar="DURATION", help="How far to look ahead.")] = "24h",
+    limit: Limit = 100,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show what will fire, in the order of time.
+
+    Days on which the clock of a worker's time zone changes are marked, and workers that are disabled or paused.
+    """
+    seconds = read_duration("--for", horizon) or 0.0
+    now = context.now()
+
+    async def read(db: Database) -> tuple[list[Upcoming], bool]:
+        async with db.read() as conn:
+            return await reading.read_upcoming(conn, now, now + timedelta(seconds=seconds), limit)
+
+    found, has_more = context.with_database(ctx, database_url, read)
+    rows = [dataclasses.asdict(row) for row in found]
+    shown = [
+        *columns("due_at", "worker", due_at="due"),
+        Column("timezone", "local time", _local_time),
+        *columns("note"),
+    ]
+    show_rows(rows, shown, as_json=as_json, empty=f"nothing fires in the next {horizon}")
+    if has_more and not as_json:
+        note(f"the first {limit}; --limit shows more")
+
+
+def _local_time(row: Mapping[str, Any]) -> str:
+    if row["due_at"] is None or row["timezone"] == "UTC":
+        return "-"
+    return f"{row['due_at'].astimezone(ZoneInfo(row['timezone'])):%Y-%m-%d %H:%M:%S %Z}"

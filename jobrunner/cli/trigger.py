@@ -1,0 +1,132 @@
+"""`jobrunner trigger`: making a run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
+from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
+from jobrunner.cli.output import note, say, show_json, show_value
+from jobrunner.errors import Refused, UsageError
+from jobrunner.runtime.clock import SystemClock
+from jobrunner.storage.enqueue import Request, enqueue, same_key
+from jobrunner.storage.facts import live_handlers
+from jobrunner.storage.history import read_history
+from jobrunner.storage.status import is_live
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobrunner.storage.database import Database
+
+app = typer.Typer(rich_markup_mode=None)
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 1.0
+_LONGEST_KEY = 200
+
+
+@app.command("trigger")
+def trigger(
+    ctx: typer.Context,
+    worker: WorkerName,
+    payload: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|@FILE|-", help="A JSON object, a file with one, or - for standard input."),
+    ] = None,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help="When: ISO 8601; without a zone it is UTC.")] = None,
+    delay: Annotated[
+        str | None, typer.Option("--in", metavar="DURATION", help="When: such as 90s, 15m, 1h30m.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Make no second run while one with this key has not started.")] = None,
+    key_scope: Annotated[
+        str | None, typer.Option(metavar="waiting|live", help="live: while one with this key has not ended.")
+    ] = None,
+    priority: Annotated[str | None, typer.Option(help="LOW, NORMAL, HIGH or CRITICAL; else the worker's.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended; exit 1 unless it succeeded.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
+    ] = False,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a run of a worker, now or later.
+
+    Prints the run's id; with a key that another run has, that run's.
+    """
+    now = context.now()
+    request = Request(
+        worker=worker,
+        payload=read_payload(payload),
+        due_at=_due_at(at, delay, now),
+        key=_key(key),
+        key_scope=_key_scope(key_scope, key),
+        priority=None if priority is None else int(read_priority(worker, priority)),
+        is_forced=force,
+    )
+
+    async def work(db: Database) -> tuple[int, bool, dict[str, Any] | None]:
+        run_id, is_new = await _enqueue(db, request, now)
+        return run_id, is_new, await _end_of(db, run_id, worker) if wait else None
+
+    run_id, is_new, ended = context.with_database(ctx, database_url, work, Access.WRITE)
+    if as_json:
+        show_json(ended or {"run_id": run_id, "worker": worker, "is_new": is_new})
+    else:
+        say(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
+        if ended is not None:
+            reason = ended["error"] or ended["reason"]
+            say(f"{ended['ends_run']}: {show_value(reason)}" if reason else ended["ends_run"])
+    if ended is not None and ended["ends_run"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None:
+    if at is not None and delay is not None:
+        raise UsageError("--at and --in are both given; keep one")
+    seconds = read_duration("--in", delay)
+    return read_time("--at", at) if seconds is None else now + timedelta(seconds=seconds)
+
+
+def _key(key: str | None) -> str | None:
+    if key is not None and (not key or len(key) > _LONGEST_KEY or not key.isprintable()):
+        raise UsageError(f"--key must be 1 to {_LONGEST_KEY} printable characters")
+    return key
+
+
+def _key_scope(scope: str | None, key: str | None) -> str:
+    if scope is not None and scope not in {"waiting", "live"}:
+        raise UsageError(f"--key-scope: {scope!r} is none of waiting, live")
+    if scope is not None and key is None:
+        raise UsageError("--key-scope needs --key")
+    return scope or "waiting"
+
+
+async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
+    async with db.write() as conn:
+        known = None
+        if request.key is not None:
+            known = (await conn.execute(same_key(request))).scalars().first()
+        run_id = await enqueue(conn, db.dialect, request, now)
+        return run_id, run_id != known
+
+
+async def _end_of(db: Database, run_id: int, worker: str) -> dict[str, Any]:
+    """Wait until the run has ended and return the history row of its last attempt."""
+    clock = SystemClock()
+    pause = _FIRST_LOOK_SECONDS
+    async with db.peek() as conn:
+        if not await live_handlers(conn, db.dialect, [worker]):
+            note(f"waiting; no live node has {worker!r} now (`jobrunner explain {worker}` tells more)")
+    while True:
+        async with db.peek() as conn:
+            was_live = await is_live(conn, run_id)  # before the history: a run is in one of the two at any time
+            attempts = await read_history(conn, run_id=run_id, limit=1)
+        if attempts and attempts[0]["ends_run"] is not None:
+            return attempts[0]
+        if not was_live:
+            raise Refused(f"run {run_id} is gone without an end in the history; was the database changed by hand?")
+        await clock.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)

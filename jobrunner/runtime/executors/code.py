@@ -1,0 +1,35 @@
+"""What an attempt sees of running code, whatever it runs in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+Ended = tuple[Any, BaseException | None]
+"""What the code returned and None, or None and what it raised."""
+
+
+class Code(Protocol):
+    """A handler's code, started."""
+
+    ended: asyncio.Future[Ended]
+    """Done when, and only when, the code has ended: nothing of it runs any more."""
+    can_be_killed: bool
+    grace_seconds: float
+    """How long it may take to end once asked, before it is killed, or shown as `stopping` if it cannot be."""
+
+    def ask_to_stop(self) -> None:
+        """Ask the code to end: cancel it, or send SIGTERM."""
+
+    def kill(self) -> None:
+        """End it for good, where that can be done."""
+
+
+class ProcessDied(Exception):
+    """The process a handler ran in ended before the handler did."""
+
+
+class CommandFailed(Exception):
+    """A command ended with an exit code other than 0, or by a signal."""

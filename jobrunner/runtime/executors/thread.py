@@ -1,0 +1,50 @@
+"""Thread: a function in a thread of its own. It cannot be stopped from outside; `run.should_stop` asks it to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobrunner.runtime.executors.code import Ended
+
+STOP_GRACE_SECONDS = 1.0
+
+
+class ThreadCode:
+    """A daemon thread, so that code which never ends cannot keep the process from ending."""
+
+    can_be_killed = False
+    grace_seconds = STOP_GRACE_SECONDS
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Ended] = self._loop.create_future()
+        context = contextvars.copy_context()
+
+        def body() -> None:
+            outcome: Ended
+            try:
+                outcome = (context.run(function, *positional, **arguments), None)
+            except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
+                outcome = (None, error)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._settle, outcome)
+
+        threading.Thread(target=body, name=f"jobrunner:{name}", daemon=True).start()
+
+    def _settle(self, outcome: Ended) -> None:
+        if not self.ended.done():
+            self.ended.set_result(outcome)
+
+    def ask_to_stop(self) -> None:
+        """Only `run.should_stop` tells it, which the attempt has set."""
+
+    def kill(self) -> None:
+        """There is no way."""

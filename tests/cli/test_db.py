@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import NOW, Cli
+from tests.cli.test_dead_letters import letter
+from tests.cli.test_reads import ended
+
+
+@pytest.fixture
+def empty(empty_database_url, capsys):
+    return Cli(empty_database_url, capsys)
+
+
+@pytest.fixture
+def empty_file(empty_sqlite_url, capsys):
+    return Cli(empty_sqlite_url, capsys)
+
+
+def test_upgrading_creates_the_schema_once(empty):
+    assert empty.ok("db", "upgrade").out.startswith("upgraded the schema from nothing to ")
+    assert "already" in empty.ok("db", "upgrade").out
+    assert empty("db", "current", "--json").json["state"] == "current"
+    assert empty.ok("db", "check").out == "the database is as expected\n"
+    assert empty.row("audit_log")["action"] == "upgrade"
+
+
+def test_a_missing_schema_is_exit_code_4(empty):
+    result = empty("db", "current")
+    assert (result.code, result.out.split()[0]) == (4, "none")
+    for command in (("status",), ("trigger", "mail"), ("history",), ("db", "check"), ("admin", "enable", "x")):
+        assert "run `jobrunner db upgrade`" in empty.refused(4, *command)
+
+
+def test_reading_does_not_make_a_file(empty_file, tmp_path):
+    for command in (("status",), ("db", "current"), ("trigger", "mail"), ("explain", "mail"), ("db", "prune")):
+        assert empty_file(*command).code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adding_a_worker_makes_the_file(empty_file):
+    empty_file.ok("admin", "add", "x", "--command", "true")
+    assert [row["name"] for row in empty_file("status", "--json").json] == ["x"]
+
+
+def test_a_schema_ahead_is_refused(cli):
+    import sqlalchemy as sa
+
+    async def go_ahead(db, conn):
+        await conn.execute(sa.text(f"UPDATE {db.schema_prefix}jobrunner_schema_version SET version_num = '9999'"))
+
+    cli.use(go_ahead)
+    for command in (("status",), ("trigger", "mail"), ("db", "upgrade")):
+        assert "newer jobrunner" in cli.refused(4, *command)
+    assert cli("db", "current").code == 4
+
+
+def test_downgrading_to_the_beginning_removes_everything(cli):
+    assert "to nothing" in cli.ok("db", "downgrade", "base", "--yes").out
+    assert cli("db", "current").code == 4
+
+
+@pytest.mark.parametrize("command", [("upgrade", "0999"), ("downgrade", "0999", "--yes")])
+def test_a_revision_that_does_not_exist_is_refused(sqlite_cli, command):
+    assert "no schema revision '0999'" in sqlite_cli.refused(2, "db", *command)
+    assert sqlite_cli("db", "current").code == 0
+
+
+def test_pruning_keeps_failures_longer(cli):
+    def days(number):
+        return NOW - timedelta(days=number)
+
+    lost = {"outcome": "lost", "ends_run": None}
+    cli.ok("trigger", "mail")  # run 1 is live
+    cli.insert(
+        "run_history",
+        ended(2, finished_at=days(29)),
+        ended(3, finished_at=days(31)),
+        ended(4, finished_at=days(31), outcome="failed", ends_run="exhausted"),
+        ended(5, finished_at=days(91), outcome="failed", ends_run="exhausted"),
+        ended(6, finished_at=days(89), outcome="succeeded", ends_run="discarded"),
+        ended(1, worker="mail", finished_at=days(100), **lost),
+        ended(7, finished_at=days(91), **lost),
+        ended(None, outcome="missed", ends_run=None, occurrences=1, fence=None, finished_at=days(40)),
+    )
+    closed = {"status": "discarded", "resolved_by": "ann"}
+    cli.insert(
+        "dead_letters",
+        letter(4, died_at=days(400)),
+        letter(5, resolved_at=days(91), **closed),
+        letter(6, resolved_at=days(3), **closed),
+    )
+    cli.insert(
+        "audit_log",
+        {"at": days(400), "actor": "x", "action": "set"},
+        {"at": days(300), "actor": "x", "action": "set"},
+    )
+    cli.join("mail")
+    pruned = cli("db", "prune", "--json").json
+    assert pruned == {"run_history": 4, "dead_letters": 1, "nodes": 0, "audit_log": 1, "is_complete": True}
+    assert [row["run_id"] for row in cli.rows("run_history")] == [2, 4, 6, 1]
+    assert [row["run_id"] for row in cli.rows("dead_letters")] == [4, 6]
+    assert cli.ok("db", "prune", "--history-days", "1", "--failure-days", "1").out.startswith(
+        "deleted 3 of run_history"
+    )
+    assert [row["run_id"] for row in cli.rows("run_history")] == [1]
+
+
+def test_pruning_goes_on_behind_what_it_keeps(cli, monkeypatch):
+    monkeypatch.setattr("jobrunner.storage.retention.prune.__defaults__", (3,))
+    old = NOW - timedelta(days=40)
+    rows = [ended(n, finished_at=old, outcome="failed", ends_run=None) for n in range(1, 8)]
+    rows += [ended(n, finished_at=old) for n in range(8, 16)]
+    cli.insert("run_history", *rows)
+    assert cli("db", "prune", "--json").json["run_history"] == 8
+    assert [row["run_id"] for row in cli.rows("run_history")] == list(range(1, 8))
+
+
+def test_a_success_that_is_pruned_moves_the_beginning_of_the_streak(cli):
+    cli.insert("run_history", ended(1, finished_at=NOW - timedelta(days=40)))
+    success = cli.row("run_history")["id"]
+    cli.ok("db", "prune")
+    assert cli.row("worker_state", worker="fetch")["streak_since_id"] == success
+
+
+def test_nodes_that_are_gone_are_pruned_unless_they_hold_runs(cli):
+    import dataclasses
+
+    from tests.cli.conftest import NODE
+
+    for name in ("gone", "holds", "alive"):
+        cli.join("mail", node=dataclasses.replace(NODE, id=name))
+    claim = {"state": "running", "slot": 0, "fence": 1, "node_id": "holds", "started_at": NOW}
+    cli.insert("runs", {"worker": "mail", **claim})
+
+    async def age(db, conn):
+        import sqlalchemy as sa
+
+        from jobrunner.storage import tables as t
+
+        long_ago = NOW - timedelta(days=2)
+        await conn.execute(sa.update(t.nodes).values(heartbeat_at=long_ago))
+        await conn.execute(sa.update(t.nodes).where(t.nodes.c.id != "alive").values(state="lost"))
+
+    cli.use(age)
+    assert cli("db", "prune", "--json").json["nodes"] == 1
+    assert sorted(row["id"] for row in cli.rows("nodes")) == ["alive", "holds"]
+
+
+def test_one_process_prunes_at_a_time(postgres_url, capsys):
+    import asyncio
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.retention import prune
+
+    async def both():
+        db = Database.open(postgres_url)
+        async with db.write() as conn:
+            assert await db.dialect.try_prune_lock(conn)
+            pruned = await prune(db, NOW, 30, 90)
+        await db.close()
+        return pruned
+
+    assert not asyncio.run(both()).is_complete
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("mysql://root@localhost/x", 2, "not supported"),
+        ("not a url", 2, "cannot be read"),
+        ("sqlite:///nowhere/at/all/x.db", 1, "no folder"),
+        ("postgresql://ann:secret@localhost:1/x", 1, "cannot be reached"),
+        ("", 4, "no jobrunner schema"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_without_the_password(
+    url, code, words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = Cli(url, capsys)
+    line = found.refused(code, "status")
+    assert words in line
+    assert "secret" not in line
+
+
+def test_a_file_that_is_no_database_is_told_as_that(tmp_path, capsys):
+    file = tmp_path / "x.db"
+    file.write_text("this is a diary, not a database, and long enough to have a page of its own. " * 20)
+    assert "no SQLite database" in Cli(f"sqlite:///{file}", capsys).refused(1, "status")
+
+
+def test_a_wrong_password_is_not_printed(postgres, postgres_url, capsys):
+    from sqlalchemy.engine import make_url
+
+    url = (
+        make_url(postgres_url).set(username="nobody_known", password="hush-hush").render_as_string(hide_password=False)
+    )
+    line = Cli(url, capsys).refused(1, "status")
+    assert "hush-hush" not in line
+
+
+def test_the_database_is_named_before_or_after_the_command_or_in_the_environment(sqlite_cli, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert sqlite_cli.bare("--database-url", sqlite_cli.url, "status").code == 0
+    assert sqlite_cli.bare("status", "--database-url", sqlite_cli.url).code == 0
+    assert sqlite_cli.bare("status").code == 4
+    monkeypatch.setenv("JOBRUNNER_DATABASE_URL", sqlite_cli.url)
+    assert sqlite_cli.bare("status").code == 0
+    assert sqlite_cli.bare("status", "--database-url", f"sqlite:///{tmp_path / 'none.db'}").code == 4
+    assert list(Path(elsewhere).iterdir()) == []
+
+
+def test_a_bad_variable_is_named(sqlite_cli, monkeypatch):
+    monkeypatch.setenv("JOBRUNNER_LEASE", "long")
+    assert "JOBRUNNER_LEASE: 'long' is no duration" in sqlite_cli.refused(2, "status")

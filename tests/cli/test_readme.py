@@ -1,0 +1,226 @@
+"""What README.md shows works: its SQL on both databases, its worker file, its commands, its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from jobrunner.cli.main import app
+from jobrunner.config import Settings
+from jobrunner.storage import dead_letters, operations
+from tests.cli.program import ROOT, jobrunner, start_jobrunner
+from tests.support.stage import ACTOR, Stage, scheduled, triggered
+
+README = (ROOT / "README.md").read_text()
+NOT_BUILT_YET = {"allow_commands", "http_token"}  # settings that nothing reads yet
+
+
+def section(title: str) -> str:
+    """Return the text under a heading, up to the next of its level."""
+    marks = title.split(" ", 1)[0]
+    _, _, rest = README.partition(f"\n{title}\n")
+    assert rest, f"README.md has no heading {title!r}"
+    return re.split(rf"\n{marks} ", rest)[0]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+QUERIES = blocks("sql", section("## SQL cookbook"))
+
+
+def test_the_cookbook_has_enough_recipes():
+    assert len(QUERIES) >= 12
+    assert all(query.count(";") == 1 for query in QUERIES)
+
+
+@pytest.fixture
+async def lived_in(database_url: str) -> AsyncIterator[Stage]:
+    """A database in which everything that the cookbook asks for has happened, in the last minutes."""
+    stage = Stage(database_url)
+    stage.now = datetime.now(UTC) - timedelta(minutes=30)
+    await stage.register(
+        scheduled("steady", interval_seconds=10),
+        triggered("weak", max_retries=0),
+        triggered("broken", max_retries=1, retry_delay_seconds=1, max_consecutive_failures=1),
+        triggered("send-email"),
+        triggered("slow"),
+    )
+    await stage.join("node-1")
+    await stage.run_once()
+    stage.after(35)
+    await stage.run_once()  # the latest time is served, two were missed
+
+    await stage.trigger("broken")
+    for _ in range(2):
+        stage.after(1.5)
+        await stage.fail(await _of(stage, "broken"))
+
+    await stage.trigger("weak")
+    stage.after(90)  # it starts late
+    await stage.fail(await _of(stage, "weak"))
+    async with stage.db.peek() as conn:
+        (letter,) = await dead_letters.list_letters(conn, worker="weak")
+    await dead_letters.replay(stage.db, dead_letters.Chosen(ids=(letter["id"],)), stage.now, ACTOR)
+    await stage.fail(await _of(stage, "weak"))
+
+    await stage.trigger("slow")
+    await _of(stage, "slow")  # claimed, and left running
+    await stage.trigger("send-email")  # left waiting
+    await operations.set_values(stage.db, "steady", {"max_retries": 1}, stage.now, ACTOR)
+    await operations.disable(stage.db, "steady", stage.now, ACTOR, "for a test")
+    yield stage
+    await stage.db.close()
+
+
+async def _of(stage: Stage, worker: str):
+    return await stage.start_one(handlers=[worker])
+
+
+async def rows_of(stage: Stage, query: str) -> list[dict]:
+    """Run a query as in a SQL shell."""
+    async with stage.db.read() as conn:
+        if not stage.db.is_sqlite:
+            await conn.exec_driver_sql("SET search_path TO jobrunner")
+        return [dict(row) for row in (await conn.exec_driver_sql(query)).mappings()]
+
+
+async def test_every_recipe_of_the_cookbook_finds_what_it_asks_for(lived_in: Stage):
+    found = {query: await rows_of(lived_in, query) for query in QUERIES}
+    assert [query for query, rows in found.items() if not rows] == []
+
+
+async def test_what_the_recipes_find_is_true(lived_in: Stage):
+    by_first_line = {query.splitlines()[0]: await rows_of(lived_in, query) for query in QUERIES}
+
+    def rows(start: str) -> list[dict]:
+        (found,) = [rows for line, rows in by_first_line.items() if line.startswith(start)]
+        return found
+
+    missed = {row["reason"].split()[0]: int(row["times"]) for row in rows("SELECT worker, reason, sum(occurrences)")}
+    assert missed["passed"] == 2
+    assert missed["disabled"] > 2
+    assert {row["name"]: row["disabled_by"] for row in rows("SELECT name, disabled_by")} == {
+        "broken": "circuit",
+        "steady": "operator",
+    }
+    assert [row["worker"] for row in rows("SELECT r.id, r.worker")] == ["slow"]
+    assert [row["worker"] for row in rows("SELECT worker, count(*) AS waiting")] == ["send-email"]
+    assert [(row["worker"], row["attempts"]) for row in rows("SELECT worker, run_id, max(attempt)")] == [("broken", 2)]
+    (rate,) = rows("SELECT day, sum(runs)")
+    assert (int(rate["runs"]), int(rate["failures"]), float(rate["percent"])) == (5, 3, 60.0)
+    (replayed,) = rows("SELECT d.id, d.worker")
+    assert (replayed["worker"], replayed["ends_run"]) == ("weak", "exhausted")
+    assert {row["action"] for row in rows("SELECT at, actor, action")} >= {"trip", "replay", "set", "disable"}
+
+
+async def test_the_insert_that_it_shows_is_a_trigger(lived_in: Stage):
+    (statement,) = [block for block in blocks("sql") if block not in QUERIES]
+    assert statement.startswith("INSERT INTO runs")
+    before = await lived_in.value("SELECT count(*) FROM {p}runs")
+    async with lived_in.db.write() as conn:
+        if not lived_in.db.is_sqlite:
+            await conn.exec_driver_sql("SET search_path TO jobrunner")
+        await conn.exec_driver_sql(statement)
+    assert await lived_in.value("SELECT count(*) FROM {p}runs") == before + 1
+
+
+@pytest.fixture
+def first_workers(tmp_path: Path) -> Path:
+    """A folder with the worker file that the README tells to write."""
+    source = blocks("python", section("## Your first workers"))[0]
+    assert len(source.splitlines()) <= 16
+    (tmp_path / "app.py").write_text(source)
+    return tmp_path
+
+
+def history(folder: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(folder / "jobrunner.db")) as connection:
+        return dict(connection.execute("SELECT worker, outcome FROM run_history"))
+
+
+def test_its_worker_file_runs(first_workers: Path):
+    ran = jobrunner("run app --until-idle", first_workers)
+    assert ran.returncode == 0, ran.stderr
+    assert history(first_workers) == {"fetch-data": "succeeded", "process-data": "succeeded"}
+
+
+@pytest.fixture
+def running_node(first_workers: Path) -> Iterator[subprocess.Popen[str]]:
+    """`jobrunner run app`, once it has done its first work."""
+    node = start_jobrunner("run app", first_workers)
+    give_up = time.monotonic() + 30
+    while not (first_workers / "jobrunner.db").exists() or "process-data" not in _history_so_far(first_workers):
+        assert node.poll() is None, node.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    yield node
+    if node.poll() is None:
+        node.kill()
+    node.communicate()
+
+
+def _history_so_far(folder: Path) -> dict[str, str]:
+    try:
+        return history(folder)
+    except sqlite3.OperationalError:  # its tables are being made
+        return {}
+
+
+def test_the_first_commands_work_beside_a_running_node(first_workers: Path, running_node: subprocess.Popen[str]):
+    _, commands = blocks("sh", section("## Your first workers"))
+    for line in commands.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "jobrunner":
+            done = jobrunner(shlex.join(words[1:]), first_workers)
+            assert done.returncode == 0, done.stderr
+        elif shutil.which(words[0]):  # the sqlite3 shell is not everywhere
+            subprocess.run(words, cwd=first_workers, check=True, capture_output=True)
+    running_node.send_signal(signal.SIGTERM)
+    out, err = running_node.communicate(timeout=30)
+    assert running_node.returncode == 0, err
+    assert "To ada@example.org: Hello" in out
+
+
+def mentioned_commands() -> list[str]:
+    """Return every `jobrunner …` in inline code and shell blocks."""
+    inline = [code for code in re.findall(r"`([^`\n]+)`", README) if code.startswith("jobrunner ")]
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("jobrunner ")]
+    return sorted({*inline, *lines})
+
+
+@pytest.mark.parametrize("mentioned", mentioned_commands())
+def test_every_command_it_names_exists(mentioned: str):
+    command = get_command(app)
+    words = [word for word in shlex.split(mentioned, comments=True)[1:] if word != "…"]
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, f"there is no command {words[0]!r}"
+        command = command.commands[words.pop(0)]
+    known = {name for parameter in command.params for name in parameter.opts}
+    assert [word for word in words if word.startswith("--") and word not in known] == []
+
+
+def test_its_table_of_settings_is_complete_and_true():
+    rows = dict(re.findall(r"^\| `JOBRUNNER_(\w+)` \|\s*`?([^`|]*?)`?\s*\|", section("### Settings"), re.MULTILINE))
+    fields = [field for field in dataclasses.fields(Settings) if field.name not in NOT_BUILT_YET]
+
+    def shown(default: object) -> str:
+        if default is None:
+            return ""
+        return f"{default:g}" if isinstance(default, float) else str(default)
+
+    assert rows == {field.name.upper(): shown(field.default) for field in fields}

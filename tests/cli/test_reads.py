@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.cli.conftest import NODE, NOW, scheduled, triggered
+
+
+def ended(number, worker="fetch", **values):
+    return {
+        "run_id": number,
+        "fence": number,
+        "worker": worker,
+        "trigger": "schedule",
+        "attempt": 1,
+        "outcome": "succeeded",
+        "ends_run": "succeeded",
+        "finished_at": NOW,
+        "duration_ms": 12,
+        **values,
+    }
+
+
+def test_status_is_a_row_of_the_view_for_each_worker(cli):
+    rows = cli("status", "--json").json
+    assert [row["name"] for row in rows] == ["fetch", "mail"]
+    fetch = rows[0]
+    assert (fetch["is_enabled"], fetch["is_running"], fetch["pending_runs"]) == (True, False, 0)
+    assert (fetch["interval_seconds"], fetch["consecutive_failures"], fetch["circuit_state"]) == (60, 0, "closed")
+    assert datetime.fromisoformat(fetch["next_run_at"]).tzinfo == UTC
+    assert "definition" not in fetch
+
+
+def test_status_of_one_worker_is_one_object(cli):
+    assert cli("status", "mail", "--json").json["name"] == "mail"
+    assert "no worker named 'nobody'" in cli.refused(3, "status", "nobody")
+
+
+def test_status_says_why_a_worker_is_disabled(cli):
+    cli.ok("admin", "disable", "fetch", "--reason", "it is Sunday")
+    (line,) = [line for line in cli.ok("status").lines if line.startswith("fetch")]
+    assert "disabled" in line
+    assert "it is Sunday" in line
+    cli.ok("admin", "pause", "mail")
+    assert "until resumed" in cli.ok("status").out
+
+
+def test_a_table_names_its_columns_and_is_aligned(sqlite_cli):
+    lines = sqlite_cli.ok("status").lines
+    assert lines[0].split()[:3] == ["NAME", "SCHEDULE", "STATE"]
+    assert lines[1].index("enabled") == lines[0].index("STATE")
+    assert lines[-1] == "2 workers, 0 running, 0 waiting; 0 live nodes, 0 open dead letters"
+
+
+def test_nothing_stored_reaches_the_terminal_as_a_control_sequence(sqlite_cli):
+    error = "\x1b[31mred\nsecond line"
+    sqlite_cli.insert("run_history", ended(1, outcome="failed", ends_run=None, error=error, error_type="E"))
+    text = sqlite_cli.ok("history").out
+    assert "\x1b" not in text
+    assert "second" not in text
+    assert sqlite_cli("history", "--json").json[0]["error"] == error
+
+
+def test_runs_are_the_live_ones_active_first(cli):
+    assert cli.ok("runs").out == "no live runs\n"
+    cli.ok("trigger", "mail", "--in", "1h")
+    cli.ok("trigger", "mail")
+    claim = {"state": "running", "slot": 0, "fence": 1, "node_id": "n", "started_at": NOW}
+    cli.insert("runs", {"worker": "fetch", "trigger": "schedule", **claim})
+    rows = cli("runs", "--json").json
+    assert [(row["id"], row["state"]) for row in rows] == [(3, "running"), (2, "pending"), (1, "pending")]
+    assert {"worker", "trigger", "payload", "due_at", "fence", "is_forced"} <= set(rows[0])
+    assert [row["id"] for row in cli("runs", "--worker", "mail", "--limit", "1", "--json").json] == [2]
+    assert "--limit shows more" in cli.ok("runs", "--limit", "1").err
+    cli.refused(3, "runs", "--worker", "nobody")
+
+
+def test_history_is_narrowed_by_what_is_given(cli):
+    old = NOW - timedelta(hours=3)
+    cli.insert(
+        "run_history",
+        ended(1, finished_at=old),
+        ended(2, outcome="failed", ends_run=None, error="oh", error_type="E"),
+        ended(3, worker="mail"),
+        ended(None, outcome="missed", ends_run=None, occurrences=7, reason="paused", fence=None, duration_ms=None),
+    )
+
+    def runs_of(*args):
+        return [row["run_id"] for row in cli("history", *args, "--json").json]
+
+    assert runs_of() == [None, 3, 2, 1]
+    assert runs_of("fetch") == [None, 2, 1]
+    assert runs_of("--outcome", "failed") == [2]
+    assert runs_of("--since", "1h") == [None, 3, 2]
+    assert runs_of("--since", (NOW - timedelta(hours=4)).isoformat(), "fetch", "--limit", "1") == [None]
+    assert runs_of("--run", "3") == [3]
+    text = cli.ok("history").out
+    assert "E: oh" in text
+    assert "7 times: paused" in text
+
+
+def test_history_knows_a_worker_that_was_removed(cli):
+    cli.insert("run_history", ended(1, worker="gone"))
+    assert len(cli("history", "gone", "--json").json) == 1
+    assert cli("history", "gone", "--outcome", "lost", "--json").json == []
+    cli.refused(3, "history", "nobody")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("history", "--outcome", "died"), "--outcome: 'died' is none of succeeded"),
+        (("history", "--since", "yesterday"), "--since: 'yesterday' is neither a time nor a duration"),
+        (("history", "--limit", "0"), "--limit"),
+        (("history", "--limit", "many"), "--limit"),
+        (("history", "--run", "99999999999999999999"), "--run"),
+        (("upcoming", "--for", "-1h"), "--for: '-1h' is no duration"),
+        (("upcoming", "--limit", "x"), "--limit"),
+        (("explain",), "missing argument 'WORKER'"),
+        (("status", "a", "b"), "b"),
+        (("stats",), "did you mean"),
+        (("status", "--jsn"), "--jsn"),
+    ],
+)
+def test_bad_arguments_are_one_line_that_names_the_help(sqlite_cli, args, words):
+    line = sqlite_cli.refused(2, *args)
+    assert words.lower() in line.lower()
+
+
+def gates_of(cli, worker):
+    found = cli("explain", worker, "--json").json
+    return found, {gate["gate"]: gate for gate in found["gates"]}
+
+
+def test_explain_shows_every_gate_in_order(cli):
+    cli.join("fetch")
+    found, gates = gates_of(cli, "fetch")
+    assert list(gates) == [
+        "enabled",
+        "paused",
+        "due",
+        "handler",
+        "max_running",
+        "dependencies",
+        "blocks",
+        "slot",
+    ]
+    assert found["starts"]
+    assert found["node_id"] == "node-one"
+    assert found["candidate"]["run_id"] is None
+    assert all(gate["open"] for gate in found["gates"])
+    assert "can start now" in cli.ok("explain", "fetch").out
+
+
+def test_explain_says_that_no_node_has_the_code(cli):
+    found, gates = gates_of(cli, "fetch")
+    assert not found["starts"]
+    assert "no node is running" in gates["handler"]["reason"]
+    cli.join("mail")
+    _, gates = gates_of(cli, "fetch")
+    assert gates["handler"] == {
+        "gate": "handler",
+        "open": False,
+        "forced": False,
+        "reason": "no live node has the handler",
+    }
+
+
+def test_explain_says_what_an_operator_did(cli):
+    cli.join("fetch", "mail")
+    cli.ok("trigger", "mail", "--force")
+    cli.ok("admin", "disable", "mail", "--reason", "too loud")
+    found, gates = gates_of(cli, "mail")
+    assert found["starts"]
+    assert gates["enabled"]["forced"]
+    cli.ok("admin", "pause", "fetch", "--for", "1h")
+    found, gates = gates_of(cli, "fetch")
+    assert not gates["paused"]["open"]
+    assert "does not start now: paused until" in cli.ok("explain", "fetch").out
+
+
+def test_explain_names_who_holds_it(cli):
+    cli.register(triggered("a", blocks=("b",)), triggered("b"), triggered("c", depends_on=("fetch",)))
+    cli.join("a", "b", "c", "fetch")
+    claim = {"state": "running", "slot": 0, "fence": 1, "node_id": "node-one", "started_at": NOW}
+    cli.insert("runs", {"worker": "a", **claim}, {"worker": "b"}, {"worker": "c"})
+    _, gates = gates_of(cli, "b")
+    assert gates["blocks"]["reason"].startswith("blocked by a, run 1 on node node-one")
+    _, gates = gates_of(cli, "c")
+    assert gates["dependencies"]["reason"].startswith("waits for fetch: it has not succeeded yet, next try")
+
+
+def test_explain_counts_the_slots_of_the_nodes_that_have_the_code(cli):
+    """A busy node with the code has no slot to give, whatever the free one beside it without the code has."""
+    import dataclasses
+
+    cli.register(triggered("other"))
+    cli.join("mail", node=dataclasses.replace(NODE, max_concurrent=1))
+    cli.join("other", node=dataclasses.replace(NODE, id="node-two", max_concurrent=4))
+    claim = {"state": "running", "slot": 0, "fence": 1, "node_id": "node-one", "started_at": NOW}
+    cli.insert("runs", {"worker": "mail", **claim}, {"worker": "mail"})
+    found, gates = gates_of(cli, "mail")
+    assert not found["starts"]
+    assert not gates["slot"]["open"]
+
+
+def test_explain_lets_others_go_first_when_slots_are_short(cli):
+    import dataclasses
+
+    cli.register(triggered("urgent", priority="critical"), triggered("small", priority="low"))
+    cli.join("urgent", "small", node=dataclasses.replace(NODE, max_concurrent=1))
+    cli.insert("runs", {"worker": "small"}, {"worker": "urgent"})
+    assert gates_of(cli, "urgent")[0]["starts"]
+    found, gates = gates_of(cli, "small")
+    assert not found["starts"]
+    assert [name for name, gate in gates.items() if not gate["open"]] == ["slot"]
+
+
+def test_explain_refuses_an_unknown_worker(cli):
+    cli.refused(3, "explain", "nobody")
+
+
+def test_upcoming_lists_the_firings_in_order(cli):
+    cli.register(scheduled("hourly", cron="0 * * * *", timezone="Europe/Berlin"))
+    cli.ok("trigger", "mail", "--in", "90m")
+    rows = cli("upcoming", "--for", "3h", "--limit", "1000", "--json").json
+    assert {row["worker"] for row in rows} == {"fetch", "hourly", "mail"}
+    times = [row["due_at"] for row in rows]
+    assert times == sorted(times)
+    assert sum(row["worker"] == "hourly" for row in rows) == 3
+    assert [row["run_id"] for row in rows if row["worker"] == "mail"] == [1]
+
+
+def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):
+    cli.ok("admin", "disable", "fetch", "--reason", "Sunday")
+    (row,) = cli("upcoming", "--json").json
+    assert (row["worker"], row["due_at"], row["note"]) == ("fetch", None, "disabled by operator: Sunday")
+    cli.ok("admin", "enable", "fetch")
+    result = cli.ok("upcoming", "--limit", "5")
+    assert len(result.lines) == 6
+    assert "--limit shows more" in result.err

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.cli.conftest import NOW
+
+
+def test_a_trigger_makes_a_waiting_run(cli):
+    result = cli.ok("trigger", "mail", "--payload", '{"to": "ann"}', "--priority", "high")
+    run = cli.row("runs")
+    assert result.out == f"run {run['id']}\n"
+    assert (run["worker"], run["trigger"], run["state"], run["priority"]) == ("mail", "manual", "pending", 2)
+    assert run["payload"] == {"to": "ann"}
+    assert not run["is_forced"]
+
+
+def test_a_trigger_tells_programs_its_run_as_json(cli):
+    found = cli("trigger", "mail", "--json").json
+    assert found == {"run_id": cli.row("runs")["id"], "worker": "mail", "is_new": True}
+
+
+def test_a_payload_comes_from_a_file_or_from_standard_input(sqlite_cli, tmp_path, monkeypatch):
+    file = tmp_path / "payload.json"
+    file.write_text('{"to": "ä"}')
+    sqlite_cli.ok("trigger", "mail", "--payload", f"@{file}")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"to": "bob"}')))
+    sqlite_cli.ok("trigger", "mail", "--payload", "-")
+    assert [row["payload"] for row in sqlite_cli.rows("runs")] == [{"to": "ä"}, {"to": "bob"}]
+
+
+def test_a_trigger_for_later_is_due_later(cli):
+    cli.ok("trigger", "mail", "--in", "1h30m")
+    cli.ok("trigger", "mail", "--at", "2031-03-01T12:00:00+02:00")
+    cli.ok("trigger", "mail", "--at", "2031-03-01T12:00")
+    first, second, third = (row["due_at"] for row in cli.rows("runs"))
+    assert timedelta(minutes=89) < first - NOW < timedelta(minutes=95)
+    assert second == datetime(2031, 3, 1, 10, tzinfo=UTC)
+    assert third == datetime(2031, 3, 1, 12, tzinfo=UTC)
+
+
+def test_a_key_that_waits_answers_with_the_run_already_there(cli):
+    first = cli("trigger", "mail", "--key", "k", "--json").json
+    second = cli("trigger", "mail", "--key", "k", "--json").json
+    assert second == {**first, "is_new": False}
+    assert len(cli.rows("runs")) == 1
+    assert "already" in cli.ok("trigger", "mail", "--key", "k", "--key-scope", "live").out
+
+
+def test_a_forced_trigger_is_marked(sqlite_cli):
+    sqlite_cli.ok("trigger", "fetch", "--force")
+    assert sqlite_cli.row("runs")["is_forced"]
+
+
+def test_a_disabled_worker_takes_a_trigger(sqlite_cli):
+    sqlite_cli.ok("admin", "disable", "mail")
+    sqlite_cli.ok("trigger", "mail")
+    assert sqlite_cli.row("runs")["state"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("nobody",), 3, "no worker named 'nobody'"),
+        (("mail", "--payload", "[1]"), 2, "must be a JSON object, not a list"),
+        (("mail", "--payload", "null"), 2, "must be a JSON object, not null"),
+        (("mail", "--payload", "{to: 1}"), 2, "no JSON"),
+        (("mail", "--payload", '{"x": NaN}'), 2, "NaN"),
+        (("mail", "--payload", '{"x": 1e999}'), 2, "cannot be written as JSON"),
+        (("mail", "--payload", '{"x": "\\ud800"}'), 2, "cannot be written as JSON"),
+        (("mail", "--payload", '{"x": "\\u0000"}'), 2, "NUL"),
+        (("mail", "--payload", "[" * 100_000), 2, "no JSON"),
+        (("mail", "--payload", "@/nowhere/at/all.json"), 2, "cannot be read: No such file"),
+        (("mail", "--payload", '{"x": "' + "y" * 1024 * 1024 + '"}'), 2, "1 MiB"),
+        (("mail", "--at", "tomorrow"), 2, "--at: 'tomorrow' is no time"),
+        (("mail", "--in", "soon"), 2, "--in: 'soon' is no duration"),
+        (("mail", "--in", "-5"), 2, "--in: '-5' is no duration"),
+        (("mail", "--in", "1h", "--at", "2031-01-01"), 2, "keep one"),
+        (("mail", "--priority", "urgent"), 2, "priority 'urgent' is none of LOW (0)"),
+        (("mail", "--key-scope", "live"), 2, "--key-scope needs --key"),
+        (("mail", "--key", "k", "--key-scope", "ever"), 2, "none of waiting, live"),
+        (("mail", "--key", ""), 2, "--key must be"),
+        (("mail", "--key", "k" * 5000), 2, "--key must be"),
+    ],
+)
+def test_a_bad_trigger_is_one_line_and_changes_nothing(sqlite_cli, args, code, words):
+    assert words in sqlite_cli.refused(code, "trigger", *args)
+    assert sqlite_cli.rows("runs") == []
+
+
+def test_a_payload_over_1_mib_from_a_file_is_refused_however_long_the_file(sqlite_cli, tmp_path):
+    file = tmp_path / "payload.json"
+    file.write_bytes(b" " * (9 * 1024 * 1024) + b"{}")
+    assert "1 MiB" in sqlite_cli.refused(2, "trigger", "mail", "--payload", f"@{file}")
+    file.write_bytes(b"\xff\xfe")
+    assert "UTF-8" in sqlite_cli.refused(2, "trigger", "mail", "--payload", f"@{file}")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ends_run", "error", "code"),
+    [("succeeded", "succeeded", None, 0), ("failed", "exhausted", "it broke", 1)],
+)
+def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, code):
+    """A node that lives in the waiting command's sleep: it ends the run at the first look."""
+    import sqlalchemy as sa
+
+    from jobrunner.runtime.clock import SystemClock
+    from jobrunner.storage import tables as t
+    from jobrunner.storage.database import Database
+
+    async def end_it(clock, seconds):
+        db = Database.open(cli.url)
+        async with db.write() as conn:
+            (run_id,) = (await conn.execute(sa.delete(t.runs).returning(t.runs.c.id))).scalars()
+            row = {"run_id": run_id, "fence": 1, "worker": "mail", "trigger": "manual", "outcome": outcome}
+            row |= {"ends_run": ends_run, "error": error, "finished_at": NOW, "attempt": 1}
+            await conn.execute(sa.insert(t.run_history), row)
+        await db.close()
+
+    monkeypatch.setattr(SystemClock, "sleep", end_it)
+    result = cli("trigger", "mail", "--wait")
+    assert result.code == code
+    assert result.out.splitlines()[1] == (f"{ends_run}: {error}" if error else ends_run)
+    assert "no live node has 'mail' now" in result.err
+
+    as_json = json.loads(cli("trigger", "mail", "--wait", "--json").out)
+    assert (as_json["outcome"], as_json["ends_run"]) == (outcome, ends_run)

@@ -1,0 +1,262 @@
+"""Nodes, on both databases: joining, beating, being declared lost, and having one's runs taken over."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from jobrunner.model.run import EndsRun, OutcomeKind
+from jobrunner.policy.gates import Gate
+from jobrunner.storage import facts as reading
+from jobrunner.storage import nodes
+from jobrunner.storage.finishes import Finished
+from tests.support.stage import T0, Stage, scheduled, triggered
+
+GRACE = timedelta(seconds=5)
+
+
+async def rescue(stage: Stage) -> Finished:
+    return await nodes.rescue(stage.db, stage.now, stage.now - GRACE)
+
+
+async def beat(stage: Stage, node: str) -> str | None:
+    async with stage.db.write() as conn:
+        return await nodes.beat(conn, node, stage.now, stage.now)
+
+
+async def declare_lost(stage: Stage, node: nodes.SeenNode) -> bool:
+    async with stage.db.write() as conn:
+        return await nodes.declare_lost(conn, node, stage.now, "it is silent")
+
+
+async def set_state(stage: Stage, node: str, state: str) -> None:
+    async with stage.db.write() as conn:
+        await nodes.set_state(conn, node, state, stage.now)
+
+
+async def states(stage: Stage) -> dict[str, str]:
+    return {row["id"]: row["state"] for row in await stage.rows("SELECT id, state FROM {p}nodes")}
+
+
+# --- joining, beating, leaving ------------------------------------------------------------------------------------
+
+
+async def test_a_node_joins_with_its_code(stage: Stage):
+    await stage.register(triggered("a"), triggered("b"))
+    await stage.join("n1", ["a", "b"], allows_commands=True)
+    await stage.join("n2", [])
+    (row,) = await stage.rows("SELECT * FROM {p}nodes WHERE id = 'n1'")
+    assert (row["state"], row["beat"], row["hostname"], row["pid"], row["max_concurrent"]) == ("active", 0, "n1", 4711, 5)
+    assert stage.time(row["started_at"]) == stage.time(row["heartbeat_at"]) == T0
+    rows = await stage.rows("SELECT worker, node_id FROM {p}node_handlers ORDER BY worker")
+    assert [tuple(row.values()) for row in rows] == [("a", "n1"), ("b", "n1")]
+
+
+async def test_a_beat_is_raised_by_one_each_time(stage: Stage):
+    await stage.join("n1", [])
+    stage.after(5)
+    assert await beat(stage, "n1") == "active"
+    assert await beat(stage, "n1") == "active"
+    (row,) = await stage.rows("SELECT * FROM {p}nodes")
+    assert row["beat"] == 2
+    assert stage.time(row["heartbeat_at"]) == stage.time(row["last_tick_at"]) == stage.now
+
+
+async def test_a_node_without_a_row_learns_so_from_its_beat(stage: Stage):
+    assert await beat(stage, "n1") is None
+
+
+async def test_the_other_nodes_are_those_alive(stage: Stage):
+    for name in ("n1", "n2", "n3", "n4", "n5"):
+        await stage.join(name, [])
+    await set_state(stage, "n2", "draining")
+    await set_state(stage, "n3", "stopped")
+    async with stage.db.peek() as conn:
+        others = await nodes.others(conn, "n1")
+    await declare_lost(stage, next(node for node in others if node.id == "n4"))
+    async with stage.db.peek() as conn:
+        assert {node.id for node in await nodes.others(conn, "n1")} == {"n2", "n5"}
+        assert {row["id"] for row in await nodes.list_nodes(conn)} == {"n1", "n2", "n5"}
+        assert len(await nodes.list_nodes(conn, is_all=True)) == 5
+
+
+async def test_a_stopped_node_leaves_no_code_behind(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.join("n1")
+    await set_state(stage, "n1", "draining")
+    assert await stage.value("SELECT count(*) FROM {p}node_handlers") == 1
+    await set_state(stage, "n1", "stopped")
+    assert await stage.value("SELECT count(*) FROM {p}node_handlers") == 0
+    assert await states(stage) == {"n1": "stopped"}
+
+
+async def test_the_handler_gate_knows_the_code_of_live_nodes_only(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.trigger("a")
+
+    async def gate() -> bool:
+        async with stage.db.peek() as conn:
+            edges = await reading.read_edges(conn, stage.db.dialect, ["a"])
+            facts = await reading.read_facts(conn, stage.db.dialect, T0, ["a"], edges, reading.Here(None), 1)
+        return facts.workers["a"].has_handler
+
+    assert not await gate()
+    seen = await stage.join("n1", ["a"])
+    assert await gate()
+    await declare_lost(stage, seen)
+    assert not await gate()
+    assert Gate.HANDLER == "handler"
+
+
+async def test_a_command_worker_needs_a_node_that_allows_commands(stage: Stage):
+    await stage.register(triggered("a", isolation="command"))
+
+    async def gate(here: reading.Here) -> tuple[bool, bool]:
+        async with stage.db.peek() as conn:
+            edges = await reading.read_edges(conn, stage.db.dialect, ["a"])
+            facts = await reading.read_facts(conn, stage.db.dialect, T0, ["a"], edges, here, 1)
+        return facts.workers["a"].has_handler, facts.workers["a"].has_handler_elsewhere
+
+    await stage.join("n1", [])
+    assert await gate(reading.Here(None)) == (False, False)
+    await stage.join("n2", [], allows_commands=True)
+    assert await gate(reading.Here(None)) == (True, True)
+    assert await gate(reading.Here(())) == (False, True)
+    assert (await gate(reading.Here((), allows_commands=True)))[0]
+
+
+# --- being lost ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_is_declared_lost_only_with_the_beat_that_was_watched(stage: Stage):
+    seen = await stage.join("n1", [])
+    await beat(stage, "n1")
+    assert not await declare_lost(stage, seen)
+    assert await states(stage) == {"n1": "active"}
+    assert await declare_lost(stage, replace(seen, beat=1))
+    assert await states(stage) == {"n1": "lost"}
+    assert await beat(stage, "n1") == "lost"
+    rows = await stage.rows("SELECT action, actor FROM {p}audit_log WHERE action = 'node_lost'")
+    assert [tuple(row.values()) for row in rows] == [("node_lost", "jobrunner")]
+
+
+async def test_a_node_is_declared_lost_once(stage: Stage, other_stage: Stage):
+    seen = await stage.join("n1", [])
+    assert sorted(await asyncio.gather(declare_lost(stage, seen), declare_lost(other_stage, seen))) == [False, True]
+    assert not await declare_lost(stage, seen)
+
+
+@pytest.mark.parametrize("state", ["stopped", "lost"])
+async def test_a_node_that_is_gone_already_is_not_declared_lost(stage: Stage, state):
+    seen = await stage.join("n1", [])
+    await (set_state(stage, "n1", "stopped") if state == "stopped" else declare_lost(stage, seen))
+    assert not await declare_lost(stage, seen)
+    await set_state(stage, "n1", "draining")
+    assert await states(stage) == {"n1": state}
+
+
+# --- rescue -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_runs_of_a_lost_node_are_ended_as_lost_and_tried_again(stage: Stage):
+    await stage.register(triggered("a"), scheduled("b", interval_seconds=60))
+    seen = await stage.join("n1")
+    await stage.join("n2")
+    await stage.trigger("a")
+    runs = await stage.tick(node="n1")
+    stage.after(30)
+    assert (await rescue(stage)).written == ()
+    await declare_lost(stage, seen)
+    finished = await rescue(stage)
+    assert {run.id for run, _ in finished.written} == {run.id for run in runs}
+    assert await stage.outcomes() == ["lost", "lost"]
+    (row, _) = await stage.rows("SELECT * FROM {p}run_history ORDER BY id")
+    assert row["error"] == "its node died (node n1); whether the work was done is not known"
+    assert (row["error_type"], row["duration_ms"], row["node_id"]) == ("NodeLost", 30_000, "n1")
+    assert await stage.column("SELECT attempt FROM {p}runs ORDER BY id") == [2, 2]
+    assert (await rescue(stage)).written == ()
+    stage.after(10)
+    assert await stage.started(node="n2") == ["a", "b"]
+
+
+async def test_a_late_end_of_a_lost_node_finds_its_fence_gone(stage: Stage):
+    await stage.register(triggered("a"))
+    seen = await stage.join("n1")
+    await stage.trigger("a")
+    run = await stage.start_one(node="n1")
+    await declare_lost(stage, seen)
+    await rescue(stage)
+    assert [stale.id for stale in (await stage.end(run)).stale] == [run.id]
+    assert await stage.outcomes() == ["lost"]
+
+
+async def test_runs_of_a_node_without_a_row_are_rescued(stage: Stage):
+    await stage.register(triggered("a", max_retries=0))
+    await stage.trigger("a")
+    await stage.tick(node="ghost")
+    ((_, decided),) = (await rescue(stage)).written
+    assert decided.ends_run is EndsRun.EXHAUSTED
+    assert await stage.value("SELECT count(*) FROM {p}dead_letters") == 1
+
+
+async def test_runs_of_live_and_draining_nodes_are_left_alone(stage: Stage):
+    await stage.register(triggered("a", max_running=2))
+    for node in ("n1", "n2"):
+        await stage.join(node)
+        await stage.trigger("a")
+        await stage.tick(node=node)
+    await set_state(stage, "n2", "draining")
+    stage.after(10**6)
+    assert (await rescue(stage)).written == ()
+
+
+async def test_what_a_stopped_node_left_behind_is_taken_after_a_grace_with_the_same_attempt(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.join("n1")
+    await stage.trigger("a")
+    run = await stage.start_one(node="n1")
+    stage.after(60)
+    await set_state(stage, "n1", "stopped")
+    stage.after(4.9)
+    assert (await rescue(stage)).written == ()
+    stage.after(0.1)
+    assert len((await rescue(stage)).written) == 1
+    assert await stage.outcomes() == ["interrupted"]
+    again = await stage.start_one(node="n2")
+    assert (again.id, again.attempt) == (run.id, 1)
+
+
+async def test_a_rescued_run_that_was_to_be_cancelled_is_cancelled(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.trigger("a")
+    await stage.tick(node="ghost")
+    await stage.sql("UPDATE {p}runs SET cancel_requested_at = started_at")
+    ((_, decided),) = (await rescue(stage)).written
+    assert decided.ends_run is EndsRun.CANCELLED
+    assert await stage.value("SELECT count(*) FROM {p}runs") == 0
+
+
+async def test_many_nodes_may_rescue_at_once(stage: Stage, other_stage: Stage):
+    await stage.register(triggered("a", max_running=40))
+    for _ in range(40):
+        await stage.trigger("a")
+    await stage.tick(slots=40, node="ghost")
+    other_stage.now = stage.now
+    both = await asyncio.gather(rescue(stage), rescue(other_stage), rescue(stage), rescue(other_stage))
+    assert sum(len(finished.written) for finished in both) == 40
+    assert await stage.outcomes() == ["lost"] * 40
+    assert await stage.column("SELECT DISTINCT attempt FROM {p}runs") == [2]
+
+
+async def test_a_run_lost_with_three_nodes_in_a_row_is_dead(stage: Stage):
+    await stage.register(triggered("a", max_retries=50))
+    await stage.trigger("a")
+    for _ in range(3):
+        await stage.tick(node="ghost")
+        await rescue(stage)
+        stage.after(60)
+    assert await stage.column("SELECT attempts FROM {p}dead_letters") == [3]
+    assert await stage.outcomes() == [str(OutcomeKind.LOST)] * 3
