@@ -53,7 +53,7 @@ def _days(value: object) -> float:
 def _number(value: object) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # what is no number raises
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InvalidSetting(f"must be a number, not {value!r}")

@@ -11,7 +11,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
 from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time
-from jobrunner.errors import UsageError
+from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
 from jobrunner.storage import dead_letters as letters
 from jobrunner.storage.status import require_trace
@@ -82,9 +82,16 @@ def show(ctx: typer.Context, letter: LetterId, as_json: AsJson = False, database
     show_one(found if as_json else {key: value for key, value in found.items() if key != "errors"}, as_json=as_json)
     if not as_json:
         say("\nattempts:")
-        finished = Column("finished_at", "finished at", lambda row: show_time(parse_time(row["finished_at"])))
+        finished = Column("finished_at", "finished at", _finished_at)
         shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error)]
         show_rows(found["errors"], shown, as_json=False, empty="none")
+
+
+def _finished_at(row: Mapping[str, Any]) -> str:
+    try:
+        return show_time(parse_time(str(row.get("finished_at"))))
+    except InvalidSetting:  # written by hand
+        return "-"
 
 
 @app.command("replay")

@@ -14,7 +14,7 @@ from jobrunner.cli.output import note, say, show_json, show_value
 from jobrunner.errors import Refused, UsageError
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.enqueue import Request, enqueue, same_key
-from jobrunner.storage.facts import live_handlers
+from jobrunner.storage.explain import explain
 from jobrunner.storage.history import read_history
 from jobrunner.storage.status import is_live
 
@@ -117,9 +117,9 @@ async def _end_of(db: Database, run_id: int, worker: str) -> dict[str, Any]:
     """Wait until the run has ended and return the history row of its last attempt."""
     clock = SystemClock()
     pause = _FIRST_LOOK_SECONDS
-    async with db.peek() as conn:
-        if not await live_handlers(conn, db.dialect, [worker]):
-            note(f"waiting; no live node has {worker!r} now (`jobrunner explain {worker}` tells more)")
+    gates = (await explain(db, worker, clock.now()))["gates"]
+    if not all(gate["open"] for gate in gates if gate["gate"] == "handler"):
+        note(f"waiting; no live node has {worker!r} now (`jobrunner explain {worker}` tells more)")
     while True:
         async with db.peek() as conn:
             was_live = await is_live(conn, run_id)  # before the history: a run is in one of the two at any time

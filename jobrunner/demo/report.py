@@ -155,7 +155,7 @@ def _show_what_next(console: Console, path: Path) -> None:
     program = f"{_program()} --database-url {shlex.quote(f'sqlite:///{path}')}"
     query = '"SELECT worker, outcome, error FROM run_history ORDER BY id DESC LIMIT 10"'
     lines = [
-        f"\nAll of it is in {path.absolute()}; have a look yourself:",
+        f"\nAll of it is in {path.resolve()}; have a look yourself:",
         f"  sqlite3 {shlex.quote(str(path))} {query}",
         f"  {program} status",
         f"  {program} explain broken-import",

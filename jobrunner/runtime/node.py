@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,15 @@ from jobrunner.errors import DatabaseError
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
+from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks
 from jobrunner.runtime.identity import is_gone, new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
 from jobrunner.storage import nodes, runs, wakeups
-from jobrunner.storage.claims import Claim, Claimer
+from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
 from jobrunner.telemetry import events as e
@@ -37,13 +38,12 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.handlers import Handler
+    from jobrunner.storage.claims import Claim
     from jobrunner.storage.database import Database
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
-FENCE_GRACE_SECONDS = 1.0
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
-HOUSEKEEPING_SECONDS = 5.0
 
 
 class Node:
@@ -80,6 +80,7 @@ class Node:
         self._all_ended.set()
         self._hurried = asyncio.Event()
         self._last_cancel_check = 0.0
+        self._launcher = Launcher()
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._ticker = self._new_ticker()
@@ -101,11 +102,15 @@ class Node:
         await self._take_over()
         await worker_store.repair_schedules(self.db, self._clock.now())
         self._is_claiming = True
+        await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
         self._heartbeat.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeep()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+
+    def _process_handlers(self) -> list[Handler]:
+        return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
 
     async def _take_over(self) -> None:
         """Declare lost, at once, the processes of this host that have ended, and rescue what they ran."""
@@ -222,13 +227,11 @@ class Node:
 
     def _begin(self, claim: Claim) -> None:
         """Start the code of a claim."""
-        handler = self._handlers[claim.run.worker]
-        isolation = claim.config.isolation or handler.default_isolation
-        if isolation is Isolation.INLINE and not handler.is_async:
-            isolation = Isolation.THREAD
-        claim = Claim(claim.run, replace(claim.config, isolation=isolation))
+        is_command = claim.config.isolation is Isolation.COMMAND
+        handler = None if is_command else self._handlers[claim.run.worker]
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
-        attempt = Attempt(claim, handler, RunContext(claim.run, deadline), self._clock, self._show_stopping)
+        context = RunContext(claim.run, deadline)
+        attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
         self._events.emit(e.RunStarted(claim.run))
@@ -330,7 +333,7 @@ class Node:
         await self._drain(drain_timeout)
         if self.held:
             self._stop_attempts(StopReason.DRAIN, "the node stops")
-            await self._wait_ended(STOP_GRACE_SECONDS)
+            await self._wait_ended(self._stop_grace())
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
                 await self._recorder.drain()
@@ -339,6 +342,7 @@ class Node:
         self.has_stuck_code = bool(self.held)
         await self._wakeups.stop()
         self._ticker.close()
+        self._launcher.close()
         await self._heartbeat.stop()
         for task in [*self._services, *self._attempts]:
             task.cancel()
@@ -346,6 +350,12 @@ class Node:
         await self._note_state("stopped")
         await self.db.close()
         self._events.emit(e.NodeStopped(self.identity.id, len(self.held)))
+
+    def _stop_grace(self) -> float:
+        """Return how long code that was told to stop may take: what is killed after its grace gets the whole of it."""
+        kills = {Isolation.PROCESS, Isolation.COMMAND}
+        is_slow = any(attempt.claim.config.isolation in kills for attempt in self.held.values())
+        return LONGEST_GRACE_SECONDS + STOP_GRACE_SECONDS if is_slow else STOP_GRACE_SECONDS
 
     async def _drain(self, seconds: float) -> None:
         hurried = asyncio.ensure_future(self._hurried.wait())

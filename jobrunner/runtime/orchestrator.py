@@ -19,6 +19,7 @@ from jobrunner.errors import InvalidSetting, InvalidWorker, Refused
 from jobrunner.model.worker import Dependency, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.executors.process import importable
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
 from jobrunner.storage import enqueue, operations, schema, status, wakeups
@@ -388,6 +389,9 @@ def _check_isolation(config: WorkerConfig, code: Handler) -> None:
         raise InvalidWorker(config.name, "isolation 'thread' needs a def; an async def runs 'inline'")
     if str(config.isolation) == "command":
         raise InvalidWorker(config.name, "command workers have no Python code; add them with `jobrunner admin add`")
+    problem = importable(code.function) if str(config.isolation) == "process" else None
+    if problem is not None:
+        raise InvalidWorker(config.name, problem)
     if config.execution_mode is not WorkerExecutionMode.TRIGGERED:
         code.arguments(config.payload)
 

@@ -2,7 +2,7 @@
 
 There is no delay that waits for more: while one batch is being written the next one gathers, so batches grow with load.
 An outcome is held until its write is answered. While the database is away the recorder tries again with backoff and
-tells of the outage once. Only when an end is written, or refused because the claim was no longer ours, is the slot free.
+tells of the outage once. A slot is free only when the end is written, or refused because the claim is no longer ours.
 """
 
 from __future__ import annotations

@@ -128,8 +128,10 @@ async def replay(
             )
         done = [Resolved(row.id, row.worker, runs[row.id]) for row in letters if row.id in runs]
         await _close(conn, db.dialect, done, "replayed", now, actor)
-        details = [{"letter_id": r.letter_id, "run_id": r.run_id, "is_edited": payload is not None} for r in done]
-        await _audit(conn, "replay", done, details, now, actor)
+        is_edited = payload is not None
+        details = [{"letter_id": item.letter_id, "run_id": item.run_id, "is_edited": is_edited} for item in done]
+        audits = [audit_row("replay", done[n].worker, detail, now, actor) for n, detail in enumerate(details)]
+        await write_audits(conn, audits)
         resolved.extend(done)
         held_back.extend(row.id for row in missing)
 
@@ -145,7 +147,8 @@ async def discard(db: Database, chosen: Chosen, now: datetime, actor: str, *, dr
         done = [Resolved(row.id, row.worker) for row in letters]
         if not dry_run:
             await _close(conn, db.dialect, done, "discarded", now, actor)
-            await _audit(conn, "discard", done, [{"letter_id": item.letter_id} for item in done], now, actor)
+            audits = [audit_row("discard", i.worker, {"letter_id": i.letter_id}, now, actor) for i in done]
+            await write_audits(conn, audits)
         resolved.extend(done)
 
     await _each_batch(db, chosen, discard_batch, needs_worker=False, dry_run=dry_run)
@@ -293,15 +296,3 @@ async def _close(
     for item in done:
         if item.letter_id not in closed:  # cannot be, the rows are locked; the guard is the last word all the same
             raise Refused(f"letter {item.letter_id} is not open any more; nothing was changed")
-
-
-async def _audit(
-    conn: AsyncConnection,
-    action: str,
-    done: Sequence[Resolved],
-    details: Sequence[dict[str, Any]],
-    now: datetime,
-    actor: str,
-) -> None:
-    rows = [audit_row(action, item.worker, detail, now, actor) for item, detail in zip(done, details, strict=True)]
-    await write_audits(conn, rows)

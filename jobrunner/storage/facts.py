@@ -21,7 +21,7 @@ from jobrunner.model.worker import Dependency, DependencyCondition, Isolation
 from jobrunner.policy.gates import ActiveRun, Candidate, Facts, WorkerFacts
 from jobrunner.storage import tables as t
 from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, names_json, state_of
-from jobrunner.storage.rowsets import built_once
+from jobrunner.storage.rowsets import built_once, same
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PRIORITIES = (3, 2, 1, 0)
 _PENDING = sa.literal_column("runs.state = 'pending'")  # a literal: a bound state would defeat the partial indexes
 _FORCED_AT_MOST = 1000
+_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +103,30 @@ def _due_names(dialect: Dialect) -> sa.Select[Any]:
         sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name).scalar_subquery()
     )
     waiting = waiting.union_all(sa.select(following).where(waiting.c.name.is_not(None)))
-    due = sa.or_(
-        *(
-            sa.exists().where(_PENDING, r.c.worker == waiting.c.name, r.c.priority == p, r.c.due_at <= _now())
-            for p in PRIORITIES
-        )
-    )
+    # An EXISTS would be shorter, but PostgreSQL then reads all due runs into a hash: 40 ms for 300,000 instead of 1.
+    first_due = [
+        sa.select(r.c.due_at)
+        .where(_PENDING, r.c.worker == waiting.c.name, same(r.c.priority, sa.literal_column(str(p))))
+        .order_by(r.c.priority, r.c.due_at)
+        .limit(1)
+        .scalar_subquery()
+        for p in PRIORITIES
+    ]
+    due = sa.or_(*(due_at <= _now() for due_at in first_due))
     s = t.worker_state
     parts: list[sa.Select[Any]] = [
         sa.select(waiting.c.name, sa.literal_column("0").label("kind")).where(waiting.c.name.is_not(None), due)
     ]
     for priority in PRIORITIES:
         page = (
-            sa.select(s.c.worker.label("name"))
-            .where(s.c.next_run_at.is_not(None), s.c.priority == sa.literal_column(str(priority)))
-            .where(s.c.next_run_at <= _now())
-            .order_by(s.c.next_run_at, s.c.worker)
+            sa.select(s.c.worker.label("name"), s.c.next_run_at)
+            .where(s.c.next_run_at.is_not(None), same(s.c.priority, sa.literal_column(str(priority))))
+            .order_by(s.c.priority, s.c.next_run_at, s.c.worker)
             .limit(sa.bindparam("page", type_=sa.Integer()))
             .subquery()
         )
-        parts.append(sa.select(page.c.name, sa.literal_column(str(1 + priority)).label("kind")))
+        kind = sa.literal_column(str(1 + priority)).label("kind")
+        parts.append(sa.select(page.c.name, kind).where(page.c.next_run_at <= _now()))
     union = sa.union_all(*parts).subquery()
     return sa.select(union.c.name, union.c.kind)
 
@@ -190,10 +195,9 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
     names = dialect.rows("names", name=sa.Text())
     due = [_PENDING, r.c.due_at <= _now()]
 
-    def part(kind: str, source: sa.FromClause, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        kind_column = sa.literal_column(f"'{kind}'").label("kind")
-        joined = source.join(r, r.c.worker == source.c.name)
-        return sa.select(kind_column, *columns).select_from(joined).where(*conditions)
+    def part(kind: str, order: sa.Column[Any], *conditions: sa.ColumnElement[bool], most: int) -> sa.Select[Any]:
+        runs = sa.select(sa.literal_column(f"'{kind}'").label("kind"), *columns).where(*conditions)
+        return dialect.for_each(names, runs, r.c.worker, order, most)
 
     state = t.worker_state
     probe = (
@@ -201,13 +205,12 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
         .select_from(names.join(state, state.c.worker == names.c.name).join(r, r.c.id == state.c.probe_run_id))
         .where(*due, r.c.worker == names.c.name)
     )
-    forced = part("w", names, *due, sa.literal_column("runs.is_forced")).limit(_FORCED_AT_MOST).subquery()
     first = r.alias("first_retry")
     first_retry = (
         sa.select(first.c.id)
         .where(sa.literal_column("first_retry.state = 'pending' AND first_retry.attempt > 1"))
-        .where(first.c.worker == names.c.name)
-        .order_by(first.c.due_at, first.c.id)
+        .where(same(first.c.worker, names.c.name))
+        .order_by(first.c.worker, first.c.due_at, first.c.id)
         .limit(1)
         .correlate(names)
         .scalar_subquery()
@@ -216,10 +219,10 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
         sa.select(sa.literal_column("'r'").label("kind"), *columns).select_from(names).join(r, r.c.id == first_retry)
     )
     return sa.union_all(
-        part("a", names, r.c.slot.is_not(None)),
-        part("s", names, sa.literal_column("runs.trigger IN ('schedule', 'continuous')")),
+        part("a", r.c.slot, r.c.slot.is_not(None), most=_ALL),
+        part("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=_ALL),
+        part("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
         probe,
-        sa.select(*forced.c),
         retry,
         dialect.first_waiting("few", sa.literal_column("1"), PRIORITIES, columns),
         dialect.first_waiting("many", sa.bindparam("limit", type_=sa.Integer()), PRIORITIES, columns),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobrunner.model.run import ClaimKey, Run
     from jobrunner.storage.dialect import Dialect
 
-_ACTIVE = sa.literal_column("runs.state <> 'pending'")
+_ACTIVE: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
 
 
 async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[ClaimKey]:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.cli.main import main
-from jobrunner.model.worker import WorkerConfig
+from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition
 from jobrunner.storage import nodes, workers
 from jobrunner.storage import tables as t
@@ -127,7 +127,7 @@ class Cli:
 
 
 def triggered(name: str, **options: Any) -> WorkerConfig:
-    return WorkerConfig(name, handler="tests:code", execution_mode="triggered", **options)
+    return WorkerConfig(name, handler="tests:code", execution_mode=WorkerExecutionMode.TRIGGERED, **options)
 
 
 def scheduled(name: str, **options: Any) -> WorkerConfig:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import asyncio
 
+LONGEST_GRACE_SECONDS = 5.0
+"""What a process or command is given between SIGTERM and SIGKILL; other code is given less."""
+
 Ended = tuple[Any, BaseException | None]
 """What the code returned and None, or None and what it raised."""
 
@@ -16,6 +19,8 @@ class Code(Protocol):
 
     ended: asyncio.Future[Ended]
     """Done when, and only when, the code has ended: nothing of it runs any more."""
+    started: asyncio.Future[None] | None
+    """Done when the handler's code is called; None if it was called at once."""
     can_be_killed: bool
     grace_seconds: float
     """How long it may take to end once asked, before it is killed, or shown as `stopping` if it cannot be."""

@@ -14,7 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.runtime.executors.code import CommandFailed
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, CommandFailed
 from jobrunner.runtime.executors.groups import group_is_alive, name_of_exit, signal_family
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.code import Ended
     from jobrunner.runtime.executors.groups import GroupWatcher
 
-KILL_GRACE_SECONDS = 5.0
 _READ_BYTES = 64 * 1024
 _GROUP_CHECK_SECONDS = 0.05
 
@@ -30,8 +29,9 @@ _GROUP_CHECK_SECONDS = 0.05
 class CommandCode:
     """A program, started."""
 
+    started: asyncio.Future[None] | None = None
     can_be_killed = True
-    grace_seconds = KILL_GRACE_SECONDS
+    grace_seconds = LONGEST_GRACE_SECONDS
 
     def __init__(self, handler: str, context: RunContext, memory_limit_mb: int | None, watcher: GroupWatcher) -> None:
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()

@@ -16,6 +16,7 @@ CANCEL_GRACE_SECONDS = 1.0
 class InlineCode:
     """An asyncio task."""
 
+    started: asyncio.Future[None] | None = None
     can_be_killed = False
     grace_seconds = CANCEL_GRACE_SECONDS
 

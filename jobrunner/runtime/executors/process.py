@@ -1,13 +1,14 @@
 """Process: a handler in a real operating-system process, from a warm pool; killed for good when it must end.
 
-The processes are `multiprocessing`'s (spawned, so that they share no threads and locks with the node), one handler at a
-time each, reused until one is killed, dies, or runs out of memory. Why not a ready-made pool: those at hand kill one
+The processes are `multiprocessing`'s, forked from its fork server, which has imported the handlers' modules and shares
+no threads and locks with the node. Each runs one handler at a time and is reused until it is killed, dies, or runs out
+of memory; a handler's time counts from when its code is called. Why not a ready-made pool: those at hand kill one
 process and not its group, or cannot bring back what it printed, or poll when idle. Each child leads a process group and
 is known to the node's watcher, so that neither it nor what it starts outlives the node.
 
-The conversation, over one pipe a child: the node sends a `Task`; the child answers with any number of ("progress", …)
-and one ("end", …). What the child's code prints comes over a second pipe. A child that ends without "end" died: by a
-signal, or `os._exit`.
+The conversation, over one pipe a child: the node sends a `Task`; the child answers with ("started",), any number of
+("progress", …) and one ("end", …). What the child's code prints comes over a second pipe. A child that ends without
+"end" died: by a signal, or `os._exit`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import threading
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime.context import RunContext
-from jobrunner.runtime.executors.code import ProcessDied
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
 from jobrunner.runtime.executors.groups import group_is_alive, name_of_exit, signal_family
 
 if TYPE_CHECKING:
@@ -40,10 +42,9 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.code import Ended
     from jobrunner.runtime.executors.groups import GroupWatcher
 
-KILL_GRACE_SECONDS = 5.0
 _READ_BYTES = 64 * 1024
 _SIGNALS = (Discard, Snooze, RetryAfter)
-_spawn = multiprocessing.get_context("spawn")
+_forkserver = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _run_task(pipe: Connection, task: Task) -> None:
     _limit_memory(task.memory_limit_mb)
     end: tuple[str, Any, _Portable | None]
     try:
-        end = ("end", _call(task, context), None)
+        end = ("end", _call(pipe, task, context), None)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
         end = ("end", None, _portable(error))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -124,11 +125,12 @@ class _Unportable:
         return f"<a result that cannot be brought back: {self.problem}>"
 
 
-def _call(task: Task, context: _ChildContext) -> Any:
+def _call(pipe: Connection, task: Task, context: _ChildContext) -> Any:
     function: Any = importlib.import_module(task.module)
     for part in task.qualname.split("."):
         function = getattr(function, part)
     positional = (context,) if task.takes_run else ()
+    pipe.send(("started",))
     if inspect.iscoroutinefunction(function):
         return asyncio.run(function(*positional, **task.arguments))
     return function(*positional, **task.arguments)
@@ -188,9 +190,9 @@ class Child:
     """One process of the pool, seen from the node. Its methods that wait are called in threads."""
 
     def __init__(self) -> None:
-        self.pipe, far_pipe = _spawn.Pipe()
-        self.output, far_output = _spawn.Pipe(duplex=False)
-        self.process = _spawn.Process(target=_child_main, args=(far_pipe, far_output))
+        self.pipe, far_pipe = _forkserver.Pipe()
+        self.output, far_output = _forkserver.Pipe(duplex=False)
+        self.process = _forkserver.Process(target=_child_main, args=(far_pipe, far_output))
         self.process.start()
         far_pipe.close()
         far_output.close()
@@ -201,7 +203,9 @@ class Child:
         """The process's id, and its group's."""
         return self.process.pid or 0
 
-    def carry_out(self, task: Task, context: RunContext) -> tuple[Any, _Portable | None] | None:
+    def carry_out(
+        self, task: Task, context: RunContext, on_started: Callable[[], None]
+    ) -> tuple[Any, _Portable | None] | None:
         """Run a task to its end and return how it ended; None if the process died."""
         try:
             self.pipe.send(task)
@@ -217,7 +221,9 @@ class Child:
                 except Exception:  # noqa: BLE001 - the end of the pipe, or of what was being sent
                     self.process.join(1.0)
                     return None
-                if message[0] == "progress":
+                if message[0] == "started":
+                    on_started()
+                elif message[0] == "progress":
                     context.latest_progress = message[1]
                 elif message[0] == "end":
                     self._drain_output(context)
@@ -256,6 +262,11 @@ class ProcessPool:
         self._idle: list[Child] = []
         self._lock = threading.Lock()
 
+    def warm(self, modules: list[str]) -> None:
+        """Start the fork server, with the handlers' modules imported."""
+        _forkserver.set_forkserver_preload(["__main__", *modules])
+        ensure_running()
+
     def take(self) -> Child:
         """Return an idle process, or a new one."""
         with self._lock:
@@ -290,11 +301,12 @@ class ProcessCode:
     """A handler's code in a process of the pool."""
 
     can_be_killed = True
-    grace_seconds = KILL_GRACE_SECONDS
+    grace_seconds = LONGEST_GRACE_SECONDS
 
     def __init__(self, pool: ProcessPool, task: Task, context: RunContext) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
+        self.started: asyncio.Future[None] | None = self._loop.create_future()
         self._pool = pool
         self._task = task
         self._context = context
@@ -316,6 +328,14 @@ class ProcessCode:
         if not self.ended.done():
             self.ended.set_result(outcome)
 
+    def _on_started(self) -> None:
+        def settle() -> None:
+            if self.started is not None and not self.started.done():
+                self.started.set_result(None)
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(settle)
+
     def _carry_out(self) -> Ended:
         child = self._pool.take()
         if child.is_fresh:
@@ -324,7 +344,7 @@ class ProcessCode:
         self._child = child
         if self._wants_stop.is_set():
             self.ask_to_stop()
-        end = child.carry_out(self._task, self._context)
+        end = child.carry_out(self._task, self._context, self._on_started)
         if end is not None and not self._wants_stop.is_set() and not _is_out_of_memory(end[1]):
             self._pool.give_back(child)
         else:

@@ -18,6 +18,7 @@ STOP_GRACE_SECONDS = 1.0
 class ThreadCode:
     """A daemon thread, so that code which never ends cannot keep the process from ending."""
 
+    started: asyncio.Future[None] | None = None
     can_be_killed = False
     grace_seconds = STOP_GRACE_SECONDS
 

@@ -1,0 +1,54 @@
+"""Choosing where a claim's code runs, and starting it there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.model.worker import Isolation
+from jobrunner.runtime.executors.command import CommandCode
+from jobrunner.runtime.executors.groups import GroupWatcher
+from jobrunner.runtime.executors.inline import InlineCode
+from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, Task
+from jobrunner.runtime.executors.thread import ThreadCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jobrunner.runtime.context import RunContext
+    from jobrunner.runtime.executors.code import Code
+    from jobrunner.runtime.handlers import Handler
+    from jobrunner.storage.claims import Claim
+
+
+class Launcher:
+    """A node's means of running code: the loop, threads, warm processes, commands."""
+
+    def __init__(self) -> None:
+        self._watcher = GroupWatcher()
+        self._processes = ProcessPool(self._watcher)
+
+    def warm(self, handlers: Iterable[Handler]) -> None:
+        """Prepare processes for the handlers that run in one; nothing is started if there is none."""
+        modules = sorted({handler.label.partition(":")[0] for handler in handlers})
+        if modules:
+            self._processes.warm(modules)
+
+    def start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
+        """Start the code of a claim. `handler` is None for a command worker."""
+        config = claim.config
+        if handler is None:
+            return CommandCode(config.handler, context, config.memory_limit_mb, self._watcher)
+        if config.isolation is Isolation.PROCESS:
+            module, _, qualname = handler.label.partition(":")
+            limit = config.memory_limit_mb
+            task = Task(module, qualname, handler.takes_run, arguments, claim.run, context.deadline, limit)
+            return ProcessCode(self._processes, task, context)
+        positional = (context,) if handler.takes_run else ()
+        if handler.is_async:
+            return InlineCode(handler.function, positional, arguments)
+        return ThreadCode(claim.run.worker, handler.function, positional, arguments)
+
+    def close(self) -> None:
+        """End the warm processes; code that still runs in one is killed."""
+        self._processes.close()
+        self._watcher.close()
