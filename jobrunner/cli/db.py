@@ -1,9 +1,10 @@
-"""`jobrunner db`: the schema, and pruning."""
+"""`jobrunner db`: the schema, pruning, and the promises checked on live data."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,15 +13,20 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
 from jobrunner.cli.output import note, say, show_json
 from jobrunner.errors import SchemaError
+from jobrunner.policy.durations import parse_duration
 from jobrunner.storage import schema
 from jobrunner.storage.retention import prune as prune_old
+from jobrunner.storage.verify import Scope, Violation
+from jobrunner.storage.verify import verify as verify_promises
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobrunner.storage.database import Database
 
-app = typer.Typer(rich_markup_mode=None, help="Upgrade and check the schema, and prune what is old.")
+_MOST_VIOLATIONS = 1000
+
+app = typer.Typer(rich_markup_mode=None, help="Upgrade and check the schema, prune what is old, verify the promises.")
 
 
 @app.command("upgrade")
@@ -121,3 +127,38 @@ def _without_check(ctx: typer.Context, database_url: str | None, work: Callable[
 
 def _shown(status: schema.SchemaStatus) -> str:
     return status.current or "nothing"
+
+
+@app.command("verify")
+def verify(
+    ctx: typer.Context,
+    tolerance: Annotated[
+        str, typer.Option("--tolerance", help="By how much two intervals may touch, where clocks differ.")
+    ] = "0",
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Check the promises (nothing lost, one owner, never together, order, streaks) on the data there is."""
+    seconds = parse_duration(tolerance)
+    settings = context.load_settings(ctx, database_url)
+
+    async def work(db: Database) -> list[Violation]:
+        scope = Scope(context.now(), settings.history_days, settings.failure_days, timedelta(seconds=seconds))
+        found = []
+        async for violation in verify_promises(db, scope):
+            found.append(violation)
+            if len(found) >= _MOST_VIOLATIONS:
+                break
+        return found
+
+    found = context.with_database(ctx, database_url, work, Access.READ)
+    if as_json:
+        show_json([dataclasses.asdict(violation) for violation in found])
+    else:
+        for violation in found:
+            say(f"promise {violation.promise}: {violation.problem} ({', '.join(violation.rows)})")
+    if found:
+        more = "at least " if len(found) >= _MOST_VIOLATIONS else ""
+        note(f"{more}{len(found)} violations found")
+        raise typer.Exit(1)
+    note("no violation found")

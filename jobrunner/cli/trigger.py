@@ -12,6 +12,7 @@ from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
 from jobrunner.cli.output import note, say, show_json, show_value
 from jobrunner.errors import Refused, UsageError
+from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.enqueue import Request, enqueue, same_key
 from jobrunner.storage.explain import explain
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 1.0
-_LONGEST_KEY = 200
 
 
 @app.command("trigger")
@@ -61,7 +61,7 @@ def trigger(
         worker=worker,
         payload=read_payload(payload),
         due_at=_due_at(at, delay, now),
-        key=_key(key),
+        key=check_key(key),
         key_scope=_key_scope(key_scope, key),
         priority=None if priority is None else int(read_priority(worker, priority)),
         is_forced=force,
@@ -88,12 +88,6 @@ def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None
         raise UsageError("--at and --in are both given; keep one")
     seconds = read_duration("--in", delay)
     return read_time("--at", at) if seconds is None else now + timedelta(seconds=seconds)
-
-
-def _key(key: str | None) -> str | None:
-    if key is not None and (not key or len(key) > _LONGEST_KEY or not key.isprintable()):
-        raise UsageError(f"--key must be 1 to {_LONGEST_KEY} printable characters")
-    return key
 
 
 def _key_scope(scope: str | None, key: str | None) -> str:

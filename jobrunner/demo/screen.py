@@ -35,6 +35,7 @@ _STYLES = {
     "said": "bold",
 }
 _COLUMNS = {"worker": 13, "mode": 10, "now": 9, "last": 9, "runs": 4, "failed": 6, "streak": 6}
+_ROOM_FOR_WHY = 110
 _ROWS_AROUND_EVENTS = 16  # the workers, the heads and the lines between
 
 
@@ -118,6 +119,7 @@ class LiveScreen:
         self._path = path
         self._seconds = seconds
         self._read = read
+        self._console = console
         self._lines: deque[Text] = deque(maxlen=max(3, min(14, console.height - _ROWS_AROUND_EVENTS)))
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
@@ -136,24 +138,32 @@ class LiveScreen:
         """Draw anew."""
         head = Text(f"jobrunner demo, {seconds:.0f} of {self._seconds:.0f} s, on {self._path}", style="bold")
         foot = Text("Ctrl-C ends it early", style="dim")
-        self._live.update(Group(head, _table(self._read()), *self._lines, Text(), foot), refresh=True)
+        self._live.update(
+            Group(
+                head, _table(self._read(), has_room=self._console.width >= _ROOM_FOR_WHY), *self._lines, Text(), foot
+            ),
+            refresh=True,
+        )
 
     def close(self) -> None:
         """Clear the view and give the cursor back."""
         self._live.stop()
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], *, has_room: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title, width in _COLUMNS.items():
         table.add_column(title, min_width=width, justify="right" if title in {"runs", "failed", "streak"} else "left")
-    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
+    if has_room:
+        table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         now, last = _now(row), (row["last_run_outcome"] or "-").replace("_", " ")
         cells = [Text(row["name"]), Text(row["execution_mode"], "dim"), Text(now, _STYLES.get(now, "dim"))]
         cells.append(Text(last, _STYLES.get(last, "dim")))
         cells += [Text(str(row[key])) for key in ("total_runs", "total_failures", "consecutive_failures")]
-        table.add_row(*cells, Text(row["disabled_reason"] or row["last_error"] or "", "dim"))
+        if has_room:
+            cells.append(Text(row["disabled_reason"] or row["last_error"] or "", "dim"))
+        table.add_row(*cells)
     return table
 
 

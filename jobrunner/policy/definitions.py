@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_INTERVAL_SECONDS = 300.0
 DEFAULT_PAUSE_SECONDS = 1.0
 LONGEST_SECONDS = 100 * 366 * 86400.0
+LONGEST_KEY = 200
 MAX_PAYLOAD_BYTES = 1024 * 1024
 _MAX_COUNT = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -204,6 +205,15 @@ def _payload(name: str, payload: object) -> dict[str, Any]:
         return check_payload(payload)
     except InvalidPayload as error:
         raise InvalidWorker(name, str(error)) from None
+
+
+def check_key(key: object) -> str | None:
+    """Return a usable uniqueness key (None: no key), or raise `InvalidPayload`."""
+    if key is None:
+        return None
+    if not isinstance(key, str) or not 1 <= len(key) <= LONGEST_KEY or not key.isprintable():
+        raise InvalidPayload(f"a key is 1 to {LONGEST_KEY} printable characters")
+    return key
 
 
 def check_payload(payload: object) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Handler:
         try:
             model = self.fields.model_validate_json(json.dumps(payload), strict=True)
         except pydantic.ValidationError as error:
-            raise InvalidPayload(f"the payload does not fit {self.label}: {_problems(error)}") from None
+            raise InvalidPayload(f"{_problems(error)} (the payload does not fit {self.label})") from None
         known = {name: getattr(model, name) for name in self.fields.model_fields}
         return {**known, **(model.model_extra or {})}
 

@@ -8,6 +8,7 @@ claim is made to the moment its end is written; its size is what the slots are c
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from jobrunner.runtime.identity import is_gone, new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
-from jobrunner.storage import nodes, runs, wakeups
+from jobrunner.storage import nodes, retention, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
+FIRST_PRUNE_SECONDS = (30.0, 90.0)
+PRUNE_SECONDS = 600.0
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
 
 
@@ -58,6 +61,7 @@ class Node:
         version: int | None,
         clock: Clock,
         events: e.Events,
+        on_crash: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size)
@@ -85,6 +89,7 @@ class Node:
         self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
+        self._on_crash = on_crash
         self.crashed: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -140,13 +145,18 @@ class Node:
         error = task.exception()
         if error is not None:
             self.crashed.set_exception(error)
+            self._events.emit(e.NodeCrashed(self.identity.id, error))
+            self._on_crash()
 
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval
         return Ticker(self.db, self._clock, self._outage, self._claimer(), interval, self._free_slots, self._begin)
 
     def _claimer(self) -> Claimer:
-        return Claimer(self.identity.id, Here(frozenset(self._handlers), self._settings.allow_commands))
+        return Claimer(self.identity.id, self._here())
+
+    def _here(self) -> Here:
+        return Here(frozenset(self._handlers), self._settings.allow_commands)
 
     def _new_heartbeat(self) -> Heartbeat:
         loop = asyncio.get_running_loop()
@@ -189,12 +199,24 @@ class Node:
             self._run_service(self._stop_cancelled())
 
     async def _housekeep(self) -> None:
-        """What needs no hurry: cancellations that no wake-up told of, and progress."""
+        """What needs no hurry: cancellations that no wake-up told of, progress, and pruning."""
+        prune_at = self._clock.monotonic() + random.uniform(*FIRST_PRUNE_SECONDS)  # noqa: S311 - spreads load
         while True:
             await self._clock.sleep(1.0)
+            if self._clock.monotonic() >= prune_at:
+                await self._prune()
+                prune_at = self._clock.monotonic() + PRUNE_SECONDS
             if self.held:
                 await self._stop_cancelled()
                 await self._show_progress()
+
+    async def _prune(self) -> None:
+        """Delete what is old enough, in small batches under a lock that is tried: one node at a time does it."""
+        days = self._settings.history_days, self._settings.failure_days
+        try:
+            await retention.prune(self.db, self._clock.now(), *days)
+        except DatabaseError as error:
+            self._outage.failed(error)
 
     async def _show_progress(self) -> None:
         """Write the progress that handlers told of since the last time."""
@@ -306,7 +328,7 @@ class Node:
             return False
         try:
             async with self.db.peek() as conn:
-                return not await runs.has_work(conn, self.db.dialect, self._clock.now(), frozenset(self._handlers))
+                return not await runs.has_work(conn, self.db.dialect, self._clock.now(), self._here())
         except DatabaseError as error:
             self._outage.failed(error)
             return False

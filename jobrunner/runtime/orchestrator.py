@@ -88,6 +88,7 @@ class WorkerOrchestrator:
         self._configs: dict[str, WorkerConfig] = {}
         self._node: Node | None = None
         self._state = "new"
+        self._leaving: asyncio.Future[None] | None = None
         _orchestrators.add(self)
 
     def configure(self, **settings: Any) -> None:
@@ -174,6 +175,7 @@ class WorkerOrchestrator:
             self.version,
             self._clock,
             self.events,
+            self._on_crash,
         )
         try:
             await _prepare(node.db, is_migrating=is_migrating)
@@ -183,6 +185,11 @@ class WorkerOrchestrator:
             raise
         self._node = node
         self._state = "running"
+
+    def _on_crash(self) -> None:
+        """Leave, so that other nodes take over: a node that no longer ticks must not go on beating."""
+        if self._node is not None and self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._leave(self._node, 0.0))
 
     def _open_database(self, pool_size: int) -> Database:
         s = self.settings
@@ -195,13 +202,22 @@ class WorkerOrchestrator:
         )
 
     async def stop(self, drain_timeout: float | None = None) -> None:
-        """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest."""
-        node = self._node
-        if node is None or self._state == "stopping":
+        """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest.
+
+        Called again while it stops, it waits for the same end.
+        """
+        if self._node is None:
             return
+        if self._leaving is None:
+            seconds = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+            self._leaving = asyncio.ensure_future(self._leave(self._node, seconds))
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, node: Node, drain_timeout: float) -> None:
         self._state = "stopping"
-        await node.stop(self.settings.drain_timeout if drain_timeout is None else drain_timeout)
+        await node.stop(drain_timeout)
         self._node = None
+        self._leaving = None
         self._state = "stopped"
 
     async def wait_idle(self) -> None:
@@ -234,7 +250,7 @@ class WorkerOrchestrator:
             await stopping
             crash = node.crashed.exception() if node.crashed is not None and node.crashed.done() else None
             if node.has_stuck_code:
-                _leave(crash)
+                _end_process(crash)
             if crash is not None:
                 raise crash
 
@@ -318,6 +334,7 @@ class WorkerOrchestrator:
             definitions.check_payload(payload)
         if name in self._handlers:
             self._handlers[name].arguments(self._configs[name].payload if payload is None else payload)
+        definitions.check_key(key)
         if at is not None and delay is not None:
             raise InvalidSetting("give at or delay, not both")
         if at is not None and at.tzinfo is None:
@@ -437,7 +454,7 @@ def _signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
             loop.remove_signal_handler(number)
 
 
-def _leave(crash: BaseException | None) -> None:
+def _end_process(crash: BaseException | None) -> None:
     """End the process although code is still running in it: nothing else ends a thread."""
     if crash is not None:
         traceback.print_exception(crash)

@@ -55,10 +55,16 @@ class Dialect(Protocol):
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """The row set that the JSON array bound as `parameter` holds, one object a row."""
 
-    def for_each(
-        self, names: sa.FromClause, runs: sa.Select[Any], worker: sa.Column[Any], order: sa.Column[Any], most: int
+    def first_runs(
+        self,
+        names: sa.FromClause,
+        kind: str,
+        columns: Sequence[sa.Column[Any]],
+        conditions: Sequence[sa.ColumnElement[bool]],
+        order: sa.Column[Any],
+        most: int,
     ) -> sa.Select[Any]:
-        """For each of `names`, the rows of `runs` whose `worker` is that name: at most `most`, by `order`."""
+        """As `kind`, the first `most` runs by `order` of each of `names` that meet `conditions`."""
 
     def first_waiting(
         self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]

@@ -195,9 +195,8 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
     names = dialect.rows("names", name=sa.Text())
     due = [_PENDING, r.c.due_at <= _now()]
 
-    def part(kind: str, order: sa.Column[Any], *conditions: sa.ColumnElement[bool], most: int) -> sa.Select[Any]:
-        runs = sa.select(sa.literal_column(f"'{kind}'").label("kind"), *columns).where(*conditions)
-        return dialect.for_each(names, runs, r.c.worker, order, most)
+    def first(kind: str, order: sa.Column[Any], *conditions: sa.ColumnElement[bool], most: int) -> sa.Select[Any]:
+        return dialect.first_runs(names, kind, columns, conditions, order, most)
 
     state = t.worker_state
     probe = (
@@ -205,25 +204,12 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
         .select_from(names.join(state, state.c.worker == names.c.name).join(r, r.c.id == state.c.probe_run_id))
         .where(*due, r.c.worker == names.c.name)
     )
-    first = r.alias("first_retry")
-    first_retry = (
-        sa.select(first.c.id)
-        .where(sa.literal_column("first_retry.state = 'pending' AND first_retry.attempt > 1"))
-        .where(same(first.c.worker, names.c.name))
-        .order_by(first.c.worker, first.c.due_at, first.c.id)
-        .limit(1)
-        .correlate(names)
-        .scalar_subquery()
-    )
-    retry = (
-        sa.select(sa.literal_column("'r'").label("kind"), *columns).select_from(names).join(r, r.c.id == first_retry)
-    )
     return sa.union_all(
-        part("a", r.c.slot, r.c.slot.is_not(None), most=_ALL),
-        part("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=_ALL),
-        part("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
+        first("a", r.c.slot, r.c.slot.is_not(None), most=_ALL),
+        first("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=1),
+        first("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
+        first("r", r.c.due_at, _PENDING, sa.literal_column("runs.attempt > 1"), most=1),
         probe,
-        retry,
         dialect.first_waiting("few", sa.literal_column("1"), PRIORITIES, columns),
         dialect.first_waiting("many", sa.bindparam("limit", type_=sa.Integer()), PRIORITIES, columns),
     )

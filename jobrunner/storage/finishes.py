@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
-from jobrunner.model.run import Run
+from jobrunner.model.run import USES_UP_AN_ATTEMPT, Run
 from jobrunner.policy.transitions import Finish, decide_finish
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
@@ -136,7 +136,6 @@ def statements(dialect: Dialect) -> _Statements:
     past_errors = (
         sa.select(h.c.run_id, h.c.attempt, h.c.outcome, h.c.error_type, h.c.error, h.c.finished_at)
         .where(h.c.run_id.in_(sa.select(dead.c.id)))
-        .where(sa.literal_column("run_history.outcome IN ('failed', 'timed_out', 'lost')"))
         .order_by(h.c.id)
     )
     return _Statements(lock, read, owned, delete, set_back, settled, past_errors)
@@ -271,6 +270,8 @@ async def _letters(conn: AsyncConnection, dialect: Dialect, batch: _Batch) -> li
     if any(run.attempt > 1 for run, _ in dead):
         claims = to_json({"id": run.id} for run, _ in dead)
         for row in await conn.execute(statements(dialect).past_errors, {"claims": claims}):
+            if row.outcome not in USES_UP_AN_ATTEMPT:  # not in SQL: a planner may look through all failures there are
+                continue
             past[row.run_id].append(
                 {
                     "attempt": row.attempt,

@@ -148,7 +148,7 @@ def _orphans() -> sa.Select[Any]:
     return (
         sa.select(*RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
-        .order_by(r.c.id)
+        .order_by(r.c.node_id)  # the order of the index on claims; by id, all waiting runs would be looked through
         .limit(RESCUED_AT_ONCE)
     )
 
@@ -165,7 +165,7 @@ def _left_behind() -> sa.Select[Any]:
     return (
         sa.select(*RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), stopped)
-        .order_by(r.c.id)
+        .order_by(r.c.node_id)
         .limit(RESCUED_AT_ONCE)
     )
 

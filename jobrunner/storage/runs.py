@@ -12,7 +12,6 @@ from jobrunner.storage import tables as t
 from jobrunner.storage.rows import names_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,12 +46,14 @@ async def set_progress(conn: AsyncConnection, run: Run, progress: dict[str, Any]
     await conn.execute(sa.update(r).where(r.c.id == run.id, r.c.fence == run.fence, _ACTIVE).values(progress=progress))
 
 
-async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, handlers: Collection[str]) -> bool:
-    """Say whether a worker out of `handlers` has a run active anywhere, one that could start, or a retry to come."""
-    r, s = t.runs, t.worker_state
+async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, here: reading.Here) -> bool:
+    """Say whether a worker that `here` can run has a run active anywhere, one that could start, or a retry to come."""
+    r, s, w = t.runs, t.worker_state, t.workers
     given = dialect.rows("names", name=sa.Text())
-    mine = sa.select(given.c.name)
-    parameters = {"names": names_json(handlers)}
+    mine: sa.Select[Any] | sa.CompoundSelect[Any] = sa.select(given.c.name)
+    if here.allows_commands:
+        mine = sa.union(mine, sa.select(w.c.name).where(w.c.isolation == sa.literal_column("'command'")))
+    parameters = {"names": names_json(here.handlers or ())}
     active = sa.select(r.c.id).where(_ACTIVE, r.c.worker.in_(mine)).limit(1)
     if (await conn.execute(active, parameters)).first() is not None:
         return True
@@ -69,5 +70,5 @@ async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, handl
     if not names:
         return False
     edges = await reading.read_edges(conn, dialect, names)
-    facts = await reading.read_facts(conn, dialect, now, names, edges, reading.Here(handlers), 1)
+    facts = await reading.read_facts(conn, dialect, now, names, edges, here, 1)
     return bool(decide_starts(facts))

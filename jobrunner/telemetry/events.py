@@ -84,6 +84,14 @@ class DatabaseBack:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeCrashed:
+    """A part of this node failed in a way it does not expect; the node stops."""
+
+    node_id: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class NodeLost:
     """Another node was declared lost; its runs are rescued."""
 
@@ -108,6 +116,7 @@ Event = (
     | CircuitOpened
     | DatabaseLost
     | DatabaseBack
+    | NodeCrashed
     | NodeLost
     | Warned
 )

@@ -14,6 +14,8 @@ def log_event(event: e.Event) -> None:
     """Write the line of `event`."""
     if isinstance(event, e.RunEnded):
         _log_end(event)
+    elif isinstance(event, e.NodeCrashed):
+        logger.critical("node %s stops: a bug in it, or a damaged database", event.node_id[:8], exc_info=event.error)
     else:
         level, line = _line(event)
         logger.log(level, "%s", line)

@@ -1,0 +1,102 @@
+"""How the databases carry out what every tick, finish and heartbeat does, with much waiting and many workers.
+
+50,000 runs wait for one worker whose only slot is taken, 5,000 others have schedules, history is long. Nothing may look
+through all waiting runs or all of history; on PostgreSQL, neither before the first ANALYZE nor after it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from jobrunner.model.run import OutcomeKind
+from jobrunner.storage import facts as reading
+from jobrunner.storage import nodes
+from jobrunner.storage.claims import read_claims
+from tests.support.plans import Sent, plan, recorded
+from tests.support.stage import T0, Stage, scheduled, triggered
+
+WAITING = 50_000
+WORKERS = 5_000
+# A step that reads a whole table: SQLite's SCAN of it (`SCAN x USING COVERING INDEX` is one, too), PostgreSQL's Seq Scan.
+WHOLE = re.compile(
+    r"(SCAN (main\.)?|Seq Scan on )(runs|inner_runs|found|run_history|worker_state|workers)(_\d+)?\b", re.IGNORECASE
+)
+SMALL = re.compile(r"Seq Scan on (worker_state|workers)\b")  # PostgreSQL may: 5,000 rows are 150 pages, read in 0.5 ms
+
+
+async def crowd(stage: Stage) -> None:
+    """Fill the database, with plain SQL: a row at a time would take minutes."""
+    await stage.register(
+        triggered("busy"),
+        triggered("wide", max_running=20, max_retries=0),
+        *(scheduled(f"w{n:04}", interval_seconds=3600) for n in range(WORKERS)),
+    )
+    busy = await stage.trigger("busy")
+    await stage.start_one(handlers=["busy"])
+    for _ in range(30):
+        await stage.trigger("wide")
+    # Plain SQL reads its times from columns that are there already: so they have the database's own form.
+    series = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {WAITING}) "
+    if stage.db.is_sqlite:
+        start = f"INSERT INTO runs (worker, priority, due_at, scheduled_for) {series}"
+        begin = f"INSERT INTO run_history (run_id, fence, worker, trigger, attempt, outcome, finished_at) {series}"
+    else:
+        start = f"{series} INSERT INTO {{p}}runs (worker, priority, due_at, scheduled_for) "
+        begin = (
+            f"{series} INSERT INTO {{p}}run_history (run_id, fence, worker, trigger, attempt, outcome, finished_at) "
+        )
+    await stage.sql(f"{start} SELECT 'busy', i % 4, r.due_at, r.due_at FROM n, {{p}}runs AS r WHERE r.id = {busy}")
+    await stage.sql(
+        f"{begin} SELECT 1000000 + i, i, 'busy', 'manual', 1, CASE WHEN i % 2 = 0 THEN 'failed' ELSE 'succeeded' END,"
+        f" r.due_at FROM n, {{p}}runs AS r WHERE r.id = {busy}"
+    )
+
+
+async def everyday(stage: Stage) -> list[Sent]:
+    """What a node does all the time: tick with and without work, finish well and badly, beat, rescue, look ahead."""
+    stage.after(60)
+    with recorded(stage.db) as sent:
+        runs = await stage.tick(slots=4, handlers=["wide"])
+        assert len(runs) == 4
+        await stage.end(runs[0])
+        await stage.fail(runs[1])  # no retries: a dead letter
+        await stage.end(runs[2], OutcomeKind.SNOOZED)
+        await stage.end(runs[3], OutcomeKind.INTERRUPTED)
+        assert await stage.tick(slots=4, handlers=["busy"]) == []
+        await nodes.rescue(stage.db, stage.now, stage.now - timedelta(seconds=5))
+        async with stage.db.peek() as conn:
+            await read_claims(conn, "n1")
+            await reading.next_due_at(conn, stage.db.dialect, stage.now)
+    return sent
+
+
+async def test_nothing_looks_through_all_waiting_runs_or_all_of_history(stage: Stage):
+    await crowd(stage)
+    await stage.sql(
+        "UPDATE {p}worker_state SET next_run_at = (SELECT max(due_at) FROM {p}runs) WHERE worker IN ('w0007', 'w0008')"
+    )
+    for _ in range(2):
+        shown = set()
+        for sent in await everyday(stage):
+            how = await plan(stage.db, sent)
+            shown.add(how)
+            for step in how.splitlines():
+                assert SMALL.search(step) or not WHOLE.search(step), f"{sent.sql}\n\n{how}"
+        everything = "\n".join(shown)
+        assert "ix_runs_pending" in everything
+        assert "ix_worker_state_due" in everything
+        await stage.sql("ANALYZE")
+
+
+async def test_the_search_for_due_work_touches_each_busy_worker_once(stage: Stage):
+    await crowd(stage)
+    with recorded(stage.db) as sent:
+        async with stage.db.peek() as conn:
+            names, has_more = await reading.due_names(conn, stage.db.dialect, T0, 64)
+    assert {"busy", "wide"} <= names
+    assert has_more  # 5,000 schedules are due, and one page was read
+    assert len(names) == 2 + 64
+    how = await plan(stage.db, sent[0])
+    assert re.search(r"ix_runs_pending.*worker ?> ?", how, re.DOTALL)  # the loose index scan
+    assert re.search(r"ix_worker_state_due", how)
