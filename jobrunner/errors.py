@@ -131,7 +131,7 @@ class SchemaAhead(SchemaError):
         self.current = current
 
 
-class Discard(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+class Discard(Exception):
     """Raised by a handler: give this run up now, without retry and without touching the failure streak."""
 
     def __init__(self, reason: str = "discarded by its handler") -> None:
@@ -139,7 +139,7 @@ class Discard(Exception):  # noqa: N818 - the contract's name; it is a signal, n
         self.reason = reason
 
 
-class Snooze(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+class Snooze(Exception):
     """Raised by a handler: run the same attempt again after `seconds`."""
 
     def __init__(self, seconds: float, reason: str | None = None) -> None:
@@ -148,7 +148,7 @@ class Snooze(Exception):  # noqa: N818 - the contract's name; it is a signal, no
         self.reason = reason
 
 
-class RetryAfter(Exception):  # noqa: N818 - the contract's name; it is a signal, not a fault
+class RetryAfter(Exception):
     """Raised by a handler: this attempt failed, and the next (if any is left) is due after `seconds`."""
 
     def __init__(self, seconds: float, reason: str | None = None) -> None:

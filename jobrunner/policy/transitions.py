@@ -132,27 +132,26 @@ def _later(moment: datetime, seconds: float) -> datetime:
 
 def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
     """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
+    changes: dict[str, Any] = {}
     if outcome.duration_ms is not None:
-        state = replace(state, last_duration_ms=outcome.duration_ms)
+        changes["last_duration_ms"] = outcome.duration_ms
     if outcome.kind in USES_UP_AN_ATTEMPT:
-        state = replace(state, last_error=outcome.error)
-    if ends_run is None:
-        return state
-    state = replace(state, total_runs=state.total_runs + 1)
+        changes["last_error"] = outcome.error
+    if ends_run is not None:
+        changes["total_runs"] = state.total_runs + 1
     if ends_run is EndsRun.SUCCEEDED:
-        return replace(
-            state,
-            consecutive_failures=0,
-            last_run_outcome=str(OutcomeKind.SUCCEEDED),
-            last_success_at=outcome.finished_at,
-            last_error=None,
-        )
-    if ends_run is EndsRun.CANCELLED:
-        return state
-    state = replace(state, total_failures=state.total_failures + 1)
-    if ends_run is EndsRun.DISCARDED:
-        return state
-    return replace(state, consecutive_failures=state.consecutive_failures + 1, last_run_outcome=str(outcome.kind))
+        changes |= {
+            "consecutive_failures": 0,
+            "last_run_outcome": str(OutcomeKind.SUCCEEDED),
+            "last_success_at": outcome.finished_at,
+            "last_error": None,
+        }
+    elif ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}:
+        changes["total_failures"] = state.total_failures + 1
+    if ends_run is EndsRun.EXHAUSTED:
+        changes["consecutive_failures"] = state.consecutive_failures + 1
+        changes["last_run_outcome"] = str(outcome.kind)
+    return replace(state, **changes) if changes else state
 
 
 def _move_circuit(

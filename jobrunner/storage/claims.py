@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.model.run import OutcomeKind, Run, RunState, Trigger
+from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.gates import Facts, Start, decide_starts
@@ -44,7 +44,7 @@ from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -225,10 +225,11 @@ class _Batch:
     """What one tick writes."""
 
     states: dict[str, WorkerState] = field(default_factory=dict)
+    fences: dict[str, int] = field(default_factory=dict)  # the last one given out, by worker
     waiting: list[dict[str, Any]] = field(default_factory=list)
     firings: list[dict[str, Any]] = field(default_factory=list)
     missed: list[dict[str, Any]] = field(default_factory=list)
-    probes: set[str] = field(default_factory=set)
+    probes: dict[str, int | None] = field(default_factory=dict)  # worker -> the waiting run, None: its firing
 
 
 async def _write(
@@ -252,27 +253,27 @@ async def _write(
 
 
 def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
-    worker = facts.workers[start.worker]
-    state = batch.states.get(start.worker, worker.state)
+    name = start.worker
+    worker = facts.workers[name]
+    state = batch.states.setdefault(name, worker.state)
+    fence = batch.fences.get(name, state.last_fence) + 1
+    batch.fences[name] = fence
     if start.is_probe:
-        batch.probes.add(start.worker)
-    state = replace(state, last_fence=state.last_fence + 1)
+        batch.probes[name] = start.run_id
     if start.run_id is not None:
-        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": state.last_fence})
+        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": fence})
     else:
-        state = _fire(batch, worker.config, state, facts.now, start.slot, node_id)
-    batch.states[start.worker] = state
+        claim = {"slot": start.slot, "fence": fence, "node_id": node_id}
+        batch.states[name] = _fire(batch, worker.config, state, facts.now, claim)
 
 
-def _fire(
-    batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, slot: int, node_id: str
-) -> WorkerState:
+def _fire(batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, claim: dict[str, Any]) -> WorkerState:
     """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed."""
     oldest = state.next_run_at
     if oldest is None:
         return state
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        batch.firings.append(_firing(config, state, Trigger.CONTINUOUS, oldest, now, slot, node_id))
+        batch.firings.append(_firing(config, Trigger.CONTINUOUS, oldest, now, claim))
         return replace(state, next_run_at=None, last_due_at=oldest)
     schedule = schedules.schedule_of(config)
     if schedule is None:
@@ -283,20 +284,15 @@ def _fire(
     last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
     state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
     if firing.scheduled_for is not None:
-        batch.firings.append(_firing(config, state, Trigger.SCHEDULE, firing.scheduled_for, now, slot, node_id))
+        batch.firings.append(_firing(config, Trigger.SCHEDULE, firing.scheduled_for, now, claim))
     return state
 
 
 def _firing(
-    config: WorkerConfig,
-    state: WorkerState,
-    trigger: Trigger,
-    scheduled_for: datetime,
-    now: datetime,
-    slot: int,
-    node_id: str,
+    config: WorkerConfig, trigger: Trigger, scheduled_for: datetime, now: datetime, claim: dict[str, Any]
 ) -> dict[str, Any]:
     return {
+        **claim,
         "worker": config.name,
         "trigger": str(trigger),
         "state": str(RunState.RUNNING),
@@ -304,9 +300,6 @@ def _firing(
         "scheduled_for": scheduled_for,
         "due_at": scheduled_for,
         "payload": config.payload,
-        "slot": slot,
-        "fence": state.last_fence,
-        "node_id": node_id,
         "started_at": now,
         "first_started_at": now,
         "created_at": now,
@@ -316,18 +309,31 @@ def _firing(
 async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs: list[Run]) -> None:
     """Write each worker's state once, in the order of names, with what its started runs change."""
     audits = []
-    for run in runs:
-        state = batch.states[run.worker]
-        if run.first_started_at == run.started_at:
-            state = replace(state, last_run_at=facts.now)
-        if run.worker in batch.probes:
-            state = replace(state, circuit_state=CircuitState.HALF_OPEN, probe_run_id=run.id)
-            audits.append(audit_row("probe", run.worker, {"run_id": run.id}, facts.now))
-        batch.states[run.worker] = state
+    first_started = {run.worker for run in runs if run.first_started_at == run.started_at}
+    for name, state in batch.states.items():
+        changes: dict[str, Any] = {"last_fence": batch.fences[name]}
+        if name in first_started:
+            changes["last_run_at"] = facts.now
+        probe = _probe_of(batch, name, runs)
+        if probe is not None:
+            changes |= {"circuit_state": CircuitState.HALF_OPEN, "probe_run_id": probe.id}
+            audits.append(audit_row("probe", name, {"run_id": probe.id}, facts.now))
+        batch.states[name] = replace(state, **changes)
     if batch.states:
         values = [state_values(batch.states[name]) for name in sorted(batch.states)]
         await conn.execute(write_state_statement(), values)
     await write_audits(conn, audits)
+
+
+def _probe_of(batch: _Batch, name: str, runs: list[Run]) -> Run | None:
+    """Return the run that was started as the worker's probe, if any was."""
+    if name not in batch.probes:
+        return None
+    wanted = batch.probes[name]
+    for run in runs:
+        if run.worker == name and (run.id == wanted or (wanted is None and run.trigger in FROM_SCHEDULE)):
+            return run
+    return None
 
 
 async def read_claims(conn: AsyncConnection, node_id: str) -> list[Run]:

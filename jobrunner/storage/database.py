@@ -20,7 +20,9 @@ import re
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobrunner.errors import InvalidSetting, JobrunnerError
+import sqlalchemy as sa
+
+from jobrunner.errors import DatabaseError, InvalidSetting, JobrunnerError
 from jobrunner.storage.engine import FAILED, Options, open_engines, parse_url, shown
 from jobrunner.storage.postgres_driver import POOLER_TRANSACTION
 from jobrunner.storage.tables import SCHEMA_TOKEN
@@ -161,7 +163,7 @@ class Database:
             conn.sync_connection.info.pop(FAILED, None)  # type: ignore[union-attr]  # it has one: it is open
             yield conn
         except BaseException:
-            await _to_the_end(conn.close())
+            await _to_the_end(_abandon(conn))
             raise
         await _to_the_end(_commit(conn))
 
@@ -193,6 +195,21 @@ async def _commit(conn: AsyncConnection) -> None:
         if not conn.invalidated and conn.sync_connection.info.pop(FAILED, False):  # type: ignore[union-attr]
             raise RuntimeError("nothing was written: a statement failed and its error was caught without a savepoint")
         await conn.commit()
+    except BaseException:
+        await _abandon(conn)  # after a COMMIT that failed, SQLite is still inside the transaction
+        raise
+    await conn.close()
+
+
+async def _abandon(conn: AsyncConnection) -> None:
+    """Roll back and give the connection back; throw away one that cannot, or was in the middle of a COMMIT."""
+    try:
+        if conn.in_transaction():
+            await conn.rollback()
+        else:
+            await conn.invalidate()
+    except (DatabaseError, sa.exc.SQLAlchemyError, OSError):  # the error that led here is the one to tell
+        await conn.invalidate()
     finally:
         await conn.close()
 

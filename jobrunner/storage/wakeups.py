@@ -127,7 +127,8 @@ class SqliteWakeups:
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != seen:  # the first answer wakes, too: something may have changed while nobody watched
                 seen = version
-                self._is_stopping = self._is_stopping or not _call(loop, callback)
+                if not _call(loop, callback):
+                    self._is_stopping = True
             time.sleep(self._poll_seconds)  # cheaper than waiting for an Event, and as prompt
 
 

@@ -181,6 +181,29 @@ async def test_a_caught_error_inside_a_savepoint_commits_the_rest(db):
     assert await names(db) == ["other", "w"]
 
 
+async def test_a_commit_that_is_refused_leaves_no_transaction_open(sqlite_url):
+    db = Database.open(sqlite_url)
+    for _ in range(2):
+        with pytest.raises(sa.exc.IntegrityError):
+            async with db.write() as conn:
+                await conn.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
+                await conn.execute(sa.insert(t.worker_state), {"worker": "nobody"})
+    await add_worker(db, "next")
+    assert await names(db) == ["next"]
+    await db.close()
+
+
+async def test_the_error_of_the_block_is_told_even_if_rolling_back_fails(postgres: PostgresServer, postgres_url: str):
+    db = Database.open(postgres_url)
+    with pytest.raises(LookupError):  # noqa: PT012 - the transaction belongs to it
+        async with db.write() as conn:
+            await conn.execute(sa.insert(t.workers), WORKER)
+            postgres.terminate_connections(postgres_url)
+            raise LookupError
+    assert await names(db) == []
+    await db.close()
+
+
 async def test_a_run_of_an_unknown_worker_is_told_from_other_errors(db):
     with pytest.raises(sa.exc.IntegrityError) as caught:
         async with db.write() as conn:

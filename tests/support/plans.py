@@ -39,9 +39,10 @@ def recorded(db: Database) -> Iterator[list[Sent]]:
             sa.event.remove(engine, "before_cursor_execute", record)
 
 
-async def plan(db: Database, sent: Sent) -> str:
-    """Return the database's plan for a statement, a step a line."""
+async def plan(db: Database, sent: Sent, *, is_run: bool = False) -> str:
+    """Return the database's plan for a statement, a step a line; with `is_run`, PostgreSQL's with real row counts."""
+    options = "ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF" if is_run else "COSTS OFF"
     async with db.peek() as conn:
-        prefix = "EXPLAIN QUERY PLAN " if db.is_sqlite else "EXPLAIN (COSTS OFF) "
+        prefix = "EXPLAIN QUERY PLAN " if db.is_sqlite else f"EXPLAIN ({options}) "
         rows = (await conn.exec_driver_sql(prefix + sent.sql, tuple(sent.parameters))).all()
     return "\n".join(str(row[-1]) for row in rows)
