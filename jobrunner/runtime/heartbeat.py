@@ -4,17 +4,23 @@ It runs in a thread of its own, with its own event loop and its own connection, 
 loop busy do not make it look dead. Every sixth of the lease it
 
 1. raises this node's beat. A node that finds itself declared lost stops its runs, writes nothing for them, and joins
-   anew under a new id;
+   anew under a new id. Once a lease it also looks at the schema: one that a newer jobrunner has upgraded is none that
+   this code may go on writing to, so the node drains;
 2. looks at the other nodes' beats. One that has shown the same beat for a whole lease, on this node's monotonic clock
    and while this node's own beats were being written without a pause, is declared lost. A process of this host that
    has certainly ended is declared lost at once;
-3. rescues the runs of nodes that are lost;
+3. rescues the runs of nodes that are lost, and tells the other nodes;
 4. compares the claims that the table holds in this node's name with the runs it executes: a claim without code (the
    answer to its commit was lost) is given back once it is older than a tick, code without a claim is stopped.
 
 If it could not raise the beat until a sixth of the lease is left, the node stops all its code: beyond the lease another
-node may run the same work. When the database is away for everybody nobody is declared lost, since nobody's beats are
-written; the interrupted runs are then given back by this node itself once it is back.
+node may run the same work. Whether the lease has run that far is read from the clock whenever it matters, so that a
+process that was stopped and continued claims nothing, and starts nothing it had claimed, before it has beaten again.
+
+Pauses. A process may be stopped at any point between two lines, together with the others or alone. So the age of
+another's beat is counted from *after* it was first read to *before* it is read again, and only while our own beats
+went on: what we slept through proves nothing about others. When the database is away for everybody nobody is declared
+lost, since nobody's beats are written; the interrupted runs are then given back by this node itself once it is back.
 """
 
 from __future__ import annotations
@@ -25,10 +31,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.runtime.identity import is_gone
-from jobrunner.storage import nodes
+from jobrunner.storage import nodes, schema
 from jobrunner.storage.claims import read_claims
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.telemetry import events as e
@@ -60,6 +66,7 @@ class Hooks:
     on_fence: Callable[[], None]
     on_code_without_claim: Callable[[list[ClaimKey]], None]
     on_changed: Callable[[], None]
+    on_outdated: Callable[[SchemaAhead], None]
 
 
 class Watch:
@@ -68,13 +75,11 @@ class Watch:
     def __init__(self, lease: float) -> None:
         self._lease = lease
         self._seen: dict[str, tuple[int, float]] = {}
-        self._beating_since: float | None = None
         self._last_beat: float | None = None
 
     def beat(self, now: float) -> None:
         """Note that our own beat was written; a gap of two beats starts the watch afresh."""
         if self._last_beat is None or now - self._last_beat > 2.5 * self._lease / BEATS_A_LEASE:
-            self._beating_since = now
             self._seen.clear()
         self._last_beat = now
 
@@ -82,14 +87,20 @@ class Watch:
         """Note that our own beat could not be written: what we did not see proves nothing."""
         self._last_beat = None
 
-    def look(self, others: list[nodes.SeenNode], now: float) -> list[nodes.SeenNode]:
-        """Return the nodes that have shown the same beat for a whole lease."""
+    def look(self, others: list[nodes.SeenNode], before: float, after: float) -> list[nodes.SeenNode]:
+        """Return the nodes that have shown the same beat for a whole lease.
+
+        Args:
+            others: the other nodes that live by their rows.
+            before: the time before they were read, on our monotonic clock.
+            after: the time after.
+        """
         lost = []
         known = {}
         for node in others:
-            beat, since = self._seen.get(node.id, (node.beat, now))
-            known[node.id] = (node.beat, since if beat == node.beat else now)
-            if now - known[node.id][1] >= self._lease:
+            beat, since = self._seen.get(node.id, (node.beat, after))
+            known[node.id] = (node.beat, since if beat == node.beat else after)
+            if before - known[node.id][1] >= self._lease:
                 lost.append(node)
         self._seen = known
         return lost
@@ -120,6 +131,7 @@ class Heartbeat:
         self._watch = Watch(lease)
         self._renewed_at = 0.0  # on the time of the thread's loop: a lease is real time, whatever the node's clock
         self._is_fenced = False
+        self._schema_due = 0.0
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Event | None = None
@@ -145,22 +157,27 @@ class Heartbeat:
     @property
     def is_fenced(self) -> bool:
         """Say whether the lease could not be renewed in time: the node must not run anything."""
-        return self._is_fenced
+        return self._is_fenced or self._is_late()
+
+    def _is_late(self) -> bool:
+        late = 0.0 if self._loop is None else self._loop.time() - self._renewed_at
+        return late >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2
 
     def _body(self) -> None:
         asyncio.run(self._main())
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self._renewed_at = self._loop.time()
+        self._renewed_at = self._schema_due = loop.time()
+        self._loop = loop  # last: from here on the node's thread reads the times above
         db = self._open_database()
         guard = asyncio.ensure_future(self._guard())
         try:
             while not self._stopped.is_set() and not self._is_stopping:
-                began = self._loop.time()
+                began = loop.time()
                 await self._once(db)
-                pause = max(self.interval - (self._loop.time() - began), self.interval / 10)
+                pause = max(self.interval - (loop.time() - began), self.interval / 10)
                 await _wait(self._stopped, pause)
         finally:
             guard.cancel()
@@ -171,7 +188,6 @@ class Heartbeat:
             async with asyncio.timeout(self._lease / 2):
                 await self.pulse(db)
         except Exception as error:  # noqa: BLE001 - a thread that ended would let the lease end in silence
-            self._watch.missed()
             if isinstance(error, DatabaseError):
                 self._outage.failed(error)
             elif not isinstance(error, TimeoutError):
@@ -184,32 +200,49 @@ class Heartbeat:
             self._fence_if_late()
 
     def _fence_if_late(self) -> None:
-        late = asyncio.get_running_loop().time() - self._renewed_at
-        if late >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2 and not self._is_fenced:
+        if not self._is_fenced and self._is_late():
             self._is_fenced = True
             self._hooks.on_fence()
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
         began = asyncio.get_running_loop().time()
-        async with db.write() as conn:
-            state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())
+        try:
+            async with db.write() as conn:
+                state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())
+        except BaseException:
+            self._watch.missed()
+            raise
         if state not in {"active", "draining"}:
             self._hooks.on_lost()
             return
         self._renewed_at = began  # the time before the write: never later than others can have seen it
-        self._is_fenced = False
+        if self._is_fenced:
+            self._is_fenced = False
+            self._hooks.on_changed()
         self._outage.worked()
         self._watch.beat(self._clock.monotonic())
+        await self._look_at_schema(db)
         await self._look_at_others(db)
         await self._rescue(db)
         await self._compare(db)
 
+    async def _look_at_schema(self, db: Database) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._schema_due:
+            return
+        ahead = await schema_ahead(db)
+        if ahead is not None:
+            self._hooks.on_outdated(ahead)
+        self._schema_due = now + self._lease
+
     async def _look_at_others(self, db: Database) -> None:
+        before = self._clock.monotonic()
         async with db.peek() as conn:
             others = await nodes.others(conn, self._identity.id)
+        lost = self._watch.look(others, before, self._clock.monotonic())
         gone = [node for node in others if is_gone(node, self._identity)]
-        silent = [node for node in self._watch.look(others, self._clock.monotonic()) if node not in gone]
+        silent = [node for node in lost if node not in gone]
         for node, reason in [(n, "its process has ended") for n in gone] + [(n, "it is silent") for n in silent]:
             async with db.write() as conn:
                 declared = await nodes.declare_lost(conn, node, self._clock.now(), reason)
@@ -232,12 +265,13 @@ class Heartbeat:
         without_claim = [key for key in held if key not in claims]
         if without_claim:
             self._hooks.on_code_without_claim(without_claim)
-        before = self._clock.now() - timedelta(seconds=self._tick_interval)
+        now = self._clock.now()
+        before = now - timedelta(seconds=self._tick_interval)
         known = held | self._hooks.held()
         without_code = [
             run
             for key, run in claims.items()
-            if key not in known and run.started_at is not None and run.started_at <= before
+            if key not in known and run.started_at is not None and not before < run.started_at <= now
         ]
         if without_code and not is_ticking:  # else the answer to their commit may still be on its way
             await finish(db, [Ended(run, self._given_back()) for run in without_code])
@@ -245,6 +279,12 @@ class Heartbeat:
 
     def _given_back(self) -> Outcome:
         return Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason="claimed, but its code was never started")
+
+
+async def schema_ahead(db: Database) -> SchemaAhead | None:
+    """Return the error to leave with if a newer jobrunner has upgraded the schema; None while it has not."""
+    found = await schema.status(db)
+    return SchemaAhead(str(found.current)) if found.state is schema.SchemaState.AHEAD else None
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -14,13 +14,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, SchemaAhead
+from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
-from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks
+from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks, schema_ahead
 from jobrunner.runtime.identity import is_gone, new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
@@ -61,7 +62,7 @@ class Node:
         version: int | None,
         clock: Clock,
         events: e.Events,
-        on_crash: Callable[[], None],
+        on_crash: Callable[[float], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size)
@@ -144,9 +145,29 @@ class Node:
             return
         error = task.exception()
         if error is not None:
+            self._attempts.add(judging := asyncio.ensure_future(self._judge_crash(error)))
+            judging.add_done_callback(self._attempts.discard)
+
+    async def _judge_crash(self, error: BaseException) -> None:
+        """Leave at once after an error nobody expected; drain if a newer schema explains it."""
+        ahead = None
+        with suppress(DatabaseError, TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
+                ahead = await schema_ahead(self.db)
+        if ahead is not None:
+            self._on_outdated(ahead)
+        elif self.crashed is not None and not self.crashed.done():
             self.crashed.set_exception(error)
             self._events.emit(e.NodeCrashed(self.identity.id, error))
-            self._on_crash()
+            self._on_crash(0.0)
+
+    def _on_outdated(self, ahead: SchemaAhead) -> None:
+        """Drain: a newer jobrunner has upgraded the schema, and its nodes go on."""
+        if self._is_stopping or self.crashed is None or self.crashed.done():
+            return
+        self.crashed.set_exception(ahead)
+        self._events.emit(e.Warned(f"{ahead}; this node drains and leaves"))
+        self._on_crash(self._settings.drain_timeout)
 
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval
@@ -176,6 +197,7 @@ class Node:
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._on_code_without_claim),
             on_changed=post(self._ticker.wake),
+            on_outdated=post(self._on_outdated),
         )
         return Heartbeat(
             lambda: self._open_database(1),
@@ -256,14 +278,23 @@ class Node:
         attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
-        self._events.emit(e.RunStarted(claim.run))
         task = asyncio.ensure_future(self._carry_out(attempt))
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
     async def _carry_out(self, attempt: Attempt) -> None:
-        outcome = await attempt.run()
-        self._recorder.put(Ended(attempt.claim.run, outcome, attempt.claim.config))
+        run = attempt.claim.run
+        if self._heartbeat.is_fenced:  # we were held up between the claim and this line: it may be another's by now
+            reason = "the node could not renew its lease before the code was started"
+            outcome = Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason)
+        else:
+            self._events.emit(e.RunStarted(run))
+            outcome = await attempt.run()
+        if attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
+            self._events.emit(e.RunTakenAway(run))
+            self._free([run.claim_key])
+        else:
+            self._recorder.put(Ended(run, outcome, attempt.claim.config))
 
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""
@@ -293,7 +324,9 @@ class Node:
         self._stop_attempts(StopReason.DRAIN, "the node could not renew its lease")
 
     def _on_lost(self) -> None:
-        if self._is_claiming and not self._is_stopping:
+        if self._is_stopping:
+            self._stop_attempts(StopReason.LOST, "the node was declared lost")
+        elif self._is_claiming:
             self._is_claiming = False
             self._run_service(self._rejoin())
 
@@ -305,9 +338,10 @@ class Node:
         await self._ticker.at_rest()  # what is being claimed in the old name is stopped, too
         self._stop_attempts(StopReason.LOST, "the node was declared lost")
         await self._heartbeat.stop()
-        self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
 
         async def join() -> None:
+            # A new id for every try: the answer to the one before may have been lost, and its row be written.
+            self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
             async with self.db.write() as conn:
                 await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), self._clock.now())
 
@@ -327,7 +361,7 @@ class Node:
         if self.held or self._outage.is_on:
             return False
         try:
-            async with self.db.peek() as conn:
+            async with self.db.read() as conn:  # one snapshot: what is claimed meanwhile must not slip through
                 return not await runs.has_work(conn, self.db.dialect, self._clock.now(), self._here())
         except DatabaseError as error:
             self._outage.failed(error)

@@ -186,10 +186,10 @@ class WorkerOrchestrator:
         self._node = node
         self._state = "running"
 
-    def _on_crash(self) -> None:
+    def _on_crash(self, drain_timeout: float) -> None:
         """Leave, so that other nodes take over: a node that no longer ticks must not go on beating."""
         if self._node is not None and self._leaving is None:
-            self._leaving = asyncio.ensure_future(self._leave(self._node, 0.0))
+            self._leaving = asyncio.ensure_future(self._leave(self._node, drain_timeout))
 
     def _open_database(self, pool_size: int) -> Database:
         s = self.settings

@@ -1,8 +1,13 @@
-"""A database that goes away: trying again with growing, jittered pauses, and telling of it once."""
+"""A database that goes away: trying again with growing, jittered pauses, and telling of it once.
+
+A database that comes and goes, its connections killed again and again, is one trouble to whoever reads the log. So an
+outage that begins within a minute of the last one told of is told of only when it lasts.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from jobrunner.errors import DatabaseError
@@ -17,15 +22,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
+QUIET_SECONDS = 60.0  # after an outage was told of, a short one within this time is not
+LONG_SECONDS = 5.0
 
 
 class Outage:
-    """Shared by everything in a node that uses the database, so that one outage is one log line."""
+    """Shared by everything in a node that uses the database, from any thread, so that one outage is one log line."""
 
     def __init__(self, clock: Clock, events: e.Events) -> None:
         self._clock = clock
         self._events = events
+        self._lock = threading.Lock()
         self._since: float | None = None
+        self._is_told = False
+        self._told_at: float | None = None
 
     @property
     def is_on(self) -> bool:
@@ -34,15 +44,25 @@ class Outage:
 
     def failed(self, error: Exception) -> None:
         """Note that the database could not be used."""
-        if self._since is None:
-            self._since = self._clock.monotonic()
-            self._events.emit(e.DatabaseLost(str(error)))
+        with self._lock:
+            now = self._clock.monotonic()
+            if self._since is None:
+                self._since = now
+            is_new = self._told_at is None or now - self._told_at >= QUIET_SECONDS
+            if self._is_told or not (is_new or now - self._since >= LONG_SECONDS):
+                return
+            self._is_told, self._told_at = True, now
+        self._events.emit(e.DatabaseLost(str(error)))
 
     def worked(self) -> None:
         """Note that it could."""
-        if self._since is not None:
-            seconds, self._since = self._clock.monotonic() - self._since, None
-            self._events.emit(e.DatabaseBack(seconds))
+        if self._since is None:
+            return
+        with self._lock:
+            since, is_told = self._since, self._is_told
+            self._since, self._is_told = None, False
+        if since is not None and is_told:
+            self._events.emit(e.DatabaseBack(self._clock.monotonic() - since))
 
     async def pause(self, failures: int) -> None:
         """Wait before the next try: longer after each failure, moved at random so that nodes do not return at once."""

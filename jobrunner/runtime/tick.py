@@ -94,7 +94,6 @@ class Ticker:
                 await self._outage.pause(failures)
                 continue
             failures = 0
-            self._outage.worked()
             if pause > 0:
                 await self._clock.wait(self._woken, pause)
 
@@ -113,6 +112,7 @@ class Ticker:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
         claimed = await claim_due(self._db, self._claimer, free, self._clock.now)
+        self._outage.worked()
         self.last_tick_at = self._clock.now()
         for claim in claimed.claims:
             self._start(claim)

@@ -143,10 +143,10 @@ class Database:
         try:
             yield conn
         finally:
-            if self.pooler:
-                await _to_the_end(conn.close())  # there it ends a transaction
+            if self.is_sqlite:
+                await conn.close()  # without a transaction there is nothing to wait for, so nothing to cancel
             else:
-                await conn.close()  # nothing to wait for, so nothing to cancel
+                await _to_the_end(conn.close())
 
     async def close(self) -> None:
         """Close all connections; call it when nothing uses the database any more."""
@@ -192,13 +192,17 @@ class Database:
 
 async def _commit(conn: AsyncConnection) -> None:
     try:
-        if not conn.invalidated and conn.sync_connection.info.pop(FAILED, False):  # type: ignore[union-attr]
-            raise RuntimeError("nothing was written: a statement failed and its error was caught without a savepoint")
+        _refuse_swallowed_error(conn)
         await conn.commit()
     except BaseException:
         await _abandon(conn)  # after a COMMIT that failed, SQLite is still inside the transaction
         raise
     await conn.close()
+
+
+def _refuse_swallowed_error(conn: AsyncConnection) -> None:
+    if not conn.invalidated and conn.sync_connection.info.pop(FAILED, False):  # type: ignore[union-attr]
+        raise RuntimeError("nothing was written: a statement failed and its error was caught without a savepoint")
 
 
 async def _abandon(conn: AsyncConnection) -> None:

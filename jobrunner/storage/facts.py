@@ -99,9 +99,7 @@ def _due_names(dialect: Dialect) -> sa.Select[Any]:
     r = t.runs
     first = sa.select(sa.func.min(r.c.worker).label("name")).where(_PENDING)
     waiting = first.cte("waiting", recursive=True)
-    following = (
-        sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name).scalar_subquery()
-    )
+    following = sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name).scalar_subquery()
     waiting = waiting.union_all(sa.select(following).where(waiting.c.name.is_not(None)))
     # An EXISTS would be shorter, but PostgreSQL then reads all due runs into a hash: 40 ms for 300,000 instead of 1.
     first_due = [
@@ -152,9 +150,9 @@ def _edges(dialect: Dialect) -> sa.Select[Any]:
             d.c.condition.label("condition"),
             d.c.max_age_seconds.label("max_age_seconds"),
         ).where(d.c.worker.in_(names)),
-        sa.select(sa.literal_column("0"), b.c.worker, b.c.blocks, sa.cast(none, sa.Text), sa.cast(none, sa.Double)).where(
-            b.c.worker.in_(names)
-        ),
+        sa.select(
+            sa.literal_column("0"), b.c.worker, b.c.blocks, sa.cast(none, sa.Text), sa.cast(none, sa.Double)
+        ).where(b.c.worker.in_(names)),
     ).subquery()
     return sa.select(*union.c)
 
@@ -219,12 +217,8 @@ def _handlers(dialect: Dialect) -> sa.Select[Any]:
     """Names out of :names that some active node has the code of."""
     given = dialect.rows("names", name=sa.Text())
     h, n = t.node_handlers, t.nodes
-    return (
-        sa.select(given.c.name)
-        .where(
-            sa.exists()
-            .where(h.c.worker == given.c.name, h.c.node_id == n.c.id, n.c.state == sa.literal_column("'active'"))
-        )
+    return sa.select(given.c.name).where(
+        sa.exists().where(h.c.worker == given.c.name, h.c.node_id == n.c.id, n.c.state == sa.literal_column("'active'"))
     )
 
 
@@ -237,7 +231,9 @@ def _next_due() -> sa.Select[Any]:
         .where(s.c.next_run_at.is_not(None), s.c.next_run_at > _now())
         .scalar_subquery()
     )
-    probe = sa.select(sa.func.min(s.c.probe_at)).where(s.c.probe_at.is_not(None), s.c.probe_at > _now()).scalar_subquery()
+    probe = (
+        sa.select(sa.func.min(s.c.probe_at)).where(s.c.probe_at.is_not(None), s.c.probe_at > _now()).scalar_subquery()
+    )
     pause = (
         sa.select(sa.func.min(s.c.paused_until))
         .where(s.c.paused_until.is_not(None), s.c.paused_until > _now())
@@ -377,9 +373,7 @@ def _candidate(row: Any) -> Candidate:
     )
 
 
-async def _add_handlers(
-    conn: AsyncConnection, dialect: Dialect, known: dict[str, WorkerFacts], here: Here
-) -> None:
+async def _add_handlers(conn: AsyncConnection, dialect: Dialect, known: dict[str, WorkerFacts], here: Here) -> None:
     missing = [name for name, worker in known.items() if not _has_handler(worker, here)]
     if not missing:
         return

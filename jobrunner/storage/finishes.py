@@ -97,12 +97,12 @@ def statements(dialect: Dialect) -> _Statements:
         .where(s.c.worker.in_(sa.select(given.c.name)))
     )
     claim = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
-    owned = sa.select(r.c.id, r.c.fence, r.c.cancel_requested_at).select_from(claim.join(r, sa.and_(r.c.id == claim.c.id, r.c.fence == claim.c.fence)))
+    owned = sa.select(r.c.id, r.c.fence, r.c.cancel_requested_at).select_from(
+        claim.join(r, sa.and_(r.c.id == claim.c.id, r.c.fence == claim.c.fence))
+    )
     ended = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
     delete = (
-        sa.delete(r)
-        .where(sa.tuple_(r.c.id, r.c.fence).in_(sa.select(ended.c.id, ended.c.fence)))
-        .returning(r.c.id)
+        sa.delete(r).where(sa.tuple_(r.c.id, r.c.fence).in_(sa.select(ended.c.id, ended.c.fence))).returning(r.c.id)
     )
     retry = dialect.rows(
         "retries",
@@ -151,9 +151,7 @@ class _Batch:
     audits: list[dict[str, Any]] = field(default_factory=list)
 
 
-async def finish(
-    db: Database, ended: Sequence[Ended], draw: Callable[[], float] | None = None
-) -> Finished:
+async def finish(db: Database, ended: Sequence[Ended], draw: Callable[[], float] | None = None) -> Finished:
     """Write the ends of attempts in one transaction.
 
     Args:
@@ -206,9 +204,7 @@ def _as_stored(item: Ended, cancel_requested_at: datetime | None) -> Ended:
     return replace(item, run=run, outcome=storable_outcome(item.outcome))
 
 
-def _decide(
-    batch: _Batch, item: Ended, current: WorkerConfig, states: dict[str, WorkerState], jitter: float
-) -> None:
+def _decide(batch: _Batch, item: Ended, current: WorkerConfig, states: dict[str, WorkerState], jitter: float) -> None:
     name = item.run.worker
     decided = decide_finish(item.run, item.outcome, item.rules or current, current, states[name], jitter)
     states[name] = batch.states[name] = decided.state

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import Outcome, OutcomeKind, Run
 from jobrunner.storage import tables as t
+from jobrunner.storage import wakeups
 from jobrunner.storage.audit import audit_row, write_audits
 from jobrunner.storage.finishes import Ended, Finished, finish_within
 from jobrunner.storage.rows import RUN_COLUMNS, run_of, to_json
@@ -144,7 +145,9 @@ async def declare_lost(conn: AsyncConnection, node: SeenNode, now: datetime, rea
 def _orphans() -> sa.Select[Any]:
     """Claims whose node is not alive by its row, or has none. A stopped node's are taken after a grace."""
     r, n = t.runs, t.nodes
-    alive = sa.exists().where(n.c.id == r.c.node_id, sa.literal_column("nodes.state IN ('active', 'draining', 'stopped')"))
+    alive = sa.exists().where(
+        n.c.id == r.c.node_id, sa.literal_column("nodes.state IN ('active', 'draining', 'stopped')")
+    )
     return (
         sa.select(*RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
@@ -188,7 +191,9 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
     ended = [_gone(run, OutcomeKind.LOST, now, "its node died") for run in lost]
     ended += [_gone(run, OutcomeKind.INTERRUPTED, now, "its node stopped before its code had ended") for run in left]
     async with db.write() as conn:
-        return await finish_within(conn, db.dialect, ended)
+        finished = await finish_within(conn, db.dialect, ended)
+        await wakeups.notify(db, conn)
+        return finished
 
 
 def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str) -> Ended:

@@ -58,13 +58,13 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         after, missed = switches.disable(stored.state, stored.config, now, reason)
-        await _switch(db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor))
+        await _switch(
+            db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
+        )
         return after
 
 
-async def pause(
-    db: Database, name: str, now: datetime, actor: str, until: datetime, reason: str | None
-) -> WorkerState:
+async def pause(db: Database, name: str, now: datetime, actor: str, until: datetime, reason: str | None) -> WorkerState:
     """Pause a worker until `until`. Raises `WorkerNotFound`."""
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)

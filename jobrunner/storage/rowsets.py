@@ -70,7 +70,9 @@ class SqliteRows:
 
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """Return the row set that the JSON array bound as `parameter` holds, one object a row."""
-        each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text())).table_valued("value", name=f"{parameter}_each")
+        each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text())).table_valued(
+            "value", name=f"{parameter}_each"
+        )
         fields = [_extracted(each.c.value, name, kind).label(name) for name, kind in columns.items()]
         return sa.select(*fields).subquery(parameter)
 
@@ -111,9 +113,8 @@ class SqliteRows:
             .limit(limit)
             .correlate(names, levels)
         )
-        return (
-            sa.select(sa.literal_column("'w'").label("kind"), *columns)
-            .select_from(names.join(levels, sa.true()).join(t.runs, t.runs.c.id.in_(first)))
+        return sa.select(sa.literal_column("'w'").label("kind"), *columns).select_from(
+            names.join(levels, sa.true()).join(t.runs, t.runs.c.id.in_(first))
         )
 
 

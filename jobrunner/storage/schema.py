@@ -111,6 +111,7 @@ async def upgrade(
 
     Raises:
         SchemaAhead: A newer jobrunner upgraded this database; nothing was changed.
+        InvalidSetting: There is no such revision.
         DatabaseUnavailable: A lock could not be had in time, or the connection was lost; nothing was changed.
         DatabaseError: The database refuses.
     """
@@ -124,7 +125,8 @@ async def downgrade(db: Database, revision: str, *, actor: str = _SYSTEM_ACTOR) 
         The status before and after.
 
     Raises:
-        As `upgrade`.
+        SchemaMissing: There is nothing to take back.
+        SchemaAhead, DatabaseUnavailable, DatabaseError, InvalidSetting: As `upgrade`.
     """
     return await asyncio.to_thread(_migrate_in_own_loop, db, "downgrade", revision, actor)
 
@@ -251,6 +253,8 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
             before = await _status(db, conn)
             if before.state is SchemaState.AHEAD:
                 raise SchemaAhead(str(before.current))
+            if direction == "downgrade" and before.state is SchemaState.MISSING:
+                raise SchemaMissing
             if direction == "upgrade" and before.state is SchemaState.CURRENT:
                 return before, before
             await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)

@@ -27,7 +27,7 @@ import random
 import sqlite3
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
@@ -111,13 +111,11 @@ class SqliteWakeups:
     def _watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         """Watch until told to stop; a file that is missing or cannot be read is opened again."""
         while not self._is_stopping:
-            with suppress(sqlite3.Error):
-                connection = sqlite_driver.connect_plain(self._path, read_only=True)
-                try:
+            try:
+                with closing(sqlite_driver.connect_plain(self._path, read_only=True)) as connection:
                     self._watch_connection(connection, loop, callback)
-                finally:
-                    connection.close()
-            time.sleep(_FIRST_RETRY_SECONDS)
+            except sqlite3.Error:
+                time.sleep(_FIRST_RETRY_SECONDS)
 
     def _watch_connection(
         self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]

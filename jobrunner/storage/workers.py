@@ -93,16 +93,14 @@ async def register(
     added = [name for name in sorted(wanted) if name not in stored]
     changed = [name for name in sorted(wanted) if name in stored]
     rows = {name: _row(merged[name], wanted[name], hashes[name], version, now) for name in wanted}
-    await _insert(conn, [rows[name] for name in added], [merged[name] for name in added], now)
+    await _insert(conn, dialect, [rows[name] for name in added], [merged[name] for name in added], now)
     await _update(conn, [rows[name] for name in changed])
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
     await _write_edges(conn, dialect, list(merged.values()), new=added)
     return Registered(tuple(added), tuple(changed), kept)
 
 
-async def _unchanged(
-    conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None
-) -> bool:
+async def _unchanged(conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None) -> bool:
     w = t.workers
     given = dialect.rows("names", name=sa.Text())
     statement = sa.select(w.c.name, w.c.definition_hash, w.c.definition_version).join(given, given.c.name == w.c.name)
@@ -141,7 +139,7 @@ def _columns(config: WorkerConfig) -> dict[str, Any]:
 
 
 async def _insert(
-    conn: AsyncConnection, rows: list[dict[str, Any]], configs: list[WorkerConfig], now: datetime
+    conn: AsyncConnection, dialect: Dialect, rows: list[dict[str, Any]], configs: list[WorkerConfig], now: datetime
 ) -> None:
     if not rows:
         return
@@ -151,6 +149,23 @@ async def _insert(
         for config in configs
     ]
     await conn.execute(sa.insert(t.worker_state), states)
+    await _go_on_from_history(conn, dialect, [config.name for config in configs])
+
+
+async def _go_on_from_history(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> None:
+    """Let workers that were removed and are new again draw greater fences, and count their streak from here on."""
+    s, h = t.worker_state, t.run_history
+    given = dialect.rows("names", name=sa.Text())
+    mine = h.c.worker == s.c.worker
+    statement = (
+        sa.update(s)
+        .where(s.c.worker.in_(sa.select(given.c.name)), sa.exists().where(mine))
+        .values(
+            streak_since_id=sa.select(sa.func.max(h.c.id)).where(mine).scalar_subquery(),
+            last_fence=sa.select(sa.func.coalesce(sa.func.max(h.c.fence), 0)).where(mine).scalar_subquery(),
+        )
+    )
+    await conn.execute(statement, {"names": names_json(names)})
 
 
 def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
@@ -166,8 +181,10 @@ async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
         return
     w = t.workers
     names = [name for name in rows[0] if name != "name"]
-    statement = sa.update(w).where(w.c.name == sa.bindparam("key_name")).values(
-        {name: sa.bindparam(f"new_{name}", type_=w.c[name].type) for name in names}
+    statement = (
+        sa.update(w)
+        .where(w.c.name == sa.bindparam("key_name"))
+        .values({name: sa.bindparam(f"new_{name}", type_=w.c[name].type) for name in names})
     )
     await conn.execute(
         statement, [{"key_name": row["name"], **{f"new_{name}": row[name] for name in names}} for row in rows]
@@ -236,7 +253,9 @@ async def _write_edges(
 async def _check_relations(conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig]) -> None:
     mentioned: dict[str, str] = {}
     for config in merged.values():
-        mentioned.update({edge.depends_on: f"depends on {edge.depends_on!r}|{config.name}" for edge in config.depends_on})
+        mentioned.update(
+            {edge.depends_on: f"depends on {edge.depends_on!r}|{config.name}" for edge in config.depends_on}
+        )
         mentioned.update({other: f"blocks {other!r}|{config.name}" for other in config.blocks})
     unknown = set(mentioned) - set(merged)
     unknown -= await existing_names(conn, dialect, unknown)

@@ -72,9 +72,7 @@ class World:
             self.run = a_run(self.run.id + 1, trigger=Trigger.CONTINUOUS if self.run.id % 2 else Trigger.MANUAL)
         else:
             retry = decided.retry
-            self.run = replace(
-                self.run, attempt=retry.attempt, due_at=retry.due_at, lost_in_a_row=retry.lost_in_a_row
-            )
+            self.run = replace(self.run, attempt=retry.attempt, due_at=retry.due_at, lost_in_a_row=retry.lost_in_a_row)
         return decided
 
     def _switch(self, switch: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from jobrunner import WorkerOrchestrator
 from jobrunner.storage.database import Database
 from jobrunner.telemetry import events as e
+from jobrunner.testing import ManualClock
 
 PATIENCE_SECONDS = 10.0
 
@@ -88,6 +90,16 @@ class House:
         """Change something with plain SQL."""
         async with self.db.write() as conn:
             await conn.exec_driver_sql(statement.replace("{p}", self.db.schema_prefix))
+
+    def time(self, value: Any) -> datetime:
+        """Read a time column that came through plain SQL."""
+        return value if isinstance(value, datetime) else datetime.fromisoformat(value).replace(tzinfo=UTC)
+
+    async def settled(self, orchestrator: WorkerOrchestrator, clock: ManualClock) -> None:
+        """Wait until the orchestrator has done all there is to do and waits for the clock."""
+        node = orchestrator._node
+        assert node is not None
+        await self.until(lambda: not node.held and not node._ticker.is_ticking and clock.sleepers >= 2)
 
     async def close(self) -> None:
         for orchestrator in self._orchestrators:

@@ -41,7 +41,12 @@ async def test_a_success_keeps_result_output_and_duration(house: House):
     row = await end_of(house, it)
     result = row["result"] if isinstance(row["result"], dict) else json.loads(row["result"])
     assert result == {"rows": [1, 2, None], "ok": True, "text": "größer ✓"}
-    assert (row["outcome"], row["ends_run"], row["error"], row["output"]) == ("succeeded", "succeeded", None, "first\nsecond")
+    assert (row["outcome"], row["ends_run"], row["error"], row["output"]) == (
+        "succeeded",
+        "succeeded",
+        None,
+        "first\nsecond",
+    )
     assert 15 <= row["duration_ms"] < 5000
 
 

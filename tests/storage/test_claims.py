@@ -15,7 +15,6 @@ from jobrunner.storage import claims, operations
 from jobrunner.storage.claims import read_claims
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
-
 DECISIONS = "SELECT action FROM {p}audit_log WHERE worker = 'a' ORDER BY id"
 
 

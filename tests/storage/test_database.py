@@ -184,7 +184,7 @@ async def test_a_caught_error_inside_a_savepoint_commits_the_rest(db):
 async def test_a_commit_that_is_refused_leaves_no_transaction_open(sqlite_url):
     db = Database.open(sqlite_url)
     for _ in range(2):
-        with pytest.raises(sa.exc.IntegrityError):
+        with pytest.raises(sa.exc.IntegrityError):  # noqa: PT012 - it comes from the block's end
             async with db.write() as conn:
                 await conn.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
                 await conn.execute(sa.insert(t.worker_state), {"worker": "nobody"})

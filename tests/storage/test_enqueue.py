@@ -39,7 +39,13 @@ async def test_what_a_trigger_says_wins_over_its_workers_defaults(stage: Stage):
 
 
 async def test_a_payload_comes_back_as_it_was(stage: Stage):
-    payload = {"text": "ä\n\"'\\u0000 \U0001f600", "big": 12345678901234567890, "pi": 3.25, "n": None, "l": [1, {"a": []}]}
+    payload = {
+        "text": "ä\n\"'\\u0000 \U0001f600",
+        "big": 12345678901234567890,
+        "pi": 3.25,
+        "n": None,
+        "l": [1, {"a": []}],
+    }
     await stage.register(triggered("a"))
     run_id = await stage.trigger("a", payload=payload)
     assert (await row_of(stage, run_id)).payload == payload

@@ -49,7 +49,13 @@ async def test_a_node_joins_with_its_code(stage: Stage):
     await stage.join("n1", ["a", "b"], allows_commands=True)
     await stage.join("n2", [])
     (row,) = await stage.rows("SELECT * FROM {p}nodes WHERE id = 'n1'")
-    assert (row["state"], row["beat"], row["hostname"], row["pid"], row["max_concurrent"]) == ("active", 0, "n1", 4711, 5)
+    assert (row["state"], row["beat"], row["hostname"], row["pid"], row["max_concurrent"]) == (
+        "active",
+        0,
+        "n1",
+        4711,
+        5,
+    )
     assert stage.time(row["started_at"]) == stage.time(row["heartbeat_at"]) == T0
     rows = await stage.rows("SELECT worker, node_id FROM {p}node_handlers ORDER BY worker")
     assert [tuple(row.values()) for row in rows] == [("a", "n1"), ("b", "n1")]

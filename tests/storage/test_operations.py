@@ -14,6 +14,7 @@ from jobrunner.model.worker import CircuitState
 from jobrunner.policy.switches import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.enqueue import Request, enqueue
+from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 
@@ -311,8 +312,23 @@ async def test_removing_takes_definition_and_state_and_leaves_history_and_letter
     assert await stage.column("SELECT worker FROM {p}run_history ORDER BY id") == ["c", "a"]
     assert await stage.column("SELECT worker FROM {p}dead_letters") == ["a"]
     assert (await audits(stage))[-1][:2] == ("remove", "a")
-    await stage.register(triggered("a"))
+
+
+async def test_a_worker_that_is_new_again_goes_on_from_its_history(stage: Stage):
+    await stage.register(triggered("a", max_retries=0))
+    await stage.trigger("a")
+    failed = await stage.start_one()
+    await stage.fail(failed)
+    await operations.remove(stage.db, "a", stage.now, ACTOR)
+    await stage.register(triggered("a", max_retries=0))
     assert (await stage.state("a")).consecutive_failures == 0
+    await stage.trigger("a")
+    again = await stage.start_one()
+    assert again.fence is not None
+    assert failed.fence is not None
+    assert again.fence > failed.fence
+    await stage.fail(again)
+    assert check(stage.url) == []
 
 
 async def test_a_worker_with_live_runs_is_not_removed(stage: Stage):

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
-from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing
+from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing, UsageError
 from jobrunner.storage import schema
 from jobrunner.storage import tables as t
 from jobrunner.storage.database import Database
@@ -224,6 +224,19 @@ async def test_down_and_up_again_with_data(db, shell):
     assert await schema.check(db) == []
     shell.run(A_WORKER)
     fill(shell)
+
+
+async def test_a_revision_that_does_not_exist_is_bad_input(db):
+    with pytest.raises(UsageError, match="no schema revision '0099'"):
+        await schema.downgrade(db, "0099")
+    assert (await schema.status(db)).state is SchemaState.CURRENT
+
+
+async def test_an_empty_database_cannot_be_downgraded(empty, tmp_path):
+    with pytest.raises(SchemaMissing):
+        await schema.downgrade(empty, "base")
+    assert (await schema.status(empty)).state is SchemaState.MISSING
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_upgrade_that_fails_changes_nothing(db, shell, more_revisions):

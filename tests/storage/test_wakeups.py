@@ -140,7 +140,7 @@ async def test_sqlite_survives_a_file_that_is_locked_or_missing(sqlite_url, tmp_
 async def test_sqlite_listeners_outlive_a_closed_loop_quietly(sqlite_url):
     def node() -> None:
         async def start() -> None:
-            await SqliteWakeups(Database.open(sqlite_url).dialect.path).start(lambda: None)
+            await open_wakeups(Database.open(sqlite_url)).start(lambda: None)
 
         asyncio.run(start())
 

@@ -7,7 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobrunner.model.worker import CircuitState, Dependency, WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.gates import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts, decide_starts, explain
+from jobrunner.policy.gates import (
+    ActiveRun,
+    Candidate,
+    Facts,
+    Gate,
+    Start,
+    Verdict,
+    WorkerFacts,
+    decide_starts,
+    explain,
+)
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 SUCCEEDED: dict[str, Any] = {"last_run_outcome": "succeeded", "last_success_at": NOW - timedelta(seconds=60)}

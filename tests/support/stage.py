@@ -170,4 +170,3 @@ class Stage:
         if isinstance(value, datetime):
             return value
         return datetime.fromisoformat(value).replace(tzinfo=UTC)
-

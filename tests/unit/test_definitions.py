@@ -77,7 +77,12 @@ def test_seconds_may_be_fractions():
 
 
 def test_the_priorities_are_ordered():
-    assert [int(p) for p in (JobPriority.LOW, JobPriority.NORMAL, JobPriority.HIGH, JobPriority.CRITICAL)] == [0, 1, 2, 3]
+    assert [int(p) for p in (JobPriority.LOW, JobPriority.NORMAL, JobPriority.HIGH, JobPriority.CRITICAL)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize("given", [JobPriority.HIGH, 2, "HIGH", "high"], ids=["member", "number", "name", "any-case"])

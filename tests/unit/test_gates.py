@@ -105,7 +105,9 @@ def test_a_schedule_does_not_fire_while_its_last_run_is_live():
 
 
 def test_a_trigger_starts_beside_the_schedules_live_run_if_max_running_allows():
-    assert started(worker("a", waits("a", 9), next_run=-5, scheduled_run=8, active=[runs("a", 8)], max_running=2)) == [9]
+    assert started(worker("a", waits("a", 9), next_run=-5, scheduled_run=8, active=[runs("a", 8)], max_running=2)) == [
+        9
+    ]
 
 
 def test_a_worker_whose_code_this_node_lacks_does_not_start_here():
@@ -376,7 +378,7 @@ def test_blocks_and_a_dependency_on_one_worker_go_together():
 
 
 def test_force_opens_exactly_enabled_paused_and_dependencies():
-    assert OPENED_BY_FORCE == {Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES}
+    assert {Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES} == OPENED_BY_FORCE
 
 
 @pytest.mark.parametrize("state", [disabled(), tripped(), tripped(60), {"paused_until": at(60)}])
@@ -412,7 +414,9 @@ def test_explain_says_which_gates_were_forced_open():
 def test_an_open_circuit_starts_nothing_before_its_probe_time():
     assert started(worker("a", waits("a", 1), **tripped())) == []
     assert started(worker("a", waits("a", 1), **tripped(0.001))) == []
-    assert "a probe may start at 2026-03-02 12:01:00" in why("a", Gate.ENABLED, worker("a", waits("a", 1), **tripped(60)))
+    assert "a probe may start at 2026-03-02 12:01:00" in why(
+        "a", Gate.ENABLED, worker("a", waits("a", 1), **tripped(60))
+    )
     assert "admin enable a" in why("a", Gate.ENABLED, worker("a", waits("a", 1), **tripped()))
 
 
