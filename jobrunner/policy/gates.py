@@ -15,102 +15,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from jobrunner.model.run import OutcomeKind, Trigger
-from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, WorkerConfig, WorkerState
+from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
+from jobrunner.model.run import OutcomeKind
+from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from datetime import datetime
-
-
-class Gate(StrEnum):
-    """The gates, in the order they are judged and shown."""
-
-    ENABLED = "enabled"
-    PAUSED = "paused"
-    DUE = "due"
-    HANDLER = "handler"
-    MAX_RUNNING = "max_running"
-    DEPENDENCIES = "dependencies"
-    BLOCKS = "blocks"
-    SLOT = "slot"
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveRun:
-    """A run that is `running` or `stopping`."""
-
-    id: int
-    worker: str
-    slot: int
-    node_id: str
-    started_at: datetime
-    trigger: Trigger = Trigger.MANUAL
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Work that may be due: a waiting run, or (with `id` None) a schedule's firing that has no row yet."""
-
-    worker: str
-    id: int | None
-    priority: int
-    due_at: datetime
-    attempt: int = 1
-    is_forced: bool = False
-    has_started_before: bool = False
-
-    @property
-    def order(self) -> tuple[int, datetime, int, str]:
-        """Sort key of starting order; firings, which have no row yet, come after the runs of the same time, by name."""
-        return (-self.priority, self.due_at, 2**63 if self.id is None else self.id, self.worker)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """All the gates need to know of one worker."""
-
-    config: WorkerConfig
-    state: WorkerState
-    has_handler: bool = True  # on the node that judges; for `explain`, on any live node
-    has_handler_elsewhere: bool = False
-    active: tuple[ActiveRun, ...] = ()
-    waiting: tuple[Candidate, ...] = ()
-    waiting_retry: datetime | None = None  # due time of the first pending run that has failed before
-    counterparts: tuple[str, ...] = ()
-    scheduled_run: int | None = None  # the live run that came from the schedule or loop
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A snapshot: the workers concerned and everything they are related to."""
-
-    now: datetime
-    workers: Mapping[str, WorkerFacts]
-    free_slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A decision to claim: run `run_id` (or the schedule's firing) of `worker` in `slot`."""
-
-    worker: str
-    run_id: int | None
-    slot: int
-    is_probe: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One gate judged for one candidate. `is_forced` marks a gate that only `--force` opens."""
-
-    gate: Gate
-    is_open: bool
-    reason: str
-    is_forced: bool = False
 
 
 @dataclass(slots=True)
@@ -284,7 +197,7 @@ def _blocks(view: View, candidate: Candidate) -> str | None:
     return None
 
 
-def _slot(view: View, candidate: Candidate) -> str | None:
+def _slot(view: View, _candidate: Candidate) -> str | None:
     return None if view.free_slots > 0 else "all slots of the node are taken"
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import traceback
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, InvalidPayload, RetryAfter, Snooze
 from jobrunner.model.run import Outcome, OutcomeKind
-from jobrunner.runtime.executors.process import RemoteError
+from jobrunner.runtime.executors.code import RemoteError
+from jobrunner.runtime.results import storable_result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.claims import Claim
 
 START_SECONDS = 60.0  # how long a process may take to be ready before its handler's time counts
-MAX_RESULT_BYTES = 64 * 1024
 
 
 class StopReason(StrEnum):
@@ -127,8 +126,8 @@ class Attempt:
             _close(value)
             error = TypeError("the handler returned a coroutine that nobody awaits; make it an async def")
         if error is None:
-            result, remark = _storable_result(value)
-            return self._outcome(OutcomeKind.SUCCEEDED, result=result, reason=remark)
+            result, remark = storable_result(self.context.result if value is None else value)
+            return self._outcome(OutcomeKind.SUCCEEDED, result=result, reason=remark or self.context.result_remark)
         if reason is StopReason.CANCEL:
             return self._outcome(OutcomeKind.CANCELLED, reason=self.stop_detail or "cancelled")
         if reason is not None:
@@ -196,19 +195,3 @@ def _traceback(error: BaseException) -> str | None:
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
         return "".join(traceback.format_tb(error.__traceback__))
-
-
-def _storable_result(value: Any) -> tuple[Any, str | None]:
-    """Return the result if JSON can say it in 64 KiB; else None and the reason. Never fails the attempt."""
-    if value is None:
-        return None, None
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())  # a lone surrogate fails here
-    except (TypeError, ValueError, RecursionError) as error:
-        return None, f"its result is not kept, since it is no JSON: {str(error)[:200]}"
-    if size > MAX_RESULT_BYTES:
-        return None, f"its result is not kept, since it is {size:,} bytes; the most is {MAX_RESULT_BYTES:,}"
-    if "\\u0000" in text:
-        return None, "its result is not kept, since it holds a character that a database cannot store"
-    return json.loads(text), None

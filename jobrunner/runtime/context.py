@@ -65,6 +65,8 @@ class RunContext:
         self._stop = threading.Event()
         self.output = Output()
         self.latest_progress: dict[str, Any] | None = None
+        self.result: Any = None
+        self.result_remark: str | None = None  # why a result is not kept, where another process has looked at it
 
     @property
     def worker(self) -> str:
@@ -119,6 +121,10 @@ class RunContext:
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress is a number from 0 to 1, not {fraction!r}")
         self.latest_progress = {"fraction": float(fraction), "message": storable(str(message), MAX_MESSAGE_BYTES)}
+
+    def set_result(self, value: Any) -> None:
+        """Set what is kept in `run_history.result`: JSON, at most 64 KiB. What the handler returns replaces it."""
+        self.result = value
 
     def request_stop(self) -> None:
         """Set `should_stop`; for the runtime."""

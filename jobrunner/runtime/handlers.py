@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _MOST_PROBLEMS = 5
+_PREFIX = "p_"  # of the model's fields: a payload may have fields that a model of pydantic may not, `schema` or `_id`
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Handler:
             model = self.fields.model_validate_json(json.dumps(payload), strict=True)
         except pydantic.ValidationError as error:
             raise InvalidPayload(f"{_problems(error)} (the payload does not fit {self.label})") from None
-        known = {name: getattr(model, name) for name in self.fields.model_fields}
+        known = {name.removeprefix(_PREFIX): getattr(model, name) for name in self.fields.model_fields}
         return {**known, **(model.model_extra or {})}
 
     def same_code(self, other: Handler) -> bool:
@@ -138,8 +140,8 @@ def _fields(worker: str, function: Callable[..., Any], parameters: list[inspect.
             raise InvalidWorker(worker, f"the annotation {annotation!r} of {_label(function)} cannot be read")
         kind = Any if annotation is inspect.Parameter.empty else annotation
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        wanted[parameter.name] = (kind, default)
-    config = pydantic.ConfigDict(extra=extra, arbitrary_types_allowed=False, protected_namespaces=())  # type: ignore[typeddict-item]  # "forbid" or "allow"
+        wanted[_PREFIX + parameter.name] = (kind, default)
+    config = pydantic.ConfigDict(extra=extra, alias_generator=lambda name: name.removeprefix(_PREFIX))  # type: ignore[typeddict-item]  # "forbid" or "allow"
     try:
         return pydantic.create_model("Payload", __config__=config, **wanted)
     except Exception as error:  # noqa: BLE001 - pydantic raises many kinds for what it cannot read
@@ -155,7 +157,9 @@ def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
     names = dict(getattr(inner, "__globals__", {}))
     code, cells = getattr(inner, "__code__", None), getattr(inner, "__closure__", None)
     if code is not None and cells:
-        names.update({name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)})
+        for name, cell in zip(code.co_freevars, cells, strict=True):
+            with suppress(ValueError):  # it is empty: the function names what is defined after it
+                names[name] = cell.cell_contents
     try:
         return eval(annotation, names)  # noqa: S307 - the annotation is the program's own code
     except Exception:  # noqa: BLE001 - a name that only a type checker knows

@@ -156,18 +156,22 @@ class Node:
                 ahead = await schema_ahead(self.db)
         if ahead is not None:
             self._on_outdated(ahead)
-        elif self.crashed is not None and not self.crashed.done():
-            self.crashed.set_exception(error)
+        elif self.crashed is None or not self.crashed.done():
             self._events.emit(e.NodeCrashed(self.identity.id, error))
-            self._on_crash(0.0)
+            self._leave_for(error, 0.0)
 
     def _on_outdated(self, ahead: SchemaAhead) -> None:
         """Drain: a newer jobrunner has upgraded the schema, and its nodes go on."""
-        if self._is_stopping or self.crashed is None or self.crashed.done():
+        if self._is_stopping or (self.crashed is not None and self.crashed.done()):
             return
-        self.crashed.set_exception(ahead)
         self._events.emit(e.Warned(f"{ahead}; this node drains and leaves"))
-        self._on_crash(self._settings.drain_timeout)
+        self._leave_for(ahead, self._settings.drain_timeout)
+
+    def _leave_for(self, error: BaseException, drain_timeout: float) -> None:
+        if self.crashed is not None:
+            self.crashed.set_exception(error)
+            self.crashed.exception()  # looked at, whether or not somebody waits for it
+        self._on_crash(drain_timeout)
 
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval

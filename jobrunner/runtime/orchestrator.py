@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import signal
-import sys
-import traceback
 import weakref
 from dataclasses import fields as dataclass_fields
 from datetime import timedelta
@@ -16,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.config import Settings
 from jobrunner.errors import InvalidSetting, InvalidWorker, Refused
-from jobrunner.model.worker import Dependency, WorkerConfig, WorkerExecutionMode
+from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.runtime.executors.process import importable
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
+from jobrunner.runtime.process import end_process, first_of, stop_signals, wait_for
+from jobrunner.runtime.registration import check_isolation, normalised
 from jobrunner.storage import enqueue, operations, schema, status, wakeups
 from jobrunner.storage.callers import callers_connection
 from jobrunner.storage.database import Database
@@ -133,9 +130,9 @@ class WorkerOrchestrator:
         code = read_handler(name, handler)
         self._refuse_other_code(name, code)
         isolation = options.pop("isolation", None) or code.default_isolation
-        given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **_normalised(options))
+        given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(options))
         config = definitions.check_definition(given)
-        _check_isolation(config, code)
+        check_isolation(config, code)
         self._handlers[name] = code
         self._configs[name] = config
         return config
@@ -239,18 +236,18 @@ class WorkerOrchestrator:
             JobrunnerError: as `start`.
         """
         stop_asked, stop_now = asyncio.Event(), asyncio.Event()
-        with _signals(stop_asked, stop_now):
+        with stop_signals(stop_asked, stop_now):
             await self._start(is_migrating=migrate)
             node = self._running_node()
-            await _first(_wait_for(stop_asked), node.wait_idle() if until_idle else None, node.crashed)
+            await first_of(wait_for(stop_asked), node.wait_idle() if until_idle else None, node.crashed)
             stopping = asyncio.ensure_future(self.stop())
-            await _first(stopping, _wait_for(stop_now))
+            await first_of(stopping, wait_for(stop_now))
             if not stopping.done():
                 node.hurry()
             await stopping
             crash = node.crashed.exception() if node.crashed is not None and node.crashed.done() else None
             if node.has_stuck_code:
-                _end_process(crash)
+                end_process(crash)
             if crash is not None:
                 raise crash
 
@@ -388,77 +385,8 @@ class WorkerOrchestrator:
         return {"state": self._state, "workers": len(states), "running": running, "worker_states": states}
 
 
-def _normalised(options: dict[str, Any]) -> dict[str, Any]:
-    """Let dependencies be given as names, pairs of fields, or `Dependency` values."""
-    if "depends_on" in options:
-        given = options["depends_on"]
-        if isinstance(given, list | tuple | set | frozenset):
-            options["depends_on"] = tuple(Dependency(**item) if isinstance(item, dict) else item for item in given)
-    if "payload" in options and options["payload"] is None:
-        options["payload"] = {}
-    return options
-
-
-def _check_isolation(config: WorkerConfig, code: Handler) -> None:
-    if str(config.isolation) == "inline" and not code.is_async:
-        raise InvalidWorker(config.name, "isolation 'inline' needs an async def; a def runs in a 'thread'")
-    if str(config.isolation) == "thread" and code.is_async:
-        raise InvalidWorker(config.name, "isolation 'thread' needs a def; an async def runs 'inline'")
-    if str(config.isolation) == "command":
-        raise InvalidWorker(config.name, "command workers have no Python code; add them with `jobrunner admin add`")
-    problem = importable(code.function) if str(config.isolation) == "process" else None
-    if problem is not None:
-        raise InvalidWorker(config.name, problem)
-    if config.execution_mode is not WorkerExecutionMode.TRIGGERED:
-        code.arguments(config.payload)
-
-
 async def _prepare(db: Database, *, is_migrating: bool) -> None:
     """Bring the schema up to date where that is ours to do, and refuse one that this code cannot use."""
     if is_migrating or db.is_sqlite:
         await schema.upgrade(db)
     await schema.require_current(db)
-
-
-async def _wait_for(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-async def _first(*awaited: Any) -> None:
-    """Wait until one of `awaited` is done; cancel the coroutines that are not, leave futures alone."""
-    own = {asyncio.ensure_future(item) for item in awaited if item is not None and not asyncio.isfuture(item)}
-    given = {item for item in awaited if item is not None and asyncio.isfuture(item)}
-    done, _ = await asyncio.wait(own | given, return_when=asyncio.FIRST_COMPLETED)
-    for task in own - done:
-        task.cancel()
-    for task in own & done:
-        task.result()
-
-
-@contextlib.contextmanager
-def _signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
-    """The first SIGTERM or SIGINT asks to stop, the second to stop now."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop_asked.is_set():
-            stop_now.set()
-        stop_asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-def _end_process(crash: BaseException | None) -> None:
-    """End the process although code is still running in it: nothing else ends a thread."""
-    if crash is not None:
-        traceback.print_exception(crash)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if crash is None else 1)

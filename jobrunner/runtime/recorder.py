@@ -8,10 +8,14 @@ tells of the outage once. A slot is free only when the end is written, or refuse
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import DatabaseError
+from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.gates import show_time
+from jobrunner.storage import wakeups
 from jobrunner.storage.finishes import Ended, Finished, finish
 from jobrunner.telemetry import events as e
 
@@ -62,7 +66,9 @@ class Recorder:
     async def _write(self, batch: list[Ended]) -> None:
         """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""
         try:
-            self._tell(await self._outage.until_it_works(lambda: finish(self._db, batch)))
+            finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
+            self._tell(finished)
+            await self._offer(finished)
         except Exception as error:
             if len(batch) > 1:
                 for item in batch:
@@ -76,6 +82,13 @@ class Recorder:
     async def drain(self) -> None:
         """Wait until every outcome handed over so far is written or refused."""
         await self._is_idle.wait()
+
+    async def _offer(self, finished: Finished) -> None:
+        """Wake the other nodes for runs that were given back: they may start there at once."""
+        if any(decided.outcome.kind is OutcomeKind.INTERRUPTED for _, decided in finished.written):
+            with suppress(DatabaseError):  # they look by themselves, too
+                async with self._db.write() as conn:
+                    await wakeups.notify(self._db, conn)
 
     def _tell(self, finished: Finished) -> None:
         for run, decided in finished.written:

@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.model.facts import Facts, Start
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
-from jobrunner.policy.gates import Facts, Start, decide_starts
+from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
+from jobrunner.model.facts import Candidate, Facts, Gate, Verdict, WorkerFacts
 from jobrunner.model.worker import Isolation
 from jobrunner.policy import gates
-from jobrunner.policy.gates import Candidate, Facts, Gate, Verdict, WorkerFacts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 

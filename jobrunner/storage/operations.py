@@ -1,7 +1,7 @@
 """What operators do to workers and runs. Each is one transaction: the change and its `audit_log` row, or neither.
 
-Every function takes the row lock of the worker's state before it decides, as claims and finishes do; so no claim commits
-after a disable has.
+Every function takes the row lock of the worker's state before it decides, as claims and finishes do; so no claim
+commits after a disable has.
 """
 
 from __future__ import annotations

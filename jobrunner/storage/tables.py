@@ -13,13 +13,13 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
+from jobrunner.storage.constraints import json_object, on, one_of, partial_index, time_shapes
 from jobrunner.storage.types import Id, Json, Now, UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    pass
 
 SCHEMA_TOKEN = "jobrunner"  # noqa: S105 - no secret: a name the engine translates
-MAX_PAYLOAD_BYTES = 1024 * 1024
 
 metadata = sa.MetaData(
     schema=SCHEMA_TOKEN,
@@ -32,42 +32,9 @@ metadata = sa.MetaData(
     },
 )
 
-_TIME_SHAPE = (
-    "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
-)
-NOW = Now()
 _ACTIVE = "state <> 'pending'"
 _PENDING = "state = 'pending'"
-
-
-def _one_of(column: str, values: Iterable[str]) -> sa.CheckConstraint:
-    names = ", ".join(repr(str(value)) for value in values)
-    return sa.CheckConstraint(f"{column} IN ({names})", name=column)
-
-
-def _on(dialect: str, condition: str, name: str) -> sa.CheckConstraint:
-    """A CHECK that only one of the two databases can say."""
-    return sa.CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
-
-
-def _time_shapes(*columns: str) -> list[sa.CheckConstraint]:
-    return [_on("sqlite", f"{c} IS NULL OR {c} GLOB '{_TIME_SHAPE}'", f"{c}_shape") for c in columns]
-
-
-def _json_object(column: str) -> list[sa.CheckConstraint]:
-    """The column holds a JSON object of at most 1 MiB (SQLite counts characters of its text, as bytes)."""
-    return [
-        _on("sqlite", f"json_valid({column}) AND json_type({column}) = 'object'", f"{column}_object"),
-        _on("sqlite", f"length(CAST({column} AS BLOB)) <= {MAX_PAYLOAD_BYTES}", f"{column}_size"),
-        _on("postgresql", f"jsonb_typeof({column}) = 'object'", f"{column}_object"),
-        _on("postgresql", f"octet_length({column}::text) <= {MAX_PAYLOAD_BYTES + 65536}", f"{column}_size"),
-    ]
-
-
-def _partial_index(name: str, *columns: sa.ColumnElement[object] | str, where: str, unique: bool = False) -> sa.Index:
-    condition = sa.text(where)
-    return sa.Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
-
+NOW = Now()
 
 workers = sa.Table(
     "workers",
@@ -99,11 +66,11 @@ workers = sa.Table(
     sa.Column("description", sa.Text, nullable=False, server_default=""),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=NOW),
-    _on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
-    _on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),
-    _one_of("execution_mode", WorkerExecutionMode),
-    _one_of("misfire", Misfire),
-    _one_of("isolation", Isolation),
+    on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
+    on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),
+    one_of("execution_mode", WorkerExecutionMode),
+    one_of("misfire", Misfire),
+    one_of("isolation", Isolation),
     sa.CheckConstraint(
         "(execution_mode = 'scheduled' AND (interval_seconds IS NULL) <> (cron IS NULL) "
         "AND (interval_seconds IS NULL OR interval_seconds > 0))"
@@ -122,8 +89,8 @@ workers = sa.Table(
     sa.CheckConstraint("cooldown_seconds > 0", name="cooldown_seconds"),
     sa.CheckConstraint("max_running >= 1", name="max_running"),
     sa.CheckConstraint("memory_limit_mb > 0", name="memory_limit_mb"),
-    *_json_object("payload"),
-    *_time_shapes("created_at", "updated_at"),
+    *json_object("payload"),
+    *time_shapes("created_at", "updated_at"),
 )
 
 worker_dependencies = sa.Table(
@@ -133,7 +100,7 @@ worker_dependencies = sa.Table(
     sa.Column("depends_on", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
     sa.Column("condition", sa.Text, nullable=False, server_default="succeeded"),
     sa.Column("max_age_seconds", sa.Double),
-    _one_of("condition", DependencyCondition),
+    one_of("condition", DependencyCondition),
     sa.CheckConstraint("worker <> depends_on", name="not_itself"),
     sa.CheckConstraint("max_age_seconds > 0", name="max_age_seconds"),
     sa.Index(None, "depends_on"),
@@ -176,11 +143,11 @@ worker_state = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
     sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
-    _one_of("disabled_by", ("operator", "circuit")),
-    _one_of("circuit_state", CircuitState),
+    one_of("disabled_by", ("operator", "circuit")),
+    one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
     sa.CheckConstraint("consecutive_failures >= 0", name="consecutive_failures"),
-    *_time_shapes(
+    *time_shapes(
         "paused_until",
         "circuit_opened_at",
         "probe_at",
@@ -190,16 +157,16 @@ worker_state = sa.Table(
         "last_success_at",
     ),
 )
-_partial_index(
+partial_index(
     "ix_worker_state_due",
     worker_state.c.priority,
     worker_state.c.next_run_at,
     worker_state.c.worker,
     where="next_run_at IS NOT NULL",
 )
-_partial_index("ix_worker_state_probe_at", worker_state.c.probe_at, where="probe_at IS NOT NULL")
-_partial_index("ix_worker_state_paused_until", worker_state.c.paused_until, where="paused_until IS NOT NULL")
-_partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="next_run_at IS NOT NULL")
+partial_index("ix_worker_state_probe_at", worker_state.c.probe_at, where="probe_at IS NOT NULL")
+partial_index("ix_worker_state_paused_until", worker_state.c.paused_until, where="paused_until IS NOT NULL")
+partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="next_run_at IS NOT NULL")
 
 runs = sa.Table(
     "runs",
@@ -230,9 +197,9 @@ runs = sa.Table(
     sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", sa.BigInteger),
-    _one_of("trigger", Trigger),
-    _one_of("state", RunState),
-    _one_of("key_scope", ("waiting", "live")),
+    one_of("trigger", Trigger),
+    one_of("state", RunState),
+    one_of("key_scope", ("waiting", "live")),
     sa.CheckConstraint("priority BETWEEN 0 AND 3", name="priority"),
     sa.CheckConstraint("attempt >= 1", name="attempt"),
     sa.CheckConstraint("slot >= 0", name="slot"),
@@ -243,25 +210,25 @@ runs = sa.Table(
         " AND node_id IS NOT NULL AND started_at IS NOT NULL)",
         name="claim",
     ),
-    *_json_object("payload"),
-    *_time_shapes("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
+    *json_object("payload"),
+    *time_shapes("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
     sqlite_autoincrement=True,
 )
-_partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, runs.c.id, where=_PENDING)
-_partial_index("ix_runs_due_at", runs.c.due_at, where=_PENDING)
-_partial_index("ix_runs_forced", runs.c.worker, runs.c.due_at, where="state = 'pending' AND is_forced")
-_partial_index("ix_runs_retry", runs.c.worker, runs.c.due_at, where="state = 'pending' AND attempt > 1")
-_partial_index("ix_runs_node_id", runs.c.node_id, where=_ACTIVE)
-_partial_index("uq_runs_worker_slot", runs.c.worker, runs.c.slot, where="slot IS NOT NULL", unique=True)
-_partial_index("uq_runs_scheduled", runs.c.worker, where="trigger IN ('schedule', 'continuous')", unique=True)
-_partial_index(
+partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, runs.c.id, where=_PENDING)
+partial_index("ix_runs_due_at", runs.c.due_at, where=_PENDING)
+partial_index("ix_runs_forced", runs.c.worker, runs.c.due_at, where="state = 'pending' AND is_forced")
+partial_index("ix_runs_retry", runs.c.worker, runs.c.due_at, where="state = 'pending' AND attempt > 1")
+partial_index("ix_runs_node_id", runs.c.node_id, where=_ACTIVE)
+partial_index("uq_runs_worker_slot", runs.c.worker, runs.c.slot, where="slot IS NOT NULL", unique=True)
+partial_index("uq_runs_scheduled", runs.c.worker, where="trigger IN ('schedule', 'continuous')", unique=True)
+partial_index(
     "uq_runs_key_waiting",
     runs.c.worker,
     runs.c.key,
     where="key IS NOT NULL AND first_started_at IS NULL",
     unique=True,
 )
-_partial_index(
+partial_index(
     "uq_runs_key_live", runs.c.worker, runs.c.key, where="key IS NOT NULL AND key_scope = 'live'", unique=True
 )
 
@@ -291,9 +258,9 @@ run_history = sa.Table(
     sa.Column("output", sa.Text),
     sa.Column("occurrences", sa.Integer),
     sa.Column("node_id", sa.Text),
-    _one_of("trigger", Trigger),
-    _one_of("outcome", OutcomeKind),
-    _one_of("ends_run", EndsRun),
+    one_of("trigger", Trigger),
+    one_of("outcome", OutcomeKind),
+    one_of("ends_run", EndsRun),
     # What never started has no claim; what was missed is counted.
     sa.CheckConstraint("(outcome = 'missed') = (occurrences IS NOT NULL)", name="occurrences"),
     sa.CheckConstraint("outcome = 'missed' OR run_id IS NOT NULL", name="run_id"),
@@ -302,7 +269,7 @@ run_history = sa.Table(
     sa.Index("ix_run_history_worker", "worker", "id"),
     sa.Index("ix_run_history_outcome", "outcome", "id"),
     sa.Index("ix_run_history_finished_at", "finished_at"),
-    *_time_shapes("scheduled_for", "due_at", "started_at", "finished_at"),
+    *time_shapes("scheduled_for", "due_at", "started_at", "finished_at"),
     sqlite_autoincrement=True,
 )
 
@@ -327,13 +294,13 @@ dead_letters = sa.Table(
     sa.Column("resolved_at", UtcDateTime),
     sa.Column("resolved_by", sa.Text),
     sa.Column("replay_run_id", sa.BigInteger),
-    _one_of("trigger", Trigger),
-    _one_of("status", ("open", "replayed", "discarded")),
+    one_of("trigger", Trigger),
+    one_of("status", ("open", "replayed", "discarded")),
     sa.CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
     sa.CheckConstraint("(status = 'replayed') = (replay_run_id IS NOT NULL)", name="replay_run_id"),
     sa.Index("ix_dead_letters_worker", "worker", "id"),
     sa.Index("ix_dead_letters_status", "status", "id"),
-    *_time_shapes("scheduled_for", "died_at", "resolved_at"),
+    *time_shapes("scheduled_for", "died_at", "resolved_at"),
     sqlite_autoincrement=True,
 )
 
@@ -354,9 +321,9 @@ nodes = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     # Ours: whether the node runs command workers, for `explain` and the handler gate.
     sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
-    _one_of("state", ("active", "draining", "stopped", "lost")),
+    one_of("state", ("active", "draining", "stopped", "lost")),
     sa.Index(None, "state"),
-    *_time_shapes("process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+    *time_shapes("process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
 )
 
 # Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
@@ -377,7 +344,7 @@ audit_log = sa.Table(
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("worker", sa.Text),
     sa.Column("detail", Json, nullable=False, server_default="{}"),
-    _one_of(
+    one_of(
         "action",
         (
             "enable",
@@ -399,6 +366,6 @@ audit_log = sa.Table(
         ),
     ),
     sa.Index("ix_audit_log_worker", "worker", "id"),
-    *_time_shapes("at"),
+    *time_shapes("at"),
     sqlite_autoincrement=True,
 )

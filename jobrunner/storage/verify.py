@@ -129,7 +129,7 @@ async def _letters(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violati
 
 
 async def _fences(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
-    """Promise 2: a claim that has ended is not live. (That it ends once is a constraint.)"""
+    """Promise 2: a claim that has ended is not live; that it ends once, a constraint holds."""
     h, r = t.run_history, t.runs
     live = sa.select(h.c.id, h.c.run_id, h.c.fence).join(r, sa.and_(r.c.id == h.c.run_id, r.c.fence == h.c.fence))
     async for row in _stream(conn, live):

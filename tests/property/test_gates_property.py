@@ -12,8 +12,9 @@ from datetime import timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobrunner.model.facts import Candidate, Facts, WorkerFacts
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.gates import Candidate, Facts, WorkerFacts, candidates_of, decide_starts, explain
+from jobrunner.policy.gates import candidates_of, decide_starts, explain
 from tests.support.judge import NOW, at, disabled, runs, tripped, waits, worker
 
 NAMES = "abcdef"

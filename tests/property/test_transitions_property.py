@@ -63,8 +63,14 @@ class World:
         if self.state.circuit_state is CircuitState.OPEN and self.state.probe_at is not None:
             # The claim of the first run in order makes it the probe.
             self.state = replace(self.state, circuit_state=CircuitState.HALF_OPEN, probe_run_id=self.run.id)
-        flags = {flag: True} if flag and kind is OutcomeKind.FAILED else {}
-        outcome = Outcome(kind, at(self.clock), delay_seconds=delay, error="no luck", **flags)
+        outcome = Outcome(
+            kind,
+            at(self.clock),
+            delay_seconds=delay,
+            error="no luck",
+            is_discard=flag == "is_discard" and kind is OutcomeKind.FAILED,
+            does_not_fit=flag == "does_not_fit" and kind is OutcomeKind.FAILED,
+        )
         decided = decide_finish(self.run, outcome, self.rules, self.rules, self.state, 0.0)
         self.rows.append(Row(self.run.id, self.run.attempt, kind, decided.ends_run))
         self.state = decided.state

@@ -125,6 +125,17 @@ def test_parameters_that_no_payload_can_give_are_refused():
             read_handler("it", function)
 
 
+def test_a_handler_may_name_what_is_defined_after_it():
+    class Local(StrEnum):
+        A = "a"
+
+    def it(run: RunContext, which: Local) -> object:
+        return Local, later
+
+    assert arguments(it, {"which": "a"}) == {"which": Local.A}
+    later = 1
+
+
 # --- payloads -----------------------------------------------------------------------------------------------------
 
 
@@ -159,15 +170,16 @@ def test_a_handler_with_open_keywords_takes_what_is_left():
 )
 def test_what_does_not_fit_is_refused_with_the_field_s_name(payload: dict[str, Any], says: str):
     said = refusal(takes_fields, payload)
-    assert said.startswith("the payload does not fit tests.runtime.test_handlers:takes_fields: ")
-    assert says in said
+    assert said.startswith(says)
+    assert "does not fit tests.runtime.test_handlers:takes_fields" in said
     assert "\n" not in said
 
 
 def test_no_more_problems_are_told_than_one_can_read():
     def it(a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> None: ...
 
-    assert refusal(it, {}).endswith("; and 2 more")
+    assert "; and 2 more" in refusal(it, {})
+    assert "f: " not in refusal(it, {})
 
 
 class Colour(StrEnum):
@@ -238,12 +250,11 @@ def test_large_numbers_and_deep_payloads_are_read_or_refused_and_nothing_else():
 
     assert arguments(it, {"value": 10**30})["value"] == 10**30
     deep: Any = 1
-    for _ in range(300):
+    for _ in range(100_000):
         deep = [deep]
-    try:
-        assert arguments(it, {"value": deep})["value"] == deep
-    except InvalidPayload as refused:
-        assert "value" in str(refused)
+    for payload in ({"value": deep}, deep):
+        with pytest.raises((InvalidPayload, RecursionError)):  # the one at the trigger, the other never gets so far
+            arguments(it, payload)
 
 
 # --- the same code ------------------------------------------------------------------------------------------------

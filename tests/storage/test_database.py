@@ -121,7 +121,7 @@ def test_unknown_settings_are_refused():
 
 async def test_a_write_commits_at_the_end_and_rolls_back_after_an_error(db):
     await add_worker(db, "kept")
-    with pytest.raises(LookupError):  # noqa: PT012 - the statement before it is what must not stay
+    with pytest.raises(LookupError):
         async with db.write() as conn:
             await conn.execute(sa.insert(t.workers), {**WORKER, "name": "lost"})
             raise LookupError
@@ -162,7 +162,7 @@ async def test_writers_of_one_process_wait_for_each_other(db):
 
 async def test_a_caught_error_without_a_savepoint_does_not_commit_half_a_transaction(db):
     await add_worker(db, "w")
-    with pytest.raises(RuntimeError, match="nothing was written"):  # noqa: PT012 - it comes from the block's end
+    with pytest.raises(RuntimeError, match="nothing was written"):
         async with db.write() as conn:
             await conn.execute(sa.insert(t.workers), {**WORKER, "name": "half"})
             with pytest.raises(sa.exc.IntegrityError):
@@ -184,7 +184,7 @@ async def test_a_caught_error_inside_a_savepoint_commits_the_rest(db):
 async def test_a_commit_that_is_refused_leaves_no_transaction_open(sqlite_url):
     db = Database.open(sqlite_url)
     for _ in range(2):
-        with pytest.raises(sa.exc.IntegrityError):  # noqa: PT012 - it comes from the block's end
+        with pytest.raises(sa.exc.IntegrityError):
             async with db.write() as conn:
                 await conn.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
                 await conn.execute(sa.insert(t.worker_state), {"worker": "nobody"})
@@ -195,7 +195,7 @@ async def test_a_commit_that_is_refused_leaves_no_transaction_open(sqlite_url):
 
 async def test_the_error_of_the_block_is_told_even_if_rolling_back_fails(postgres: PostgresServer, postgres_url: str):
     db = Database.open(postgres_url)
-    with pytest.raises(LookupError):  # noqa: PT012 - the transaction belongs to it
+    with pytest.raises(LookupError):
         async with db.write() as conn:
             await conn.execute(sa.insert(t.workers), WORKER)
             postgres.terminate_connections(postgres_url)
@@ -516,7 +516,7 @@ async def test_a_lost_connection_is_unavailable_and_the_next_use_opens_another(
     postgres: PostgresServer, postgres_url: str
 ):
     db = Database.open(postgres_url)
-    with pytest.raises(DatabaseUnavailable) as caught:  # noqa: PT012 - the transaction belongs to it
+    with pytest.raises(DatabaseUnavailable) as caught:
         async with db.write() as conn:
             await conn.execute(sa.insert(t.workers), {**WORKER, "name": "lost"})
             postgres.terminate_connections(postgres_url)
@@ -575,7 +575,7 @@ async def test_a_lock_not_had_in_time_and_a_deadlock_are_transient(postgres_url)
 
     async with db.write() as holder:
         await lock(holder, "a")
-        with pytest.raises(DatabaseUnavailable, match="nothing was written"):  # noqa: PT012 - the same
+        with pytest.raises(DatabaseUnavailable, match="nothing was written"):
             async with db.write() as conn:
                 await conn.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
                 await lock(conn, "a")

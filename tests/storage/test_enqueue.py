@@ -75,10 +75,14 @@ async def test_a_trigger_for_a_disabled_worker_is_accepted_and_waits(stage: Stag
 
 async def test_a_trigger_is_part_of_the_callers_transaction(stage: Stage):
     await stage.register(triggered("a"))
-    with pytest.raises(RuntimeError, match="undone"):
+
+    async def fail_after_enqueueing():
         async with stage.db.write() as conn:
             await enqueue(conn, stage.db.dialect, Request("a"), T0)
             raise RuntimeError("undone")
+
+    with pytest.raises(RuntimeError, match="undone"):
+        await fail_after_enqueueing()
     assert await stage.value("SELECT count(*) FROM {p}runs") == 0
 
 

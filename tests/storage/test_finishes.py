@@ -11,9 +11,10 @@ import pytest
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
-from jobrunner.storage import finishes, operations, workers
+from jobrunner.storage import finishes, operations, rows, workers
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.history import MAX_TRACEBACK_BYTES, storable, tail
+from jobrunner.storage.tables import dead_letters
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 
@@ -100,15 +101,15 @@ async def test_an_exhausted_run_becomes_a_dead_letter_with_the_error_of_every_at
     assert (letter["error_type"], letter["error"], letter["traceback"]) == ("E3", "error 3", "Traceback: no luck")
     assert stage.time(letter["died_at"]) == stage.now
     async with stage.db.peek() as conn:
-        stored = (await conn.execute(finishes.t.dead_letters.select())).one()
+        stored = (await conn.execute(dead_letters.select())).one()
     assert stored.payload == {"x": 1}
     assert [(error["attempt"], error["outcome"], error["error"]) for error in stored.errors] == [
         (1, "failed", "error 1"),
         (2, "timed_out", "error 2"),
         (3, "lost", "error 3"),
     ]
-    rows = await stage.rows("SELECT attempt, ends_run FROM {p}run_history ORDER BY id")
-    assert [tuple(row.values()) for row in rows] == [(1, None), (2, None), (3, "exhausted")]
+    attempts = await stage.rows("SELECT attempt, ends_run FROM {p}run_history ORDER BY id")
+    assert [tuple(row.values()) for row in attempts] == [(1, None), (2, None), (3, "exhausted")]
     assert (await stage.state("a")).consecutive_failures == 1
 
 
@@ -119,7 +120,7 @@ async def test_a_letter_lists_no_snoozed_or_interrupted_attempt(stage: Stage):
         run = await stage.start_one()
     await stage.fail(run)
     async with stage.db.peek() as conn:
-        stored = (await conn.execute(finishes.t.dead_letters.select())).one()
+        stored = (await conn.execute(dead_letters.select())).one()
     assert (stored.attempts, len(stored.errors)) == (1, 1)
 
 
@@ -250,10 +251,10 @@ async def test_guarded_writes_that_miss_a_row_roll_everything_back(stage: Stage,
     runs = await stage.tick()
     before = await everything(stage)
     ends = [Ended(runs[0], stage.outcome()), Ended(runs[1], stage.outcome(OutcomeKind.FAILED))]
-    real = finishes.to_json
+    real = rows.to_json
 
-    def forged(rows):
-        return real({**row, "fence": 99} if "attempt" in row else row for row in rows)
+    def forged(given):
+        return real({**row, "fence": 99} if "attempt" in row else row for row in given)
 
     monkeypatch.setattr(finishes, "to_json", forged)
     with pytest.raises(DatabaseUnavailable, match="nothing was written"):

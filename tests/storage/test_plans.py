@@ -18,7 +18,7 @@ from tests.support.stage import T0, Stage, scheduled, triggered
 
 WAITING = 50_000
 WORKERS = 5_000
-# A step that reads a whole table: SQLite's SCAN of it (`SCAN x USING COVERING INDEX` is one, too), PostgreSQL's Seq Scan.
+# A step that reads a whole table: SQLite's SCAN (also `SCAN x USING COVERING INDEX`), PostgreSQL's Seq Scan.
 WHOLE = re.compile(
     r"(SCAN (main\.)?|Seq Scan on )(runs|inner_runs|found|run_history|worker_state|workers)(_\d+)?\b", re.IGNORECASE
 )

@@ -93,7 +93,7 @@ async def test_a_change_by_another_node_wakes(db, shell, ear):
 
 async def test_nothing_is_heard_while_nothing_is_committed(db, shell, ear):
     await ear.silence()
-    with pytest.raises(LookupError):  # noqa: PT012 - the transaction must be rolled back
+    with pytest.raises(LookupError):
         async with db.write() as conn:
             await conn.exec_driver_sql(A_RUN.replace("{p}", db.schema_prefix))
             await wakeups.notify(db, conn)
@@ -211,7 +211,7 @@ async def test_a_transaction_wakes_once_however_many_runs_it_inserts(raw, postgr
 async def test_a_run_after_a_savepoint_was_rolled_back_still_wakes(raw, postgres_url):
     async def enqueue() -> None:
         async with raw.transaction():
-            with pytest.raises(LookupError):  # noqa: PT012 - the savepoint must be rolled back
+            with pytest.raises(LookupError):
                 async with raw.transaction():
                     await raw.execute(A_RUN.replace("{p}", "jobrunner."))
                     raise LookupError

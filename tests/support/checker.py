@@ -255,7 +255,7 @@ def _ended(tables: Tables) -> defaultdict[str, list[tuple[datetime, str]]]:
 
 
 def _waiting_for_retry(tables: Tables) -> defaultdict[str, list[Span]]:
-    """From the end of each attempt that used up a try, and did not end its run, to the next start or end of that run."""
+    """From the end of each attempt that used up a try, but did not end its run, to that run's next start or end."""
     waiting: defaultdict[str, list[Span]] = defaultdict(list)
     failed: dict[int, Row] = {}
     for row in tables.history:

@@ -23,11 +23,11 @@ def config(mode: str = "scheduled", **more: Any) -> WorkerConfig:
     return check_definition(WorkerConfig("a", execution_mode=WorkerExecutionMode(mode), **more))
 
 
-def a_run(id: int = 1, **more: Any) -> Run:
+def a_run(run_id: int = 1, **more: Any) -> Run:
     """An active run, ten seconds old."""
     return Run(
         **{
-            "id": id,
+            "id": run_id,
             "worker": "a",
             "trigger": Trigger.MANUAL,
             "state": RunState.RUNNING,

@@ -6,18 +6,9 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
 from jobrunner.model.worker import CircuitState, Dependency, WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.gates import (
-    ActiveRun,
-    Candidate,
-    Facts,
-    Gate,
-    Start,
-    Verdict,
-    WorkerFacts,
-    decide_starts,
-    explain,
-)
+from jobrunner.policy.gates import decide_starts, explain
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 SUCCEEDED: dict[str, Any] = {"last_run_outcome": "succeeded", "last_success_at": NOW - timedelta(seconds=60)}
@@ -28,14 +19,14 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def waits(worker: str, id: int, *, due: float = 0.0, priority: int = 1, **more: Any) -> Candidate:
+def waits(worker: str, run_id: int, *, due: float = 0.0, priority: int = 1, **more: Any) -> Candidate:
     """A waiting run."""
-    return Candidate(worker, id, priority, at(due), **more)
+    return Candidate(worker, run_id, priority, at(due), **more)
 
 
-def runs(worker: str, id: int = 900, slot: int = 0, *, since: float = -10.0) -> ActiveRun:
+def runs(worker: str, run_id: int = 900, slot: int = 0, *, since: float = -10.0) -> ActiveRun:
     """An active run."""
-    return ActiveRun(id, worker, slot, "node-1", at(since))
+    return ActiveRun(run_id, worker, slot, "node-1", at(since))
 
 
 def worker(

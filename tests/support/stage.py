@@ -11,10 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from jobrunner.model.facts import Candidate, Verdict
 from jobrunner.model.run import Outcome, OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.definitions import check_definition
-from jobrunner.policy.gates import Candidate, Verdict, explain
+from jobrunner.policy.gates import explain
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, workers
 from jobrunner.storage.claims import Claimed, Claimer, claim_due

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tests.support.checker import Tables, violations
 
@@ -40,7 +41,7 @@ class Story:
         ends: str | None = None,
         *,
         worker: str = "a",
-        attempt: int = 1,
+        attempt: int | None = 1,
         **more,
     ) -> Story:
         self.tables.history.append(
@@ -349,5 +350,5 @@ def test_triggers_may_share_a_time():
 
 def test_a_firing_that_ran_and_is_called_missed_is_found():
     story = Story().worker("a").attempt(1, 0, 1, trigger="schedule")
-    missed = {"trigger": "schedule", "scheduled_for": at(-60), "due_at": at(60), "attempt": None}
+    missed: dict[str, Any] = {"trigger": "schedule", "scheduled_for": at(-60), "due_at": at(60), "attempt": None}
     story.attempt(None, None, 5, "missed", **missed).one(7, "which history row 2 calls missed")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from jobrunner.model.facts import Facts, Gate
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.gates import GATES, OPENED_BY_FORCE, Facts, Gate, decide_starts, explain
+from jobrunner.policy.gates import GATES, OPENED_BY_FORCE, decide_starts, explain
 from tests.support.judge import (
     NOW,
     SUCCEEDED,

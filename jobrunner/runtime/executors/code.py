@@ -38,3 +38,13 @@ class ProcessDied(Exception):
 
 class CommandFailed(Exception):
     """A command ended with an exit code other than 0, or by a signal."""
+
+
+class RemoteError(Exception):
+    """What a handler raised in another process, as text. `kinds` names its class and those it derives from."""
+
+    def __init__(self, kind: str, kinds: tuple[str, ...], message: str, text: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.kinds = kinds
+        self.text = text

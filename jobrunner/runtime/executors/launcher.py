@@ -8,7 +8,7 @@ from jobrunner.model.worker import Isolation
 from jobrunner.runtime.executors.command import CommandCode
 from jobrunner.runtime.executors.groups import GroupWatcher
 from jobrunner.runtime.executors.inline import InlineCode
-from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, Task
+from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, task_of
 from jobrunner.runtime.executors.thread import ThreadCode
 
 if TYPE_CHECKING:
@@ -39,9 +39,14 @@ class Launcher:
         if handler is None:
             return CommandCode(config.handler, context, config.memory_limit_mb, self._watcher)
         if config.isolation is Isolation.PROCESS:
-            module, _, qualname = handler.label.partition(":")
-            limit = config.memory_limit_mb
-            task = Task(module, qualname, handler.takes_run, arguments, claim.run, context.deadline, limit)
+            task = task_of(
+                handler.label,
+                claim.run,
+                context.deadline,
+                arguments,
+                takes_run=handler.takes_run,
+                memory_limit_mb=config.memory_limit_mb,
+            )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()
         if handler.is_async:

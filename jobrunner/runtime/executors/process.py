@@ -1,180 +1,44 @@
-"""Process: a handler in a real operating-system process, from a warm pool; killed for good when it must end.
+"""Process: a function in an operating-system process of its own, from a pool of warm ones, killed for good.
 
-The processes are `multiprocessing`'s, forked from its fork server, which has imported the handlers' modules and shares
-no threads and locks with the node. Each runs one handler at a time and is reused until it is killed, dies, or runs out
-of memory; a handler's time counts from when its code is called. Why not a ready-made pool: those at hand kill one
-process and not its group, or cannot bring back what it printed, or poll when idle. Each child leads a process group and
-is known to the node's watcher, so that neither it nor what it starts outlives the node.
-
-The conversation, over one pipe a child: the node sends a `Task`; the child answers with ("started",), any number of
-("progress", …) and one ("end", …). What the child's code prints comes over a second pipe. A child that ends without
-"end" died: by a signal, or `os._exit`.
+The node keeps idle processes for the next task; one whose handler was stopped, ran out of memory, or left processes
+behind is not used again. A process that ends before its handler does, by a crash, `os._exit` or a signal, is a failed
+attempt of that handler only. What the child does is in `child.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import inspect
 import multiprocessing
 import os
-import resource
+import pickle
 import signal
 import threading
-import traceback
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
-from jobrunner.runtime.context import RunContext
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
-from jobrunner.runtime.executors.groups import group_is_alive, name_of_exit, signal_family
+from jobrunner.runtime.executors.child import End, PortableError, Task, child_main
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied, RemoteError
+from jobrunner.runtime.executors.groups import Family, name_of_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
-    from multiprocessing.connection import Connection
 
-    from jobrunner.model.run import Run
+    from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Ended
     from jobrunner.runtime.executors.groups import GroupWatcher
 
 _READ_BYTES = 64 * 1024
-_SIGNALS = (Discard, Snooze, RetryAfter)
+_MOST_LEFT_BYTES = 1024 * 1024  # of output that is read after the end: a stray may go on writing for ever
+_LOOK_SECONDS = 0.02
+_pause = threading.Event()  # never set: a thread's sleep
 _forkserver = multiprocessing.get_context("forkserver")
+_one_at_a_time = threading.Lock()  # multiprocessing looks after its children in every start, and not thread-safely
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a child is told: the function by name, and the run."""
-
-    module: str
-    qualname: str
-    takes_run: bool
-    arguments: dict[str, Any]
-    run: Run
-    deadline: datetime
-    memory_limit_mb: int | None
-
-
-class _ChildContext(RunContext):
-    """The run as code in a child sees it: what it says is printed, progress goes over the pipe."""
-
-    def __init__(self, run: Run, deadline: datetime, pipe: Connection) -> None:
-        super().__init__(run, deadline)
-        self._pipe = pipe
-
-    def log(self, message: object) -> None:
-        print(message, flush=True)  # noqa: T201 - the child's output is the run's
-
-    def progress(self, fraction: float, message: str = "") -> None:
-        super().progress(fraction, message)
-        self._pipe.send(("progress", self.latest_progress))
-
-
-def _child_main(pipe: Connection, output: Connection) -> None:
-    """Run tasks until the node closes the pipe."""
-    with contextlib.suppress(PermissionError):
-        os.setsid()  # a group of its own, which a Ctrl-C in the node's terminal does not reach
-    for stream in (1, 2):
-        os.dup2(output.fileno(), stream)
-    pipe.send(("ready", os.getpid()))
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            return
-        _run_task(pipe, task)
-
-
-def _run_task(pipe: Connection, task: Task) -> None:
-    context = _ChildContext(task.run, task.deadline, pipe)
-
-    def on_term(_number: int, _frame: object) -> None:
-        context.request_stop()
-        raise SystemExit(143)
-
-    signal.signal(signal.SIGTERM, on_term)
-    _limit_memory(task.memory_limit_mb)
-    end: tuple[str, Any, _Portable | None]
-    try:
-        end = ("end", _call(pipe, task, context), None)
-    except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
-        end = ("end", None, _portable(error))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _limit_memory(None)
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):
-            os.fsync(stream)
-    try:
-        pipe.send(end)
-    except Exception as error:  # noqa: BLE001 - a result that cannot be pickled
-        pipe.send(("end", _Unportable(str(error)), None))
-
-
-class _Unportable:
-    """A result that could not be brought back; the attempt records why."""
-
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
-
-    def __repr__(self) -> str:
-        return f"<a result that cannot be brought back: {self.problem}>"
-
-
-def _call(pipe: Connection, task: Task, context: _ChildContext) -> Any:
-    function: Any = importlib.import_module(task.module)
-    for part in task.qualname.split("."):
-        function = getattr(function, part)
-    positional = (context,) if task.takes_run else ()
-    pipe.send(("started",))
-    if inspect.iscoroutinefunction(function):
-        return asyncio.run(function(*positional, **task.arguments))
-    return function(*positional, **task.arguments)
-
-
-def _limit_memory(megabytes: int | None) -> None:
-    """Cap what the process may allocate (its data, not the libraries it maps); None takes the cap away."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = hard if megabytes is None else megabytes * 1024 * 1024
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-@dataclass(frozen=True)
-class _Portable:
-    """An error as it travels: its own class may not exist, or not unpickle, on the other side."""
-
-    kind: str
-    message: str
-    traceback: str
-    signal: tuple[str, float, str | None] | None
-
-
-def _portable(error: BaseException) -> _Portable:
-    told: tuple[str, float, str | None] | None = None
-    if isinstance(error, _SIGNALS):
-        told = (type(error).__name__, float(getattr(error, "seconds", 0.0)), getattr(error, "reason", None))
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        message = ""
-    return _Portable(type(error).__name__, message, "".join(traceback.format_exception(error)), told)
-
-
-class RemoteError(Exception):
-    """What a handler raised in another process, as text."""
-
-    def __init__(self, kind: str, message: str, text: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.text = text
-
-
-def _revived(error: _Portable, memory_limit_mb: int | None) -> BaseException:
+def _revived(error: PortableError, memory_limit_mb: int | None) -> BaseException:
     if error.signal is not None:
         kind, seconds, reason = error.signal
         if kind == "Discard":
@@ -183,7 +47,7 @@ def _revived(error: _Portable, memory_limit_mb: int | None) -> BaseException:
     message = error.message
     if error.kind == "MemoryError" and memory_limit_mb is not None:
         message = f"over its memory limit of {memory_limit_mb} MiB{': ' + message if message else ''}"
-    return RemoteError(error.kind, message, error.traceback)
+    return RemoteError(error.kind, error.kinds, message, error.traceback)
 
 
 class Child:
@@ -192,20 +56,44 @@ class Child:
     def __init__(self) -> None:
         self.pipe, far_pipe = _forkserver.Pipe()
         self.output, far_output = _forkserver.Pipe(duplex=False)
-        self.process = _forkserver.Process(target=_child_main, args=(far_pipe, far_output))
-        self.process.start()
-        far_pipe.close()
-        far_output.close()
-        self.is_fresh = True
+        self.process = _forkserver.Process(target=child_main, args=(far_pipe, far_output))
+        try:
+            with _one_at_a_time:
+                self.process.start()
+        except BaseException:
+            self.pipe.close()
+            self.output.close()
+            raise
+        finally:
+            far_pipe.close()
+            far_output.close()
+        self.pid = self.process.pid or 0  # and its group's
+        self.family = Family(self.pid)
 
-    @property
-    def pid(self) -> int:
-        """The process's id, and its group's."""
-        return self.process.pid or 0
+    def is_alive(self) -> bool:
+        """Say whether the process can be given a task."""
+        with _one_at_a_time:
+            return self.process.is_alive()
 
-    def carry_out(
-        self, task: Task, context: RunContext, on_started: Callable[[], None]
-    ) -> tuple[Any, _Portable | None] | None:
+    def exit_code(self, seconds: float) -> int | None:
+        """Wait for the process to end, at most so long, and return its exit code."""
+        wait([self.process.sentinel], seconds)
+        with _one_at_a_time:
+            return self.process.exitcode
+
+    def wait_ready(self) -> None:
+        """Wait until the process is there and leads its group."""
+        try:
+            self.pipe.recv()
+        except (EOFError, OSError):
+            raise ProcessDied(f"its process could not start: {self.last_words()}") from None
+
+    def last_words(self) -> str:
+        """Say how a process ended that was never given a task."""
+        code = self.exit_code(1.0)
+        return "it did not answer" if code is None else f"it ended with {name_of_exit(code)}"
+
+    def carry_out(self, task: Task, context: RunContext, on_started: Callable[[], None]) -> End | None:
         """Run a task to its end and return how it ended; None if the process died."""
         try:
             self.pipe.send(task)
@@ -217,41 +105,48 @@ class Child:
                 self._read_output(context)
             if self.pipe in ready:
                 try:
-                    message = self.pipe.recv()
+                    kind, *told = self.pipe.recv()
                 except Exception:  # noqa: BLE001 - the end of the pipe, or of what was being sent
-                    self.process.join(1.0)
-                    return None
-                if message[0] == "started":
+                    break
+                if kind == "started":
                     on_started()
-                elif message[0] == "progress":
-                    context.latest_progress = message[1]
-                elif message[0] == "end":
+                elif kind == "progress":
+                    context.latest_progress = told[0]
+                elif kind == "end":
                     self._drain_output(context)
-                    return message[1], message[2]
-            elif self.process.sentinel in ready and self.output not in ready:
-                self.process.join(1.0)
-                return None
+                    return told[0]  # type: ignore[no-any-return]  # what the child sends
+            elif self.process.sentinel in ready:
+                break
+        self.exit_code(1.0)
+        self._drain_output(context)
+        return None
 
-    def _read_output(self, context: RunContext) -> bool:
+    def _read_output(self, context: RunContext) -> int:
         try:
             chunk = os.read(self.output.fileno(), _READ_BYTES)
         except OSError:
-            return False
+            return 0
         if chunk:
             context.output.write_bytes(chunk)
-        return bool(chunk)
+        return len(chunk)
 
     def _drain_output(self, context: RunContext) -> None:
-        while self.output.poll(0):
-            if not self._read_output(context):
+        left = _MOST_LEFT_BYTES
+        while left > 0 and self.output.poll(0):
+            count = self._read_output(context)
+            if not count:
                 return
+            left -= count
 
     def close(self) -> None:
         """End the process, if it is still there, and give back what it held."""
-        signal_family(self.pid, signal.SIGKILL)
-        self.process.join(2.0)
+        self.family.signal(signal.SIGKILL)
+        code = self.exit_code(2.0)
         self.pipe.close()
         self.output.close()
+        if code is not None:
+            with _one_at_a_time:
+                self.process.close()
 
 
 class ProcessPool:
@@ -261,37 +156,53 @@ class ProcessPool:
         self._watcher = watcher
         self._idle: list[Child] = []
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def warm(self, modules: list[str]) -> None:
         """Start the fork server, with the handlers' modules imported."""
-        _forkserver.set_forkserver_preload(["__main__", *modules])
+        _forkserver.set_forkserver_preload(["__main__", __name__, *modules])
         ensure_running()
 
     def take(self) -> Child:
-        """Return an idle process, or a new one."""
-        with self._lock:
-            while self._idle:
-                child = self._idle.pop()
-                if child.process.is_alive():
-                    return child
-                self.discard(child)
+        """Return an idle process, or a new one that is ready."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                break
+            if child.is_alive():
+                return child
+            self.discard(child)
         child = Child()
         self._watcher.add(child.pid)
+        try:
+            child.wait_ready()
+        except BaseException:
+            self.discard(child)
+            raise
         return child
 
     def give_back(self, child: Child) -> None:
         """Keep a process for the next task."""
         with self._lock:
-            self._idle.append(child)
+            if not self._is_closed:
+                self._idle.append(child)
+                return
+        self.discard(child)
 
     def discard(self, child: Child) -> None:
         """End a process."""
         child.close()
+        self.forget(child)
+
+    def forget(self, child: Child) -> None:
+        """Have the watcher forget a process that has ended."""
         self._watcher.remove(child.pid)
 
     def close(self) -> None:
         """End all idle processes."""
         with self._lock:
+            self._is_closed = True
             idle, self._idle = self._idle, []
         for child in idle:
             self.discard(child)
@@ -310,9 +221,9 @@ class ProcessCode:
         self._pool = pool
         self._task = task
         self._context = context
-        self._child: Child | None = None
-        self._wants_stop = threading.Event()
-        self._kill = threading.Event()
+        self._family: Family | None = None  # while a signal is this run's to send
+        self._lock = threading.Lock()
+        self._wants_stop = False
         threading.Thread(target=self._body, name=f"jobrunner:{task.run.worker}", daemon=True).start()
 
     def _body(self) -> None:
@@ -321,62 +232,76 @@ class ProcessCode:
             outcome = self._carry_out()
         except BaseException as error:  # noqa: BLE001 - no process to be had is a failed attempt too
             outcome = (None, error)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, outcome)
+        self._post(self._settle, outcome)
+
+    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _settle(self, outcome: Ended) -> None:
         if not self.ended.done():
             self.ended.set_result(outcome)
 
-    def _on_started(self) -> None:
-        def settle() -> None:
-            if self.started is not None and not self.started.done():
-                self.started.set_result(None)
-
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(settle)
+    def _note_started(self) -> None:
+        if self.started is not None and not self.started.done():
+            self.started.set_result(None)
 
     def _carry_out(self) -> Ended:
         child = self._pool.take()
-        if child.is_fresh:
-            child.pipe.recv()  # "ready": it leads its group from here on
-            child.is_fresh = False
-        self._child = child
-        if self._wants_stop.is_set():
-            self.ask_to_stop()
-        end = child.carry_out(self._task, self._context, self._on_started)
-        if end is not None and not self._wants_stop.is_set() and not _is_out_of_memory(end[1]):
+        with self._lock:
+            self._family = child.family
+            is_wanted = not self._wants_stop
+        end = None
+        if is_wanted:
+            end = child.carry_out(self._task, self._context, lambda: self._post(self._note_started))
+        with self._lock:
+            self._family = None  # from here on the process may run somebody else's code
+            was_stopped = self._wants_stop
+        if end is not None and not was_stopped and not _is_spent(end, child):
             self._pool.give_back(child)
         else:
+            code = child.exit_code(0.0)
             self._bury(child)
-        if end is None:
-            return None, ProcessDied(f"its process ended with {name_of_exit(child.process.exitcode or 0)}")
-        value, error = end
-        return value, None if error is None else _revived(error, self._task.memory_limit_mb)
+            if end is None:
+                how = "a signal" if code is None else name_of_exit(code)
+                return None, ProcessDied(f"its process ended with {how}")
+        self._context.result_remark = end.remark
+        error = end.error
+        return end.result, None if error is None else _revived(error, self._task.memory_limit_mb)
 
     def _bury(self, child: Child) -> None:
-        """End the process and wait until all of its group is gone: only then has the code ended."""
-        self._pool.discard(child)
-        while group_is_alive(child.pid):
-            signal_family(child.pid, signal.SIGKILL)
-            self._kill.wait(0.05)
-            self._kill.clear()
+        """End the process and wait until all of its family is gone: only then has the code ended."""
+        child.close()
+        while child.family.is_alive():
+            child.family.signal(signal.SIGKILL)
+            _pause.wait(_LOOK_SECONDS)
+        self._pool.forget(child)
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM to the group."""
-        self._wants_stop.set()
-        if self._child is not None:
-            signal_family(self._child.pid, signal.SIGTERM)
+        """Send SIGTERM to the family."""
+        with self._lock:
+            self._wants_stop = True
+            if self._family is not None:
+                self._family.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL to the group."""
-        self._kill.set()
-        if self._child is not None:
-            signal_family(self._child.pid, signal.SIGKILL)
+        """Send SIGKILL to the family."""
+        with self._lock:
+            if self._family is not None:
+                self._family.signal(signal.SIGKILL)
 
 
-def _is_out_of_memory(error: _Portable | None) -> bool:
-    return error is not None and error.kind == "MemoryError"
+def _is_spent(end: End, child: Child) -> bool:
+    """Say whether a process is of no more use: short of memory, or with children that a handler left behind."""
+    return (end.error is not None and end.error.kind == "MemoryError") or child.family.has_children()
+
+
+def task_of(
+    label: str, run: Any, deadline: Any, arguments: dict[str, Any], *, takes_run: bool, memory_limit_mb: int | None
+) -> Task:
+    """Make the task for a handler by its label, `module:qualname`. Raises what pickling the arguments does."""
+    module, _, qualname = label.partition(":")
+    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb)
 
 
 def importable(function: Callable[..., Any]) -> str | None:

@@ -1,0 +1,105 @@
+"""The facts that the gates judge, and the decisions they come to. Values only.
+
+`storage.facts` reads them, `policy.gates` judges them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from jobrunner.model.run import Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from jobrunner.model.worker import WorkerConfig, WorkerState
+
+
+class Gate(StrEnum):
+    """The gates, in the order they are judged and shown."""
+
+    ENABLED = "enabled"
+    PAUSED = "paused"
+    DUE = "due"
+    HANDLER = "handler"
+    MAX_RUNNING = "max_running"
+    DEPENDENCIES = "dependencies"
+    BLOCKS = "blocks"
+    SLOT = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run that is `running` or `stopping`."""
+
+    id: int
+    worker: str
+    slot: int
+    node_id: str
+    started_at: datetime
+    trigger: Trigger = Trigger.MANUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Work that may be due: a waiting run, or (with `id` None) a schedule's firing that has no row yet."""
+
+    worker: str
+    id: int | None
+    priority: int
+    due_at: datetime
+    attempt: int = 1
+    is_forced: bool = False
+    has_started_before: bool = False
+
+    @property
+    def order(self) -> tuple[int, datetime, int, str]:
+        """Sort key of starting order; firings, which have no row yet, come after the runs of the same time, by name."""
+        return (-self.priority, self.due_at, 2**63 if self.id is None else self.id, self.worker)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """All the gates need to know of one worker."""
+
+    config: WorkerConfig
+    state: WorkerState
+    has_handler: bool = True  # on the node that judges; for `explain`, on any live node
+    has_handler_elsewhere: bool = False
+    active: tuple[ActiveRun, ...] = ()
+    waiting: tuple[Candidate, ...] = ()
+    waiting_retry: datetime | None = None  # due time of the first pending run that has failed before
+    counterparts: tuple[str, ...] = ()
+    scheduled_run: int | None = None  # the live run that came from the schedule or loop
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A snapshot: the workers concerned and everything they are related to."""
+
+    now: datetime
+    workers: Mapping[str, WorkerFacts]
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A decision to claim: run `run_id` (or the schedule's firing) of `worker` in `slot`."""
+
+    worker: str
+    run_id: int | None
+    slot: int
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One gate judged for one candidate. `is_forced` marks a gate that only `--force` opens."""
+
+    gate: Gate
+    is_open: bool
+    reason: str
+    is_forced: bool = False

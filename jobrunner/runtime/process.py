@@ -1,0 +1,57 @@
+"""A node that has the process to itself: signals that ask it to stop, and ending it when code will not end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+
+async def wait_for(event: asyncio.Event) -> None:
+    """Wait for an event, as a coroutine that answers nothing."""
+    await event.wait()
+
+
+async def first_of(*awaited: Any) -> None:
+    """Wait until one of `awaited` is done; cancel the coroutines that are not, leave futures alone."""
+    own = {asyncio.ensure_future(item) for item in awaited if item is not None and not asyncio.isfuture(item)}
+    given = {item for item in awaited if item is not None and asyncio.isfuture(item)}
+    done, _ = await asyncio.wait(own | given, return_when=asyncio.FIRST_COMPLETED)
+    for task in own - done:
+        task.cancel()
+    for task in own & done:
+        task.result()
+
+
+@contextlib.contextmanager
+def stop_signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
+    """The first SIGTERM or SIGINT asks to stop, the second to stop now."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop_asked.is_set():
+            stop_now.set()
+        stop_asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def end_process(crash: BaseException | None) -> None:
+    """End the process although code is still running in it: nothing else ends a thread."""
+    if crash is not None:
+        traceback.print_exception(crash)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if crash is None else 1)
