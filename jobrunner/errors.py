@@ -90,6 +90,14 @@ class Refused(JobrunnerError):
     """The request is well formed, but the state of things forbids it; nothing was changed."""
 
 
+class ClaimLost(JobrunnerError):
+    """A run was taken away from the node that runs its handler; what the handler was about to commit is not written."""
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(f"run {run_id} is no longer this node's; its transaction was rolled back")
+        self.run_id = run_id
+
+
 class DatabaseError(JobrunnerError):
     """The database is unreachable, refuses the connection, or cannot be written."""
 

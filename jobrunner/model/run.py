@@ -90,7 +90,7 @@ class Run:
 class Outcome:
     """How one attempt ended, as the executor reports it.
 
-    `delay_seconds` overrides the retry delay (`RetryAfter`) or is the length of a snooze;
+    `delay_seconds` overrides the retry delay (`RetryAfter`, `retry_delay`) or is the length of a snooze;
     `is_final` ends the run whatever retries are left, and `is_discard` marks the end as `discarded`.
     `does_not_fit` marks a payload that the handler's annotations refuse: retried, ends `discarded`.
     """
@@ -105,5 +105,6 @@ class Outcome:
     result: Any = None
     output: str | None = None
     delay_seconds: float | None = None
+    is_final: bool = False
     is_discard: bool = False
     does_not_fit: bool = False

@@ -3,8 +3,9 @@
 The order of judgement for an attempt that used up a try (`failed`, `timed_out`, `lost`):
 
 1. the handler gave up (`Discard`): the run ends `discarded`, the streak is untouched;
-2. tries are left, it is no probe, and it was not lost three times in a row: the run waits and is tried again, unless
-   an operator has asked to cancel it meanwhile: then it ends `cancelled`, as after any attempt that does not end it;
+2. tries are left, the error is one to be tried again (`retry_on`), it is no probe, and it was not lost three times in a
+   row: the run waits and is tried again, unless an operator has asked to cancel it meanwhile: then it ends `cancelled`,
+   as after any attempt that does not end it;
 3. the payload never fitted: the run ends `discarded`, the streak is untouched;
 4. else the run is exhausted: a dead letter, one more on the streak, and the circuit may open.
 
@@ -112,7 +113,7 @@ def _end_or_retry(
     if outcome.is_discard:
         return EndsRun.DISCARDED, None
     lost_in_a_row = run.lost_in_a_row + 1 if kind is OutcomeKind.LOST else 0
-    has_tries = run.attempt <= rules.max_retries and lost_in_a_row < POISON_AFTER
+    has_tries = run.attempt <= rules.max_retries and lost_in_a_row < POISON_AFTER and not outcome.is_final
     if has_tries and not is_probe(run, state):
         delay = outcome.delay_seconds
         if delay is None:

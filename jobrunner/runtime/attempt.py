@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, InvalidPayload, RetryAfter, Snooze
 from jobrunner.model.run import Outcome, OutcomeKind
-from jobrunner.runtime.executors.code import RemoteError
-from jobrunner.runtime.results import storable_result
+from jobrunner.runtime.results import RemoteError, storable_result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -141,7 +140,8 @@ class Attempt:
             return self._outcome(OutcomeKind.SNOOZED, reason=str(error), delay_seconds=_seconds(error.seconds))
         if isinstance(error, RetryAfter):
             return self._outcome(OutcomeKind.FAILED, error=error, delay_seconds=_seconds(error.seconds))
-        return self._outcome(OutcomeKind.FAILED, error=error)
+        rule = {} if self._handler is None else self._handler.retry.judge(error, self.claim.run.attempt)
+        return self._outcome(OutcomeKind.FAILED, error=error, **rule)
 
     def _outcome(
         self,

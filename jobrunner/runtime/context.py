@@ -6,12 +6,17 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.errors import Refused
 from jobrunner.storage.history import storable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from jobrunner.model.run import Run
+    from jobrunner.storage.finishes import Finished
+    from jobrunner.storage.transaction import AsyncConnection
 
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1000
@@ -66,6 +71,8 @@ class RunContext:
         self.output = Output()
         self.latest_progress: dict[str, Any] | None = None
         self.result: Any = None
+        self.finished: Finished | None = None  # once the run has ended in its handler's own transaction
+        self.open_transaction: Callable[[], AbstractAsyncContextManager[AsyncConnection]] | None = None
         self.result_remark: str | None = None  # why a result is not kept, where another process has looked at it
 
     @property
@@ -125,6 +132,25 @@ class RunContext:
     def set_result(self, value: Any) -> None:
         """Set what is kept in `run_history.result`: JSON, at most 64 KiB. What the handler returns replaces it."""
         self.result = value
+
+    def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """End the run, as succeeded, in the same transaction as the handler's own writes to jobrunner's database.
+
+            async with run.transaction() as connection:  # a SQLAlchemy AsyncConnection
+                await connection.execute(...)
+                run.set_result({"rows": 1})
+
+        Both are committed when the block is left, or neither: an error rolls back, and the attempt ends with it as any
+        other. Make it the last thing the handler does. For `async def` handlers on the loop. On SQLite the database's
+        write lock is held for the whole block: be short, and write through `connection` only.
+
+        Raises:
+            ClaimLost: at the beginning or the end of the block: the run is no longer this node's. Nothing is written.
+            Refused: the handler runs in a thread or process, or the run has ended already.
+        """
+        if self.open_transaction is None:
+            raise Refused("run.transaction() needs an async def handler that runs on the node's loop (not a thread)")
+        return self.open_transaction()
 
     def request_stop(self) -> None:
         """Set `should_stop`; for the runtime."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidPayload, InvalidWorker
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.retry_rules import RetryRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ class Handler:
     is_async: bool
     takes_run: bool
     fields: type[BaseModel] | None
+    retry: RetryRule = field(default_factory=RetryRule)
 
     @property
     def default_isolation(self) -> Isolation:

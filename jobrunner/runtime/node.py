@@ -26,6 +26,7 @@ from jobrunner.runtime.identity import is_gone, new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
+from jobrunner.runtime.transaction import RunTransaction
 from jobrunner.storage import nodes, retention, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
@@ -33,12 +34,13 @@ from jobrunner.storage.finishes import Ended
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.config import Settings
     from jobrunner.model.run import ClaimKey, Run
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
     from jobrunner.storage.database import Database
@@ -63,6 +65,7 @@ class Node:
         clock: Clock,
         events: e.Events,
         on_crash: Callable[[float], None],
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size)
@@ -85,7 +88,7 @@ class Node:
         self._all_ended.set()
         self._hurried = asyncio.Event()
         self._last_cancel_check = 0.0
-        self._launcher = Launcher()
+        self._launcher = Launcher(middleware)
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._ticker = self._new_ticker()
@@ -279,6 +282,8 @@ class Node:
         handler = None if is_command else self._handlers[claim.run.worker]
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
+        if claim.config.isolation is Isolation.INLINE:
+            context.open_transaction = RunTransaction(self.db, claim, context, self._clock).open
         attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
@@ -294,7 +299,12 @@ class Node:
         else:
             self._events.emit(e.RunStarted(run))
             outcome = await attempt.run()
-        if attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
+        if attempt.context.finished is not None:
+            if outcome.kind is not OutcomeKind.SUCCEEDED:
+                what = outcome.error or outcome.kind
+                self._events.emit(e.Warned(f"{run.worker}: after its transaction had ended the run: {what}"))
+            self._recorder.note_written(attempt.context.finished)
+        elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
             self._events.emit(e.RunTakenAway(run))
             self._free([run.claim_key])
         else:
@@ -318,7 +328,7 @@ class Node:
     def _on_code_without_claim(self, keys: list[ClaimKey]) -> None:
         for key in keys:
             attempt = self.held.get(key)
-            if attempt is not None and attempt.stop_reason is None:
+            if attempt is not None and attempt.stop_reason is None and attempt.context.finished is None:
                 attempt.stop(StopReason.LOST, "the claim was taken away")
 
     def _on_fence(self) -> None:

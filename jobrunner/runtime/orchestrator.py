@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import weakref
 from dataclasses import fields as dataclass_fields
-from datetime import timedelta
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.config import Settings
@@ -19,6 +20,9 @@ from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
 from jobrunner.runtime.process import end_process, first_of, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, normalised
+from jobrunner.runtime.requests import read_request
+from jobrunner.runtime.retry_rules import read_retry_rule
+from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.storage import enqueue, operations, schema, status, wakeups
 from jobrunner.storage.callers import callers_connection
 from jobrunner.storage.database import Database
@@ -30,9 +34,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.executors.wrapped import Middleware
 
 F = TypeVar("F", bound="Callable[..., Any]")
-_OPTIONS = frozenset(field.name for field in dataclass_fields(WorkerConfig)) - {"name", "handler"}
+M = TypeVar("M", bound="Middleware")
+_OPTIONS = frozenset(field.name for field in dataclass_fields(WorkerConfig)) - {"name", "handler"} | {
+    "retry_on",
+    "retry_delay",
+}
 _orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
 
 
@@ -83,6 +92,7 @@ class WorkerOrchestrator:
         self._clock = clock or SystemClock()
         self._handlers: dict[str, Handler] = {}
         self._configs: dict[str, WorkerConfig] = {}
+        self._middleware: list[Middleware] = []
         self._node: Node | None = None
         self._state = "new"
         self._leaving: asyncio.Future[None] | None = None
@@ -115,7 +125,11 @@ class WorkerOrchestrator:
         return register
 
     def register_worker(self, name: str, handler: Callable[..., Any], **options: Any) -> WorkerConfig:
-        """Register `handler` as worker `name`; the options are the fields of `WorkerConfig`.
+        """Register `handler` as worker `name`; the options are the fields of `WorkerConfig`, and two that are code.
+
+        `retry_on` is an exception class or its name (`"httpx.TimeoutException"`), or several: what the handler raises
+        is tried again only if it is one of these. `retry_delay` is a function of the attempt (from 1) and the error
+        that returns the seconds until the next one, or None for the usual delay.
 
         Raises:
             InvalidWorker: the name, an option or the function's signature cannot be used, or the name is taken by
@@ -127,7 +141,8 @@ class WorkerOrchestrator:
             raise InvalidWorker(name, f"{unknown[0]!r} is no option; these are: {', '.join(sorted(_OPTIONS))}")
         if self._node is not None:
             raise InvalidWorker(name, "is registered after the start; register all workers before")
-        code = read_handler(name, handler)
+        rule = read_retry_rule(name, options.pop("retry_on", None), options.pop("retry_delay", None))
+        code = replace(read_handler(name, handler), retry=rule)
         self._refuse_other_code(name, code)
         isolation = options.pop("isolation", None) or code.default_isolation
         given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(options))
@@ -136,6 +151,22 @@ class WorkerOrchestrator:
         self._handlers[name] = code
         self._configs[name] = config
         return config
+
+    def middleware(self, layer: M) -> M:
+        """Wrap `async def layer(run, call_next)` around every attempt; also a decorator. The first one is outermost.
+
+        It awaits `call_next()` once, which runs the code and returns its result or raises what it raised.
+
+        Raises:
+            InvalidSetting: it is no coroutine function.
+            Refused: the orchestrator has started.
+        """
+        if not _is_async(layer):
+            raise InvalidSetting(f"a middleware must be an async def of run and call_next, not {layer!r}")
+        if self._node is not None:
+            raise Refused("the orchestrator has started; add middleware before")
+        self._middleware.append(layer)
+        return layer
 
     def _refuse_other_code(self, name: str, code: Handler) -> None:
         for other in list(_orchestrators):
@@ -173,6 +204,7 @@ class WorkerOrchestrator:
             self._clock,
             self.events,
             self._on_crash,
+            tuple(self._middleware),
         )
         try:
             await _prepare(node.db, is_migrating=is_migrating)
@@ -274,7 +306,8 @@ class WorkerOrchestrator:
             WorkerNotFound: the database knows no such worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
         """
-        request = self._request(name, payload, at, delay, key, key_scope, priority, force)
+        options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
+        request = self._request(name, payload, **options)
         if connection is not None:
             db = self._open_database(1)  # opens nothing
             conn = callers_connection(db, connection)
@@ -294,7 +327,7 @@ class WorkerOrchestrator:
 
         Raises as `trigger_worker`; then none is added.
         """
-        requests = [self._request(name, payload, None, None, None, "waiting", priority, False) for payload in payloads]
+        requests = [self._request(name, payload, priority=priority) for payload in payloads]
         async with self._database() as db:
             async with db.write() as conn:
                 run_ids = await enqueue.enqueue_many(conn, db.dialect, requests, self._clock.now())
@@ -316,36 +349,15 @@ class WorkerOrchestrator:
             return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
         return asyncio.run(work)
 
-    def _request(
-        self,
-        name: str,
-        payload: dict[str, Any] | None,
-        at: datetime | None,
-        delay: float | None,
-        key: str | None,
-        key_scope: str,
-        priority: int | str | None,
-        force: bool,
-    ) -> enqueue.Request:
-        if payload is not None:
-            definitions.check_payload(payload)
-        if name in self._handlers:
-            self._handlers[name].arguments(self._configs[name].payload if payload is None else payload)
-        definitions.check_key(key)
-        if at is not None and delay is not None:
-            raise InvalidSetting("give at or delay, not both")
-        if at is not None and at.tzinfo is None:
-            raise InvalidSetting("at must be an aware time; add a time zone")
-        if key_scope not in {"waiting", "live"}:
-            raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
-        due_at = self._clock.now() + timedelta(seconds=delay) if delay is not None else at
-        level = None if priority is None else int(definitions.parse_priority(name, priority))
-        return enqueue.Request(name, payload, due_at, key, key_scope, level, force)
+    def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
+        code = (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
+        return read_request(name, payload, self._clock.now(), code, **options)
 
     @contextlib.asynccontextmanager
     async def _database(self) -> Any:
         """The running node's database, or (also in an event loop other than the node's) one opened for this use."""
         if self._node is not None and self._node.loop is asyncio.get_running_loop():
+            refuse_inside_transaction(self._node.db)
             yield self._node.db
             return
         db = self._open_database(1)
@@ -390,3 +402,7 @@ async def _prepare(db: Database, *, is_migrating: bool) -> None:
     if is_migrating or db.is_sqlite:
         await schema.upgrade(db)
     await schema.require_current(db)
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function)

@@ -51,6 +51,11 @@ class Recorder:
         self._is_idle.clear()
         self._arrived.set()
 
+    def note_written(self, finished: Finished) -> None:
+        """Tell of ends that a handler's own transaction has written, and free their slots."""
+        self._tell(finished)
+        self._on_written([run.claim_key for run, _ in finished.written])
+
     async def run(self) -> None:
         """Write until cancelled."""
         while True:

@@ -1,4 +1,4 @@
-"""What a handler returned, as it can be stored: JSON of at most 64 KiB."""
+"""What came of a handler: its result as it can be stored, JSON of at most 64 KiB; its error from another process."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def storable_result(value: Any) -> tuple[Any, str | None]:
     if "\\u0000" in text:
         return None, "its result is not kept, since it holds a character that a database cannot store"
     return json.loads(text), None
+
+
+class RemoteError(Exception):
+    """What a handler raised in another process, as text. `kinds` names its class and those it derives from."""
+
+    def __init__(self, kind: str, kinds: tuple[str, ...], message: str, text: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.kinds = kinds
+        self.text = text

@@ -6,7 +6,8 @@ it, and a run that was taken away and claimed again carries another.
 
 The protocol, one transaction per tick:
 
-1. Peek, outside the transaction: read the facts and decide. Nothing to start: nothing is locked.
+1. Peek, outside the transaction: read the facts and decide. Nothing to start: nothing is locked. (Skipped when all that
+   is due belongs to workers without relations that gave runs a moment ago.)
 2. Lock the `worker_state` rows involved, in the order of their names: each worker to be started, its counterparts, its
    dependencies. Rows with relations are waited for; a worker without any is skipped if another node holds it, since
    that node is deciding the same question. Enabling, disabling and the circuit write the same rows, so whatever they
@@ -45,7 +46,7 @@ from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -79,6 +80,16 @@ class Claimer:
 
     node_id: str
     here: reading.Here
+    # Workers without relations that gave us runs at the last tick. When nothing else is due, the next tick goes
+    # straight to the lock: under load the peek would only say what the locked reading is about to say again.
+    flowing: set[str] = field(default_factory=set, compare=False)
+
+    def note_flow(self, claims: Sequence[Claim], edges: reading.Edges | None) -> None:
+        """Remember which workers gave us runs; those with relations are always peeked at first."""
+        given = {claim.run.worker for claim in claims}
+        entangled = set() if edges is None else {name for name in given if len(edges.related({name})) > 1}
+        self.flowing.clear()
+        self.flowing.update(given - entangled)
 
 
 @dataclass(frozen=True)
@@ -153,12 +164,14 @@ async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Call
             names, has_more = await reading.due_names(conn, db.dialect, now, page)
             if not names or free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=bool(names))
-            edges = await reading.read_edges(conn, db.dialect, names)
-            facts = await reading.read_facts(conn, db.dialect, now, names, edges, claimer.here, free_slots)
-            starts = decide_starts(facts)
-            next_due_at = None if starts else await reading.next_due_at(conn, db.dialect, now)
-        if starts:
-            claims, has_locked = await _claim(db, claimer, starts, edges, free_slots, clock)
+            wanted, edges = names, None
+            if not names <= claimer.flowing:
+                facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
+                wanted = {start.worker for start in decide_starts(facts)}
+            next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
+        if wanted:
+            claims, has_locked = await _claim(db, claimer, wanted, edges, free_slots, clock)
+            claimer.note_flow(claims, edges)
             if claims or has_locked or not has_more:
                 # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
                 return Claimed(claims, None, has_more=True)
@@ -170,13 +183,13 @@ async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Call
 async def _claim(
     db: Database,
     claimer: Claimer,
-    starts: list[Start],
-    edges: reading.Edges,
+    wanted: set[str],
+    edges: reading.Edges | None,
     free_slots: int,
     clock: Callable[[], datetime],
 ) -> tuple[tuple[Claim, ...], bool]:
     try:
-        return await _claim_locked(db, claimer, {start.worker for start in starts}, edges, free_slots, clock)
+        return await _claim_locked(db, claimer, wanted, edges, free_slots, clock)
     except sa.exc.IntegrityError as error:
         if not db.dialect.is_unique_violation(error):
             raise
@@ -188,7 +201,7 @@ async def _claim_locked(
     db: Database,
     claimer: Claimer,
     wanted: set[str],
-    edges: reading.Edges,
+    edges: reading.Edges | None,
     free_slots: int,
     clock: Callable[[], datetime],
 ) -> tuple[tuple[Claim, ...], bool]:
@@ -198,20 +211,19 @@ async def _claim_locked(
         wanted &= locked
         if not wanted:
             return (), True
-        edges_now = await reading.read_edges(conn, db.dialect, wanted)
-        wanted = {name for name in wanted if edges_now.related({name}) <= locked}
         now = clock()
-        facts = await reading.read_facts(conn, db.dialect, now, wanted, edges_now, claimer.here, free_slots)
+        facts, edges_now = await reading.read_around(conn, db.dialect, now, wanted, claimer.here, free_slots)
+        wanted = {name for name in wanted if edges_now.related({name}) <= locked}
         chosen = [start for start in decide_starts(facts) if start.worker in wanted]
         claims = await _write(conn, db.dialect, claimer, facts, chosen)
         return claims, len(wanted) < asked
 
 
-async def _lock(conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges) -> set[str]:
+async def _lock(conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges | None) -> set[str]:
     """Lock the rows involved in the order of names; return the workers whose rows are held."""
-    related = {name for name in wanted if len(edges.related({name})) > 1}
     locked: set[str] = set()
-    if related:
+    related = set() if edges is None else {name for name in wanted if len(edges.related({name})) > 1}
+    if edges is not None and related:
         involved = edges.related(related)
         locked.update((await conn.execute(statements(dialect).lock, {"names": names_json(involved)})).scalars())
     alone = wanted - locked

@@ -33,6 +33,7 @@ class Statements:
     edges: sa.Select[Any]
     workers: sa.Select[Any]
     runs: sa.CompoundSelect[Any]
+    probes: sa.Select[Any]
     handlers: sa.Select[Any]
     next_due: sa.Select[Any]
 
@@ -45,6 +46,7 @@ def statements(dialect: Dialect) -> Statements:
         edges=_edges(dialect),
         workers=_workers(dialect),
         runs=_runs(dialect),
+        probes=_probes(),
         handlers=_handlers(dialect),
         next_due=_next_due(),
     )
@@ -118,9 +120,16 @@ def _edges(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _workers(dialect: Dialect) -> sa.Select[Any]:
+    """Definition and state of :names, and as the last column whether the worker has any relation."""
     given = dialect.rows("names", name=sa.Text())
+    d, b = t.worker_dependencies, t.worker_blocks
+    is_entangled = sa.or_(
+        sa.exists().where(d.c.worker == given.c.name),
+        sa.exists().where(b.c.worker == given.c.name),
+        sa.exists().where(b.c.blocks == given.c.name),
+    )
     return (
-        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, is_entangled)
         .select_from(given)
         .join(t.workers, t.workers.c.name == given.c.name)
         .join(t.worker_state, t.worker_state.c.worker == given.c.name)
@@ -156,21 +165,23 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
     def first(kind: str, order: sa.Column[Any], *conditions: sa.ColumnElement[bool], most: int) -> sa.Select[Any]:
         return dialect.first_runs(names, kind, columns, conditions, order, most)
 
-    state = t.worker_state
-    probe = (
-        sa.select(sa.literal_column("'w'").label("kind"), *columns)
-        .select_from(names.join(state, state.c.worker == names.c.name).join(r, r.c.id == state.c.probe_run_id))
-        .where(*due, r.c.worker == names.c.name)
-    )
     return sa.union_all(
         first("a", r.c.slot, r.c.slot.is_not(None), most=_ALL),
         first("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=1),
         first("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
         first("r", r.c.due_at, _PENDING, sa.literal_column("runs.attempt > 1"), most=1),
-        probe,
         dialect.first_waiting("few", sa.literal_column("1"), PRIORITIES, columns),
         dialect.first_waiting("many", sa.bindparam("limit", type_=sa.Integer()), PRIORITIES, columns),
     )
+
+
+def _probes() -> sa.Select[Any]:
+    """The waiting runs out of the ids :probes, as kind w: a circuit's probe may be anywhere in the queue."""
+    r = t.runs
+    columns = [r.c[name] for name in _RUN_COLUMNS]
+    ids = sa.bindparam("probes", expanding=True, type_=sa.BigInteger())
+    due = (_PENDING, r.c.due_at <= _now())
+    return sa.select(sa.literal_column("'w'").label("kind"), *columns).where(r.c.id.in_(ids), *due)
 
 
 def _handlers(dialect: Dialect) -> sa.Select[Any]:

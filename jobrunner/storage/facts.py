@@ -92,6 +92,26 @@ async def read_edges(conn: AsyncConnection, dialect: Dialect, names: Collection[
     return edges
 
 
+async def read_around(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str], here: Here, free_slots: int
+) -> tuple[Facts, Edges]:
+    """Read the relations of `names` and all that the gates need, asking for relations only where there are any."""
+    no_edges = Edges(defaultdict(list), defaultdict(set))
+    if not names:
+        return Facts(now, {}, free_slots), no_edges
+    known, entangled = await _read_workers(conn, dialect, names)
+    edges = no_edges
+    if entangled:
+        edges = await read_edges(conn, dialect, names)
+        others = _neighbourhood(names, edges) - known.keys()
+        if others:
+            known |= (await _read_workers(conn, dialect, others))[0]
+        _relate(known, edges)
+    await _add_runs(conn, dialect, now, known, free_slots)
+    await _add_handlers(conn, dialect, known, here)
+    return Facts(now, known, free_slots), edges
+
+
 async def read_facts(
     conn: AsyncConnection,
     dialect: Dialect,
@@ -104,8 +124,8 @@ async def read_facts(
     """Read all that the gates need of `names` and of the workers that `edges` tie to them."""
     if not names:
         return Facts(now, {}, free_slots)
-    wanted = _neighbourhood(names, edges)
-    known = await _read_workers(conn, dialect, wanted, edges)
+    known, _ = await _read_workers(conn, dialect, _neighbourhood(names, edges))
+    _relate(known, edges)
     await _add_runs(conn, dialect, now, known, free_slots)
     await _add_handlers(conn, dialect, known, here)
     return Facts(now, known, free_slots)
@@ -123,14 +143,23 @@ def _neighbourhood(names: Collection[str], edges: Edges) -> set[str]:
 
 
 async def _read_workers(
-    conn: AsyncConnection, dialect: Dialect, names: Collection[str], edges: Edges
-) -> dict[str, WorkerFacts]:
+    conn: AsyncConnection, dialect: Dialect, names: Collection[str]
+) -> tuple[dict[str, WorkerFacts], set[str]]:
+    """Read definitions and states, without relations; and which of `names` have any."""
     rows = (await conn.execute(statements(dialect).workers, {"names": names_json(names)})).all()
     split = len(CONFIG_COLUMNS)
     known = {}
+    entangled = set()
     for row in rows:
         config = config_of(row[:split])
-        known[config.name] = WorkerFacts(config, state_of(row[split:]))
+        known[config.name] = WorkerFacts(config, state_of(row[split:-1]))
+        if row[-1]:
+            entangled.add(config.name)
+    return known, entangled
+
+
+def _relate(known: dict[str, WorkerFacts], edges: Edges) -> None:
+    """Lay the relations over the workers read."""
     for name, worker in known.items():
         # A worker that was removed since the edges were read took them along: a foreign key sees to that.
         depends_on = tuple(edge for edge in edges.depends_on.get(name, ()) if edge.depends_on in known)
@@ -138,7 +167,6 @@ async def _read_workers(
         if depends_on or counterparts:
             config = replace(worker.config, depends_on=depends_on)
             known[name] = replace(worker, config=config, counterparts=counterparts)
-    return known
 
 
 async def _add_runs(
@@ -154,6 +182,9 @@ async def _add_runs(
         "limit": max(free_slots, 1),
     }
     rows = (await conn.execute(statements(dialect).runs, parameters)).all()
+    probes = [worker.state.probe_run_id for worker in known.values() if worker.state.probe_run_id is not None]
+    if probes:
+        rows = [*rows, *(await conn.execute(statements(dialect).probes, {"now": now, "probes": probes})).all()]
     active: defaultdict[str, list[ActiveRun]] = defaultdict(list)
     waiting: defaultdict[str, dict[int, Candidate]] = defaultdict(dict)
     scheduled: dict[str, int] = {}

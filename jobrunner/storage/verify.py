@@ -1,6 +1,6 @@
 """`jobrunner db verify`: promises 1 to 5 of the design, checked on live data.
 
-All checks see one snapshot. The database does the grouping and sorting; rows come to us one at a time, so memory is
+All checks see one snapshot. The database does the grouping and sorting and only violations come back, so memory is
 bounded however long the history is. What pruning may have taken away is not missed: a run is asked for its end only
 while its rows are younger than history is kept. Promises 3 and 4 rest on definitions, so they are checked on attempts
 that started after the definitions involved last changed.
@@ -11,13 +11,13 @@ they are as good as the machines' clocks; `tolerance` (seconds) says by how much
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.storage import intervals
 from jobrunner.storage import tables as t
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database import Database
 
+_SHOWN_ROWS = 10
 _USED_UP: sa.ColumnElement[bool] = sa.literal_column("run_history.outcome IN ('failed', 'timed_out', 'lost')")
 _ENDED_BADLY: sa.ColumnElement[bool] = sa.literal_column("run_history.ends_run IN ('exhausted', 'discarded')")
 
@@ -188,91 +189,38 @@ async def _streaks(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violat
         yield Violation(5, problem, (f"worker_state.worker={row.worker}", f"run_history.id>{row.since}"))
 
 
-def _intervals(names: list[str], since: datetime) -> Any:
-    """Every interval in which code of `names` ran, from history and from what runs now, by start."""
-    h, r = t.run_history, t.runs
-    ended = sa.select(
-        h.c.worker, h.c.started_at, h.c.finished_at, h.c.run_id, h.c.ends_run, h.c.outcome, h.c.is_forced
-    ).where(h.c.worker.in_(names), h.c.started_at >= since)
-    running = sa.select(
-        r.c.worker,
-        r.c.started_at,
-        sa.cast(sa.null(), h.c.finished_at.type),
-        r.c.id,
-        sa.cast(sa.null(), sa.Text),
-        sa.cast(sa.null(), sa.Text),
-        r.c.is_forced,
-    ).where(r.c.worker.in_(names), r.c.started_at >= since)
-    both = sa.union_all(ended, running).subquery()
-    return sa.select(both).order_by(both.c.started_at, both.c.run_id)
-
-
 async def _limits(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 3: no more than `max_running` runs of one worker at a time."""
-    w = t.workers
-    for worker in (await conn.execute(sa.select(w.c.name, w.c.max_running, w.c.updated_at).order_by(w.c.name))).all():
-        ends: list[datetime] = []
-        async for row in _stream(conn, _intervals([worker.name], worker.updated_at)):
-            while ends and ends[0] <= row.started_at + scope.tolerance:
-                heapq.heappop(ends)
-            heapq.heappush(ends, row.finished_at or scope.now + timedelta(days=36500))
-            if len(ends) > worker.max_running:
-                problem = (
-                    f"{worker.name}: {len(ends)} runs at once at {row.started_at}, the most is {worker.max_running}"
-                )
-                yield Violation(3, problem, (f"run_history.run_id={row.run_id}",))
+    async for row in _stream(conn, intervals.too_many(_rules(conn, scope))):
+        problem = f"{row.worker}: {row.active} runs at once at {row.at}, the most is {row.most}"
+        yield Violation(3, problem, await _active(conn, row.worker, row.at))
 
 
 async def _blocks(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 3: blocked counterparts never overlap."""
-    b = t.worker_blocks
-    for pair in (await conn.execute(sa.select(b.c.worker, b.c.blocks))).all():
-        since = await _changed_at(conn, [pair.worker, pair.blocks])
-        latest: dict[str, Any] = {}
-        async for row in _stream(conn, _intervals([pair.worker, pair.blocks], since)):
-            other = pair.blocks if row.worker == pair.worker else pair.worker
-            seen = latest.get(other)
-            if seen is not None and (seen.finished_at is None or seen.finished_at > row.started_at + scope.tolerance):
-                problem = f"{row.worker} (run {row.run_id}) and {other} (run {seen.run_id}) ran at the same time"
-                yield Violation(3, problem, (f"run_history.run_id={row.run_id}", f"run_history.run_id={seen.run_id}"))
-            mine = latest.get(row.worker)
-            if mine is None or (mine.finished_at is not None and _ends_later(row, mine)):
-                latest[row.worker] = row
-
-
-def _ends_later(row: Any, other: Any) -> bool:
-    return row.finished_at is None or row.finished_at > other.finished_at
-
-
-async def _changed_at(conn: AsyncConnection, names: list[str]) -> datetime:
-    w = t.workers
-    changed_at: datetime = (
-        await conn.execute(sa.select(sa.func.max(w.c.updated_at)).where(w.c.name.in_(names)))
-    ).scalar_one()
-    return changed_at
+    async for row in _stream(conn, intervals.together(_rules(conn, scope))):
+        problem = f"{row.worker} (run {row.run_id}) started at {row.at} while {row.other} ran, which it blocks"
+        where = (f"run_history.run_id={row.run_id}", *await _active(conn, row.other, row.at))
+        yield Violation(3, problem, where)
 
 
 async def _dependencies(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
-    """Promise 4: a dependent never started while what it depends on ran, or had last ended without success."""
-    d = t.worker_dependencies
-    for edge in (await conn.execute(sa.select(d.c.worker, d.c.depends_on))).all():
-        since = await _changed_at(conn, [edge.worker, edge.depends_on])
-        # The ends of A that have not been reached yet, by time; the latest one reached; when A is idle again.
-        ends: list[tuple[datetime, int, str]] = []
-        last: str | None = None
-        busy_until: datetime | None = None
-        async for row in _stream(conn, _intervals([edge.worker, edge.depends_on], since)):
-            while ends and ends[0][0] <= row.started_at:
-                last = heapq.heappop(ends)[2]
-            if row.worker == edge.depends_on:
-                until = row.finished_at or scope.now + timedelta(days=36500)
-                busy_until = until if busy_until is None else max(busy_until, until)
-                if row.ends_run in {"succeeded", "exhausted"}:
-                    heapq.heappush(ends, (row.finished_at, row.run_id, row.ends_run))
-            elif not row.is_forced:
-                where = (f"run_history.run_id={row.run_id}",)
-                if busy_until is not None and busy_until > row.started_at + scope.tolerance:
-                    yield Violation(4, f"{edge.worker} started at {row.started_at} while {edge.depends_on} ran", where)
-                elif last == "exhausted":
-                    problem = f"{edge.worker} started at {row.started_at} although {edge.depends_on} had last failed"
-                    yield Violation(4, problem, where)
+    """Promise 4: a dependent never started while what it depends on was not idle, or had not last succeeded."""
+    statement = intervals.out_of_order(_rules(conn, scope), scope.ends_kept_since)
+    async for row in _stream(conn, statement):
+        if row.is_busy:
+            why = f"while {row.depends_on} ran or was to be tried again"
+        else:
+            why = f"although {row.depends_on} had {'last failed' if row.has_failed else 'never succeeded'}"
+        where = (f"run_history.run_id={row.run_id}",)
+        yield Violation(4, f"{row.worker} (run {row.run_id}) started at {row.at} {why}", where)
+
+
+def _rules(conn: AsyncConnection, scope: Scope) -> intervals.Rules:
+    return intervals.Rules(scope.tolerance, conn.dialect.name == "sqlite")
+
+
+async def _active(conn: AsyncConnection, worker: str, at: datetime) -> tuple[str, ...]:
+    """Name the runs of a worker that were active at a moment, the first few."""
+    found = (await conn.execute(intervals.active_at(worker, at).limit(_SHOWN_ROWS))).scalars()
+    return tuple(f"run_history.run_id={run_id}" for run_id in found)

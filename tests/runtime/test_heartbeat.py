@@ -213,9 +213,11 @@ async def test_what_a_stopped_node_left_behind_is_taken_after_five_seconds_and_n
     await node.disable_worker("it")
     run_id = await node.trigger_worker("it")
     now = datetime.now(UTC) - timedelta(seconds=4)  # one more to wait
-    await house.sql(f"UPDATE {{p}}nodes SET heartbeat_at = '{now:%Y-%m-%d %H:%M:%S.%f}' WHERE id = 'stopped'"
-                    if house.db.is_sqlite else
-                    f"UPDATE {{p}}nodes SET heartbeat_at = '{now.isoformat()}' WHERE id = 'stopped'")
+    await house.sql(
+        f"UPDATE {{p}}nodes SET heartbeat_at = '{now:%Y-%m-%d %H:%M:%S.%f}' WHERE id = 'stopped'"
+        if house.db.is_sqlite
+        else f"UPDATE {{p}}nodes SET heartbeat_at = '{now.isoformat()}' WHERE id = 'stopped'"
+    )
     await claim_by_hand(house, run_id, "stopped")
     await asyncio.sleep(0.4)
     assert await house.history() == []

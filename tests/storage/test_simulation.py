@@ -92,16 +92,20 @@ class Simulation:
         return (self.stage.now - T0).total_seconds()
 
     async def live(self) -> None:
-        """Live for an hour, then let everything come to its end for a while."""
+        """Live for an hour, and look at the promises every ten minutes."""
         await self.stage.register(*definitions(self.rng))
         for node in self.nodes:
             await self.stage.join(node.id, node.handlers)
+        checked = 0.0
         while self.clock < MINUTES * 60:
-            self.stage.after(self.rng.choice([0.25, 1.0, 2.0, 7.5]))
+            self.stage.after(self.rng.choice([0.25, 2.0, 5.0, 10.0]))
             for node in self.nodes:
                 await self.step(node)
             if self.rng.random() < 0.3:
                 await self.operate()
+            if self.clock >= checked + 600:
+                checked = self.clock
+                assert check(self.stage.url, accepted=self.accepted) == []
 
     async def step(self, node: SimulatedNode) -> None:
         await self.end(node, [item for item in node.held.values() if item[2] <= self.clock])
@@ -203,7 +207,8 @@ async def lived(url: str, seed: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.postgres
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.timeout(600)  # about 20 s of work; a busy machine takes its time
+@pytest.mark.parametrize("seed", [1])
 async def test_an_hour_of_random_life_breaks_no_promise_and_is_the_same_on_both(
     sqlite_url: str, postgres_url: str, seed: int, tmp_path: Path
 ):

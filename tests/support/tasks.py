@@ -55,7 +55,9 @@ def parent(folder: str) -> None:
     """A child, one in a session of its own, and a grandchild of that which nobody is the parent of any more."""
     near = subprocess.Popen(SLEEPER)
     far = subprocess.Popen(SLEEPER, start_new_session=True)
-    script = f"import os, subprocess; p = subprocess.Popen({SLEEPER!r}, start_new_session=True); print(p.pid)"
+    script = (
+        f"import os, subprocess; p = subprocess.Popen({SLEEPER!r}, start_new_session=True, stdout=-3); print(p.pid)"
+    )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     _note(folder, os.getpid(), near.pid, far.pid, int(done.stdout))
     time.sleep(3600)

@@ -21,9 +21,14 @@ class Code(Protocol):
     """Done when, and only when, the code has ended: nothing of it runs any more."""
     started: asyncio.Future[None] | None
     """Done when the handler's code is called; None if it was called at once."""
-    can_be_killed: bool
-    grace_seconds: float
-    """How long it may take to end once asked, before it is killed, or shown as `stopping` if it cannot be."""
+
+    @property
+    def can_be_killed(self) -> bool:
+        """Say whether `kill` ends it."""
+
+    @property
+    def grace_seconds(self) -> float:
+        """How long it may take to end once asked, before it is killed, or shown as `stopping` if it cannot be."""
 
     def ask_to_stop(self) -> None:
         """Ask the code to end: cancel it, or send SIGTERM."""
@@ -38,13 +43,3 @@ class ProcessDied(Exception):
 
 class CommandFailed(Exception):
     """A command ended with an exit code other than 0, or by a signal."""
-
-
-class RemoteError(Exception):
-    """What a handler raised in another process, as text. `kinds` names its class and those it derives from."""
-
-    def __init__(self, kind: str, kinds: tuple[str, ...], message: str, text: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.kinds = kinds
-        self.text = text

@@ -10,12 +10,14 @@ from jobrunner.runtime.executors.groups import GroupWatcher
 from jobrunner.runtime.executors.inline import InlineCode
 from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, task_of
 from jobrunner.runtime.executors.thread import ThreadCode
+from jobrunner.runtime.executors.wrapped import WrappedCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Code
+    from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Launcher:
     """A node's means of running code: the loop, threads, warm processes, commands."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[Middleware] = ()) -> None:
+        self._layers = tuple(layers)
         self._watcher = GroupWatcher()
         self._processes = ProcessPool(self._watcher)
 
@@ -34,7 +37,17 @@ class Launcher:
             self._processes.warm(modules)
 
     def start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
-        """Start the code of a claim. `handler` is None for a command worker."""
+        """Start the code of a claim, inside the layers. `handler` is None for a command worker."""
+
+        def start() -> Code:
+            return self._start(claim, handler, context, arguments)
+
+        if not self._layers:
+            return start()
+        is_process = claim.config.isolation is Isolation.PROCESS
+        return WrappedCode(self._layers, context, start, has_start=is_process)
+
+    def _start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
         config = claim.config
         if handler is None:
             return CommandCode(config.handler, context, config.memory_limit_mb, self._watcher)

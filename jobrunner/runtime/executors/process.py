@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime.executors.child import End, PortableError, Task, child_main
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied, RemoteError
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
 from jobrunner.runtime.executors.groups import Family, name_of_exit
+from jobrunner.runtime.results import RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

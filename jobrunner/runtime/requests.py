@@ -1,0 +1,59 @@
+"""From the arguments of a trigger to the request that storage takes: all that can be refused without a database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import InvalidSetting
+from jobrunner.policy import definitions
+from jobrunner.storage.enqueue import Request
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobrunner.runtime.handlers import Handler
+
+
+def read_request(
+    name: str,
+    payload: dict[str, Any] | None,
+    now: datetime,
+    code: tuple[Handler, dict[str, Any]] | None,
+    *,
+    at: datetime | None = None,
+    delay: float | None = None,
+    key: str | None = None,
+    key_scope: str = "waiting",
+    priority: int | str | None = None,
+    force: bool = False,
+) -> Request:
+    """Check a trigger. `code` is the worker's handler and its own payload, where this process has them.
+
+    Raises:
+        InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+        InvalidSetting: another argument cannot be used.
+    """
+    if payload is not None:
+        definitions.check_payload(payload)
+    if code is not None:
+        handler, own = code
+        handler.arguments(own if payload is None else payload)
+    definitions.check_key(key)
+    if at is not None and delay is not None:
+        raise InvalidSetting("give at or delay, not both")
+    if at is not None and at.tzinfo is None:
+        raise InvalidSetting("at must be an aware time; add a time zone")
+    if key_scope not in {"waiting", "live"}:
+        raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
+    level = None if priority is None else int(definitions.parse_priority(name, priority))
+    return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, force)
+
+
+def _due_at(now: datetime, at: datetime | None, delay: float | None) -> datetime | None:
+    if delay is None:
+        return at
+    try:
+        return now + timedelta(seconds=delay)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidSetting(f"delay must be a number of seconds, not {delay!r}") from None

@@ -1,0 +1,82 @@
+"""`run.transaction()`: a handler's writes and the end of its run, committed together.
+
+When the block is left without an error the run has succeeded, with the result set by `run.set_result`, and what the
+handler does after that no longer matters to it: the attempt ends when the handler has returned, but nothing more is
+written. An error inside the block rolls back the handler's writes and leaves the end to the attempt, as without it.
+
+A commit whose answer is lost, or during which the handler is cancelled, may have been written. The attempt then ends
+as any that raised: finishing finds the claim gone and writes nothing, or finds it there and nothing was committed.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import Refused
+from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.runtime.results import storable_result
+from jobrunner.storage.finishes import Ended, Finished
+from jobrunner.storage.transaction import finishing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.context import RunContext
+    from jobrunner.storage.claims import Claim
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.transaction import AsyncConnection
+
+_inside: ContextVar[bool] = ContextVar("jobrunner_inside_transaction", default=False)
+
+
+def refuse_inside_transaction(db: Database) -> None:
+    """Refuse, instead of waiting for ever: on SQLite a transaction holds the only connection that writes.
+
+    Raises:
+        Refused: this is the block of a `run.transaction()`.
+    """
+    if db.is_sqlite and _inside.get():
+        raise Refused("inside run.transaction() SQLite can be written through its connection only; pass connection=")
+
+
+class RunTransaction:
+    """How one claim's run can end in a transaction of its handler's."""
+
+    def __init__(self, db: Database, claim: Claim, context: RunContext, clock: Clock) -> None:
+        self._db = db
+        self._claim = claim
+        self._context = context
+        self._clock = clock
+        self._began = clock.monotonic()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[AsyncConnection]:
+        """See `RunContext.transaction`."""
+        if self._context.finished is not None:
+            raise Refused("the run has ended in a transaction already; a run has one end")
+        if _inside.get():
+            raise Refused("run.transaction() is open already")
+        token = _inside.set(True)
+        try:
+            async with finishing(self._db, self._claim.run, self._end, self._note) as connection:
+                yield connection
+        finally:
+            _inside.reset(token)
+
+    def _note(self, finished: Finished) -> None:
+        self._context.finished = finished
+
+    def _end(self) -> Ended:
+        result, remark = storable_result(self._context.result)
+        outcome = Outcome(
+            OutcomeKind.SUCCEEDED,
+            self._clock.now(),
+            duration_ms=max(0, round((self._clock.monotonic() - self._began) * 1000)),
+            result=result,
+            reason=remark,
+            output=self._context.output.text(),
+        )
+        return Ended(self._claim.run, outcome, self._claim.config)
