@@ -248,7 +248,11 @@ def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> dat
     if current.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return after + timedelta(microseconds=1)
     schedule = schedules.schedule_of(current)
-    return None if schedule is None else schedules.next_after_now(schedule, state.last_due_at, after)
+    served = state.last_due_at
+    if served is not None and after < served <= after + schedules.CLOCK_TOLERANCE:
+        # Served since `after` was read: by a claim we waited for, or by a node whose clock is a little ahead.
+        after = served
+    return None if schedule is None else schedules.next_after_now(schedule, served, after)
 
 
 def missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime, reason: str) -> Missed | None:

@@ -170,6 +170,18 @@ def test_a_pause_with_an_end_takes_the_place_of_one_without(what):
     assert (after.paused_until, after.next_run_at) == (at(110), at(110))
 
 
+def test_a_pause_decided_before_a_claim_that_it_waited_for_does_not_serve_its_time_again():
+    """The operator's clock was read at 12:00:00; then the lock was waited for while 12:00:00.2 was served."""
+    often = config(interval_seconds=0.05)
+    served = WorkerState("a", next_run_at=at(0.25), last_due_at=at(0.2))
+    assert pause(served, often, NOW, at(0.1))[0].next_run_at == at(0.25)
+    assert enable(off(last_due_at=at(0.2)), often, NOW).next_run_at == at(0.25)
+
+
+def test_after_the_clock_went_back_the_next_time_is_near_all_the_same():
+    assert enable(off(last_due_at=at(86400)), MINUTELY, NOW).next_run_at == at(60)
+
+
 # --- resume -------------------------------------------------------------------------------------------------------
 
 
