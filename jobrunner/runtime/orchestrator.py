@@ -20,18 +20,16 @@ from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
 from jobrunner.runtime.process import end_process, first_of, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, normalised
-from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.retry_rules import read_retry_rule
 from jobrunner.runtime.transaction import refuse_inside_transaction
-from jobrunner.storage import enqueue, operations, schema, status, wakeups
-from jobrunner.storage.callers import callers_connection
+from jobrunner.runtime.triggers import Triggers
+from jobrunner.storage import operations, schema, status
 from jobrunner.storage.database import Database
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
-    from datetime import datetime
+    from collections.abc import Callable
 
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
@@ -45,7 +43,7 @@ _OPTIONS = frozenset(field.name for field in dataclass_fields(WorkerConfig)) - {
 _orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
 
 
-class WorkerOrchestrator:
+class WorkerOrchestrator(Triggers):
     """Named workers and the node that runs them.
 
     Args:
@@ -282,76 +280,6 @@ class WorkerOrchestrator:
                 end_process(crash)
             if crash is not None:
                 raise crash
-
-    async def trigger_worker(
-        self,
-        name: str,
-        payload: dict[str, Any] | None = None,
-        *,
-        at: datetime | None = None,
-        delay: float | None = None,
-        key: str | None = None,
-        key_scope: str = "waiting",
-        priority: int | str | None = None,
-        force: bool = False,
-        connection: Any = None,
-    ) -> int:
-        """Add a run of worker `name`, due now or at `at` (aware) or after `delay` seconds; return its id.
-
-        With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
-        returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
-        connection or session (async or sync) to the same database, the run is added in its transaction.
-
-        Raises:
-            WorkerNotFound: the database knows no such worker.
-            InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
-        """
-        options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
-        request = self._request(name, payload, **options)
-        if connection is not None:
-            db = self._open_database(1)  # opens nothing
-            conn = callers_connection(db, connection)
-            return await enqueue.enqueue(conn, db.dialect, request, self._clock.now())
-        async with self._database() as db:
-            async with db.write() as conn:
-                run_id = await enqueue.enqueue(conn, db.dialect, request, self._clock.now())
-                await wakeups.notify(db, conn)
-            if self._node is not None:
-                self._node.wake()
-            return run_id
-
-    async def trigger_many(
-        self, name: str, payloads: Iterable[dict[str, Any] | None], *, priority: int | str | None = None
-    ) -> list[int]:
-        """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
-
-        Raises as `trigger_worker`; then none is added.
-        """
-        requests = [self._request(name, payload, priority=priority) for payload in payloads]
-        async with self._database() as db:
-            async with db.write() as conn:
-                run_ids = await enqueue.enqueue_many(conn, db.dialect, requests, self._clock.now())
-                await wakeups.notify(db, conn)
-            if self._node is not None:
-                self._node.wake()
-            return run_ids
-
-    def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
-        """Do `trigger_worker` from code that has no event loop; options as there."""
-        return self._run_sync(self.trigger_worker(name, payload, **options))
-
-    def _run_sync(self, work: Coroutine[Any, Any, int]) -> int:
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()
-            work.close()
-            raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
-        if self._node is not None:  # we are in another thread, a handler's perhaps
-            return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
-        return asyncio.run(work)
-
-    def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
-        code = (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
-        return read_request(name, payload, self._clock.now(), code, **options)
 
     @contextlib.asynccontextmanager
     async def _database(self) -> Any:

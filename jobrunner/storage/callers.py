@@ -26,6 +26,11 @@ class CallersConnection:
         return await answer if inspect.isawaitable(answer) else answer
 
 
+def is_async(connection: Any) -> bool:
+    """Say whether a SQLAlchemy connection or session is one of `sqlalchemy.ext.asyncio`."""
+    return any(hasattr(connection, name) for name in ("sync_connection", "sync_session"))
+
+
 def callers_connection(db: Database, connection: Any) -> AsyncConnection:
     """Wrap `connection` for the storage functions.
 

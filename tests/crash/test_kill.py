@@ -19,7 +19,7 @@ from tests.support.checker import check, read_tables
 KILLS = int(os.environ.get("JOBRUNNER_TEST_KILLS", "8"))
 """How often the big one kills its node, on each database; the issue asks for 50."""
 
-FAILING = '''
+FAILING = """
 from jobrunner import WorkerOrchestrator
 
 orchestrator = WorkerOrchestrator()
@@ -28,7 +28,7 @@ orchestrator = WorkerOrchestrator()
 @orchestrator.worker("fetch-data", interval_seconds=1, max_retries=0, max_consecutive_failures=5)
 async def fetch_data() -> None:
     raise ConnectionError("no route to example.org")
-'''
+"""
 
 
 @pytest.mark.crash
@@ -74,7 +74,7 @@ def test_the_streak_goes_on_after_a_kill_and_the_fifth_failure_disables(program:
     assert check(program.url) == []
 
 
-EVERYTHING = '''
+EVERYTHING = """
 import asyncio, os, random, time
 from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
 
@@ -154,7 +154,7 @@ add("healing", flaky, interval_seconds=0.2, max_retries=0, max_consecutive_failu
 add("hanging", hanging, interval_seconds=1.0, timeout_seconds=0.3, max_retries=1, max_consecutive_failures=1000)
 add("once", slow, interval_seconds=0.4, max_retries=0, max_consecutive_failures=1000)
 assert len(orchestrator.workers) == 30, len(orchestrator.workers)
-'''
+"""
 
 
 async def feed(orchestrator: WorkerOrchestrator, rng: random.Random) -> list[int]:
@@ -208,8 +208,10 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_overlapped_or_out_of_order
     assert check(program.url, accepted=accepted) == []
     tables = read_tables(program.url)
     outcomes = {row["outcome"] for row in tables.history}
-    print(f"{KILLS} kills: {len(tables.history)} attempts, {len(tables.letters)} letters, {len(accepted)} triggers,"
-          f" {sum(row['outcome'] == 'lost' for row in tables.history)} lost")
+    print(
+        f"{KILLS} kills: {len(tables.history)} attempts, {len(tables.letters)} letters, {len(accepted)} triggers,"
+        f" {sum(row['outcome'] == 'lost' for row in tables.history)} lost"
+    )
     assert {"succeeded", "failed", "lost"} <= outcomes
     assert [run for run in tables.runs if run["state"] != "pending"] == []
     seen = program.said()
@@ -218,7 +220,7 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_overlapped_or_out_of_order
 
 # --- SIGTERM ------------------------------------------------------------------------------------------------------
 
-WAITING = '''
+WAITING = """
 import asyncio, os, time
 from jobrunner import RunContext, WorkerOrchestrator
 
@@ -236,7 +238,7 @@ async def in_loop() -> None:
 def in_thread() -> None:
     if is_slow:
         time.sleep(3600)
-'''
+"""
 
 
 def running(program: Program) -> set[str]:

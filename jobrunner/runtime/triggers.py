@@ -1,0 +1,120 @@
+"""The triggers of an orchestrator: from Python, also inside a transaction of the caller's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import Refused
+from jobrunner.runtime.requests import read_request
+from jobrunner.storage import enqueue, wakeups
+from jobrunner.storage.callers import callers_connection, is_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
+
+    from jobrunner.model.worker import WorkerConfig
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.handlers import Handler
+    from jobrunner.runtime.node import Node
+    from jobrunner.storage.database import Database
+
+
+class Triggers:
+    """The part of `WorkerOrchestrator` that makes runs."""
+
+    _handlers: Mapping[str, Handler]
+    _configs: Mapping[str, WorkerConfig]
+    _clock: Clock
+    _node: Node | None
+    _open_database: Callable[[int], Database]
+    _database: Callable[[], AbstractAsyncContextManager[Database]]
+
+    async def trigger_worker(
+        self,
+        name: str,
+        payload: dict[str, Any] | None = None,
+        *,
+        at: datetime | None = None,
+        delay: float | None = None,
+        key: str | None = None,
+        key_scope: str = "waiting",
+        priority: int | str | None = None,
+        force: bool = False,
+        connection: Any = None,
+    ) -> int:
+        """Add a run of worker `name`, due now or at `at` (aware) or after `delay` seconds; return its id.
+
+        With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
+        returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
+        connection or session (async or sync) to the same database, the run is added in its transaction.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+        """
+        options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
+        request = self._request(name, payload, **options)
+        (run_id,) = await self._enqueue([request], connection)
+        return run_id
+
+    async def trigger_many(
+        self,
+        name: str,
+        payloads: Iterable[dict[str, Any] | None],
+        *,
+        priority: int | str | None = None,
+        connection: Any = None,
+    ) -> list[int]:
+        """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
+
+        Raises as `trigger_worker`; then none is added.
+        """
+        return await self._enqueue([self._request(name, each, priority=priority) for each in payloads], connection)
+
+    def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
+        """Do `trigger_worker` from code that has no event loop; options as there."""
+        connection = options.get("connection")
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
+        if connection is not None and is_async(connection):
+            raise Refused("trigger_sync takes a synchronous connection; await trigger_worker with an async one")
+        work = self.trigger_worker(name, payload, **options)
+        if self._node is not None and connection is None:  # we are in another thread, a handler's perhaps
+            return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
+        return _finished(work) if connection is not None else asyncio.run(work)
+
+    def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
+        code = (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
+        return read_request(name, payload, self._clock.now(), code, **options)
+
+    async def _enqueue(self, requests: list[enqueue.Request], connection: Any) -> list[int]:
+        if connection is not None:
+            db = self._open_database(1)  # opens nothing
+            return await self._write(db, callers_connection(db, connection), requests)
+        async with self._database() as db:
+            async with db.write() as conn:
+                run_ids = await self._write(db, conn, requests)
+                await wakeups.notify(db, conn)
+            if self._node is not None:
+                self._node.wake()
+            return run_ids
+
+    async def _write(self, db: Database, conn: Any, requests: list[enqueue.Request]) -> list[int]:
+        if len(requests) == 1:
+            return [await enqueue.enqueue(conn, db.dialect, requests[0], self._clock.now())]
+        return await enqueue.enqueue_many(conn, db.dialect, requests, self._clock.now())
+
+
+def _finished(work: Coroutine[Any, Any, int]) -> int:
+    """Run a coroutine that never waits: all it does is on a synchronous connection, which belongs to this thread."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        return int(ended.value)
+    work.close()
+    raise Refused("trigger_sync takes a synchronous connection")

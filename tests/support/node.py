@@ -1,0 +1,194 @@
+"""A node for tests of many: `python -m tests.support.node URL --scenario=… --lease=…`.
+
+Its handlers note what they do in the file of `--notes`, a line a moment: start or end, run, fence, process, and the
+machine's monotonic clock, which all processes share. `--elsewhere` gives the node a boot id of its own, as if it were
+another machine's: then others cannot see that its process has ended, and must judge it by its beats. `--die-at` makes
+it kill itself with SIGKILL at one of `POINTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jobrunner.runtime.identity as identities
+from jobrunner import RunContext, WorkerOrchestrator
+from jobrunner.runtime import node as nodes
+from jobrunner.runtime import recorder, tick
+from jobrunner.storage import claims, finishes
+from jobrunner.storage import nodes as node_store
+
+_notes: Path | None = None
+
+
+def note(what: str, run: RunContext) -> None:
+    """Append one short line, which the kernel does in one piece."""
+    if _notes is not None:
+        line = f"{what} {run.worker} {run.id} {run.fence} {os.getpid()} {time.monotonic():.6f}\n"
+        handle = os.open(_notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, line.encode())
+        os.close(handle)
+
+
+async def work(run: RunContext) -> None:
+    """Take `seconds` of the payload."""
+    note("start", run)
+    try:
+        await asyncio.sleep(float(run.payload.get("seconds", 0.02)))
+    finally:
+        note("end", run)
+
+
+def stubborn(run: RunContext) -> None:
+    """Take `seconds` in a thread, whatever one is told."""
+    note("start", run)
+    time.sleep(float(run.payload.get("seconds", 1.0)))
+    note("end", run)
+
+
+def poisonous() -> None:
+    """Take the whole process down, as a fault in a C library would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- scenarios: which workers there are ---------------------------------------------------------------------------
+
+
+def simple(o: WorkerOrchestrator) -> None:
+    """Workers that are triggered; a run that was lost is tried again at once."""
+    often: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 20, "retry_delay_seconds": 0.0}
+    o.register_worker("work", work, max_running=1000, timeout_seconds=600, **often)
+    o.register_worker("alone", work, timeout_seconds=600, **often)
+    o.register_worker("stubborn", stubborn, max_running=100, timeout_seconds=600, **often)
+    o.register_worker("poisonous", poisonous, execution_mode="triggered", max_retries=50, retry_delay_seconds=0.0)
+
+
+def clock(o: WorkerOrchestrator) -> None:
+    """A schedule of one second."""
+    o.register_worker("tick", work, interval_seconds=1.0)
+
+
+def crowd(o: WorkerOrchestrator) -> None:
+    """Forty busy workers: eight in blocks, four with limits, the others free; all want to run all the time."""
+    often: dict[str, Any] = {"execution_mode": "continuous", "interval_seconds": 0.0}
+    for i in range(0, 8, 2):
+        o.register_worker(f"block-{i}", work, blocks=[f"block-{i + 1}"], **often)
+        o.register_worker(f"block-{i + 1}", work, blocks=[f"block-{(i + 2) % 8}"] if i % 4 == 0 else [], **often)
+    for i in range(4):
+        o.register_worker(f"limit-{i}", work, execution_mode="triggered", max_running=i + 1)
+    for i in range(28):
+        o.register_worker(f"free-{i}", work, **{**often, "interval_seconds": 0.2})
+
+
+SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {"simple": simple, "clock": clock, "crowd": crowd}
+
+
+# --- dying at a named point ---------------------------------------------------------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _around(owner: Any, name: str, is_due: Callable[..., bool], *, after: bool) -> Callable[[], None]:
+    """Patch the coroutine function `owner.name` so that a call with something to do ends the process."""
+
+    def patch() -> None:
+        real = getattr(owner, name)
+
+        async def patched(*arguments: Any, **more: Any) -> Any:
+            if not after and is_due(*arguments):
+                die()
+            result = await real(*arguments, **more)
+            if after and is_due(*arguments, result):
+                die()
+            return result
+
+        setattr(owner, name, patched)
+
+    return patch
+
+
+def _in_method(owner: Any, name: str, *, after: bool) -> Callable[[], None]:
+    def patch() -> None:
+        real = getattr(owner, name)
+
+        def patched(*arguments: Any) -> Any:
+            if not after:
+                die()
+            real(*arguments)
+            die()
+
+        setattr(owner, name, patched)
+
+    return patch
+
+
+def _has_starts(*arguments: Any) -> bool:
+    return bool(arguments[4])
+
+
+POINTS: dict[str, Callable[[], None]] = {
+    "claim, before the write": _around(claims, "_write", _has_starts, after=False),
+    "claim, before the commit": _around(claims, "_write", _has_starts, after=True),
+    "claim, after the commit": _around(tick, "claim_due", lambda *a: bool(a[-1].claims), after=True),
+    "start, before the code": _in_method(nodes.Node, "_begin", after=True),
+    "end of the code, before it is handed over": _in_method(recorder.Recorder, "put", after=False),
+    "end of the code, handed over": _in_method(recorder.Recorder, "put", after=True),
+    "finish, before the write": _around(finishes, "_write", lambda *a: bool(a[2].written), after=False),
+    "finish, before the commit": _around(finishes, "_write", lambda *a: bool(a[2].written), after=True),
+    "finish, after the commit": _around(recorder, "finish", lambda *a: bool(a[-1].written), after=True),
+    "rescue, before the commit": _around(node_store, "finish_within", lambda *a: bool(a[-1].written), after=True),
+    "rescue, after the commit": _around(node_store, "rescue", lambda *a: bool(a[-1].written), after=True),
+    "declared lost, before the commit": _around(node_store, "declare_lost", lambda *a: a[-1], after=True),
+}
+
+
+def take_the_locks_away() -> None:
+    """Let every node decide as if it held all locks; for showing that the tests of exclusion can fail."""
+
+    async def lock(_conn: Any, _dialect: Any, wanted: set[str], edges: Any) -> set[str]:
+        return edges.related(wanted) | wanted
+
+    claims._lock = lock
+
+
+def main() -> None:
+    global _notes  # noqa: PLW0603 - the handlers have no other way to it
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--scenario", choices=list(SCENARIOS), default="simple")
+    parser.add_argument("--notes", type=Path)
+    parser.add_argument("--lease", type=float, default=30.0)
+    parser.add_argument("--tick-interval", type=float, default=5.0)
+    parser.add_argument("--max-concurrent", type=int, default=10)
+    parser.add_argument("--drain-timeout", type=float, default=2.0)
+    parser.add_argument("--pooler", choices=["transaction"])
+    parser.add_argument("--elsewhere", type=int, default=0)
+    parser.add_argument("--until-idle", type=int, default=0)
+    parser.add_argument("--without-locks", type=int, default=0)
+    parser.add_argument("--die-at", choices=list(POINTS))
+    options = vars(parser.parse_args())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    url, scenario, until_idle = options.pop("url"), options.pop("scenario"), options.pop("until_idle")
+    _notes = options.pop("notes")
+    if options.pop("elsewhere"):
+        identities.boot_id = lambda: f"machine-of-{os.getpid()}"
+    if options.pop("without_locks"):
+        take_the_locks_away()
+    if point := options.pop("die_at"):
+        POINTS[point]()
+    orchestrator = WorkerOrchestrator(url, sqlite_synchronous="NORMAL", **options)
+    SCENARIOS[scenario](orchestrator)
+    asyncio.run(orchestrator.run(until_idle=bool(until_idle)))
+
+
+if __name__ == "__main__":
+    main()
