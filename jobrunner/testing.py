@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 
 class ManualClock:
@@ -51,8 +52,9 @@ class ManualClock:
         """Wait for `event`, until `seconds` have passed at the latest."""
         waiting = asyncio.ensure_future(event.wait())
         sleeping = self._sleeper(seconds)
+        both: set[asyncio.Future[Any]] = {waiting, sleeping}
         try:
-            await asyncio.wait([waiting, sleeping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
             self._sleepers.pop(sleeping, None)

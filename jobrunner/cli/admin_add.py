@@ -10,7 +10,7 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, DatabaseUrl, WorkerName
-from jobrunner.cli.inputs import read_duration, read_priority
+from jobrunner.cli.inputs import read_duration, read_payload, read_priority
 from jobrunner.cli.output import note, say
 from jobrunner.errors import InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
@@ -34,6 +34,16 @@ def add(
     max_retries: Annotated[int, typer.Option(help="Try again so often.")] = 3,
     retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Wait so long before the first retry.")] = "5s",
     priority: Annotated[str, typer.Option(help="LOW, NORMAL, HIGH or CRITICAL.")] = "NORMAL",
+    memory: Annotated[
+        int | None, typer.Option(metavar="MIB", help="Let each of its processes use so much memory; else no cap.")
+    ] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|@FILE|-", help="What it gets on standard input, unless a trigger says otherwise."),
+    ] = None,
+    cooldown: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Probe it so long after its circuit has opened; else never.")
+    ] = None,
     max_running: Annotated[int, typer.Option(help="Run at most so many at the same time.")] = 1,
     depends_on: Annotated[
         list[str] | None, typer.Option(metavar="WORKER", help="Wait for this worker; may be repeated.")
@@ -65,6 +75,9 @@ def add(
         retry_delay_seconds=read_duration("--retry-delay", retry_delay) or 0.0,
         priority=read_priority(worker, priority),
         max_running=max_running,
+        memory_limit_mb=memory,
+        payload=read_payload(payload) or {},
+        cooldown_seconds=read_duration("--cooldown", cooldown),
         isolation=Isolation.COMMAND,
         description=description,
         depends_on=tuple(Dependency(name) for name in depends_on or ()),

@@ -82,6 +82,11 @@ def show_json(value: Any) -> None:
     typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
+def show_json_line(value: Mapping[str, Any]) -> None:
+    """Print one thing of many that come one after the other: a JSON object in a line."""
+    say(json.dumps(dict(value), default=_plain, ensure_ascii=False))
+
+
 def say(text: str) -> None:
     """Print a line."""
     typer.echo(text)

@@ -12,7 +12,19 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_duration
-from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time, show_value
+from jobrunner.cli.output import (
+    Column,
+    columns,
+    note,
+    say,
+    show_json,
+    show_json_line,
+    show_one,
+    show_rows,
+    show_time,
+    show_value,
+)
+from jobrunner.cli.watching import follow, followed_line, show_progress
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 
@@ -48,6 +60,8 @@ def show_switch(row: Mapping[str, Any], now: datetime) -> str:
 def _why(row: Mapping[str, Any], now: datetime) -> str:
     if not row["is_enabled"]:
         probe = f"; probe at {show_time(row['probe_at'])}" if row["probe_at"] else ""
+        if row["circuit_state"] == "half_open":
+            probe = f"; the probe is run {row['probe_run_id']}"
         return f"by {row['disabled_by']}: {row['disabled_reason']}{probe}"
     until = row["paused_until"]
     if until is not None and until > now:
@@ -66,11 +80,12 @@ def status(
 ) -> None:
     """Show the workers and how they stand, or one of them."""
 
-    async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
-            return await reading.read_status(conn, worker), await reading.read_counts(conn)
+            rows = await reading.read_status(conn, worker)
+            return rows, await reading.read_counts(conn), await reading.read_progress(conn)
 
-    rows, counts = context.with_database(ctx, database_url, read)
+    rows, counts, told = context.with_database(ctx, database_url, read)
     if worker is not None:
         show_one(rows[0], as_json=as_json)
         return
@@ -82,6 +97,7 @@ def status(
         *columns("running_runs", "pending_runs", running_runs="running", pending_runs="waiting"),
         *columns("next_run_at", "last_run_at", next_run_at="next run", last_run_at="last run"),
         *columns("last_run_outcome", "consecutive_failures", last_run_outcome="last", consecutive_failures="streak"),
+        Column("name", "progress", lambda row: "; ".join(map(show_progress, told.get(row["name"], [])))),
         Column("why", "why", lambda row: _why(row, now)),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
@@ -98,10 +114,20 @@ def runs(
     ctx: typer.Context,
     worker: WorkerFilter = None,
     limit: Limit = 50,
+    is_following: Annotated[
+        bool, typer.Option("--follow", help="Go on: a line for each change, until Ctrl-C; with --json an object each.")
+    ] = False,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show the live runs: those that run, then those that wait."""
+    if is_following:
+
+        async def watch(db: Database) -> None:
+            await follow(db, worker, lambda row: show_json_line(row) if as_json else say(followed_line(row)))
+
+        context.with_database(ctx, database_url, watch)
+        return
 
     async def read(db: Database) -> list[dict[str, Any]]:
         async with db.read() as conn:
@@ -111,7 +137,7 @@ def runs(
     shown = [
         *columns("id", "worker", "state", "trigger", "priority", "attempt", "due_at", "started_at", "key"),
         Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
-        *columns("progress"),
+        Column("progress", "progress", lambda row: show_progress(row["progress"])),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no live runs")
     if len(rows) == limit and not as_json:

@@ -10,14 +10,15 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
-from jobrunner.cli.output import note, say, show_json, show_value
+from jobrunner.cli.output import clean, note, say, show_json
+from jobrunner.cli.watching import output_lines, show_end, show_progress
 from jobrunner.errors import Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.enqueue import Request, enqueue, same_key
 from jobrunner.storage.explain import explain
 from jobrunner.storage.history import read_history
-from jobrunner.storage.status import is_live
+from jobrunner.storage.status import read_live
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -69,18 +70,21 @@ def trigger(
 
     async def work(db: Database) -> tuple[int, bool, dict[str, Any] | None]:
         run_id, is_new = await _enqueue(db, request, now)
-        return run_id, is_new, await _end_of(db, run_id, worker) if wait else None
+        if wait and not as_json:
+            say(_made(run_id, is_new))
+        return run_id, is_new, await _end_of(db, run_id, worker, is_quiet=as_json) if wait else None
 
     run_id, is_new, ended = context.with_database(ctx, database_url, work, Access.WRITE)
     if as_json:
         show_json(ended or {"run_id": run_id, "worker": worker, "is_new": is_new})
     else:
-        say(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
-        if ended is not None:
-            reason = ended["error"] or ended["reason"]
-            say(f"{ended['ends_run']}: {show_value(reason)}" if reason else ended["ends_run"])
+        say(show_end(ended) if ended is not None else _made(run_id, is_new))
     if ended is not None and ended["ends_run"] != "succeeded":
         raise typer.Exit(1)
+
+
+def _made(run_id: int, is_new: bool) -> str:
+    return f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)"
 
 
 def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None:
@@ -107,20 +111,50 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
         return run_id, run_id != known
 
 
-async def _end_of(db: Database, run_id: int, worker: str) -> dict[str, Any]:
-    """Wait until the run has ended and return the history row of its last attempt."""
+async def _end_of(db: Database, run_id: int, worker: str, *, is_quiet: bool) -> dict[str, Any]:
+    """Wait until the run has ended and return the history row of its last attempt.
+
+    Unless it is quiet, progress is told as it is seen, and what an attempt said when that has ended.
+    """
     clock = SystemClock()
     pause = _FIRST_LOOK_SECONDS
     gates = (await explain(db, worker, clock.now()))["gates"]
     if not all(gate["open"] for gate in gates if gate["gate"] == "handler"):
         note(f"waiting; no live node has {worker!r} now (`jobrunner explain {worker}` tells more)")
+    teller = _Teller(is_quiet)
     while True:
         async with db.peek() as conn:
-            was_live = await is_live(conn, run_id)  # before the history: a run is in one of the two at any time
-            attempts = await read_history(conn, run_id=run_id, limit=1)
+            live = await read_live(conn, run_id)  # before the history: a run is in one of the two at any time
+            attempts = await read_history(conn, run_id=run_id, limit=1000)
+        teller.tell(live, attempts)
         if attempts and attempts[0]["ends_run"] is not None:
             return attempts[0]
-        if not was_live:
+        if live is None:
             raise Refused(f"run {run_id} is gone without an end in the history; was the database changed by hand?")
         await clock.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
+
+
+class _Teller:
+    """Says what is new about a run: its progress, and what an attempt has said once that has ended."""
+
+    def __init__(self, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._last_id = 0
+        self._shown = ""
+
+    def tell(self, live: dict[str, Any] | None, attempts: list[dict[str, Any]]) -> None:
+        if self._is_quiet:
+            return
+        for attempt in reversed(attempts):
+            if attempt["id"] <= self._last_id:
+                continue
+            self._last_id = attempt["id"]
+            for line in output_lines(attempt):
+                say(f"  {line}")
+            if attempt["ends_run"] is None:
+                say(f"attempt {attempt['attempt']} {show_end(attempt)}")
+        progress = "" if live is None else show_progress(live["progress"])
+        if progress and progress != self._shown:
+            say(f"  {clean(progress)}")
+            self._shown = progress

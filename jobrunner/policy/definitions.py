@@ -274,6 +274,16 @@ def from_document(name: str, document: Mapping[str, Any], overrides: Mapping[str
     return check_definition(WorkerConfig(name=name, **merged))
 
 
+def still_fitting(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the overrides that mean nothing in the mode the code has now.
+
+    They stay stored; but what an operator once set never keeps a new version of the code from starting.
+    """
+    mode = str(document.get("execution_mode"))
+    meaningless = {"triggered": {"interval_seconds", "cron"}, "continuous": {"cron"}}.get(mode, set())
+    return {name: value for name, value in overrides.items() if name not in meaningless}
+
+
 def definition_hash(document: Mapping[str, Any]) -> str:
     """Return a stable hash of a definition document, by which an unchanged one is not written again."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))

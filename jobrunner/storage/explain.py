@@ -125,6 +125,8 @@ def _nowhere(facts: Facts, name: str, is_any_node: bool) -> _Answer:
     """Answer when no live node has the handler: the handler and the slot are shut, the rest is judged all the same."""
     candidate, verdicts = gates.explain(replace(facts, free_slots=1), name)
     said = "no live node has the handler" if is_any_node else "no node is running; `jobrunner run MODULE` starts one"
+    if facts.workers[name].config.isolation is Isolation.COMMAND:
+        said = "a command: only nodes started with --allow-commands run it, and none of these is live"
     shut = {Gate.HANDLER, Gate.SLOT}
     judged = [replace(v, is_open=False, reason=said) if v.gate in shut else v for v in verdicts]
     return _Answer(None, candidate, judged)

@@ -166,6 +166,17 @@ async def read_upcoming(
     return first_of(heapq.merge(firings(workers, now, until), waiting, key=key), limit)
 
 
-async def is_live(conn: AsyncConnection, run_id: int) -> bool:
-    """Say whether the run waits or runs."""
-    return (await conn.execute(sa.select(t.runs.c.id).where(t.runs.c.id == run_id))).first() is not None
+async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]]:
+    """Return what the active runs say of their progress, by worker."""
+    r = t.runs
+    told = sa.select(r.c.worker, r.c.progress).where(r.c.slot.is_not(None), r.c.progress.is_not(None)).order_by(r.c.id)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, progress in await conn.execute(told):
+        found.setdefault(name, []).append(progress)
+    return found
+
+
+async def read_live(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None:
+    """Return the run's row while it waits or runs."""
+    row = (await conn.execute(sa.select(t.runs).where(t.runs.c.id == run_id))).mappings().first()
+    return None if row is None else dict(row)

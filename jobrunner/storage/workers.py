@@ -85,10 +85,7 @@ async def register(
         for name, document in documents.items()
         if name not in kept and (name not in stored or _differs(stored[name], hashes[name], version))
     }
-    merged = {
-        name: definitions.from_document(name, document, stored[name].overrides if name in stored else {})
-        for name, document in wanted.items()
-    }
+    merged = {name: _merge(name, document, stored.get(name)) for name, document in wanted.items()}
     await _check_relations(conn, dialect, merged)
     added = [name for name in sorted(wanted) if name not in stored]
     changed = [name for name in sorted(wanted) if name in stored]
@@ -98,6 +95,11 @@ async def register(
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
     await _write_edges(conn, dialect, list(merged.values()), new=added)
     return Registered(tuple(added), tuple(changed), kept)
+
+
+def _merge(name: str, document: dict[str, Any], known: Stored | None) -> WorkerConfig:
+    overrides = {} if known is None else definitions.still_fitting(document, known.overrides)
+    return definitions.from_document(name, document, overrides)
 
 
 async def _unchanged(conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None) -> bool:

@@ -23,6 +23,7 @@ from jobrunner.runtime import tick
 from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity
 from jobrunner.storage import nodes
+from jobrunner.storage.claims import claim_due
 from jobrunner.storage.nodes import SeenNode
 from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
@@ -89,7 +90,7 @@ def node_id(orchestrator: WorkerOrchestrator) -> str:
 
 async def test_a_node_whose_loop_is_kept_busy_beats_on(house: House):
     async def rude() -> None:
-        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        time.sleep(1.5)
 
     node = await begun(house, rude)
     watcher = house.orchestrator(lease=LEASE)
@@ -191,8 +192,8 @@ async def test_a_silent_node_is_lost_after_a_whole_lease_and_its_runs_are_rescue
 
 
 async def test_a_dead_process_of_this_host_is_taken_over_from_at_the_start(house: House):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await dead.wait()
     await join(house, "dead", pid=dead.pid, boot_id=boot_id())
     program = house.orchestrator()
     program.register_worker("it", nothing, execution_mode="triggered", max_retries=1, retry_delay_seconds=0)
@@ -268,7 +269,7 @@ async def test_a_claim_without_code_is_given_back(house: House):
 
 async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House, monkeypatch: pytest.MonkeyPatch):
     """The commit is done, but the node's loop does not know of it yet: a busy loop, a slow network."""
-    real, holding, answered = tick.claim_due, asyncio.Event(), asyncio.Event()
+    real, holding, answered = claim_due, asyncio.Event(), asyncio.Event()
 
     async def slow(*arguments: Any) -> Any:
         claimed = await real(*arguments)

@@ -15,7 +15,7 @@ from jobrunner.runtime import recorder as module
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
-from jobrunner.storage.finishes import Ended
+from jobrunner.storage.finishes import Ended, finish
 from jobrunner.telemetry import events as e
 from tests.support.stage import Stage, triggered
 
@@ -59,7 +59,7 @@ async def claims(stage: Stage, count: int) -> list[Run]:
 
 async def test_what_gathers_while_a_batch_is_written_is_written_together(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     batches: list[int] = []
-    real = module.finish
+    real = finish
 
     async def counted(db: Any, ended: Any) -> Any:
         batches.append(len(ended))
@@ -80,7 +80,7 @@ async def test_what_gathers_while_a_batch_is_written_is_written_together(desk: D
 
 async def test_outcomes_are_kept_through_an_outage_and_written_once(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     tries = 0
-    real = module.finish
+    real = finish
 
     async def shaky(db: Any, ended: Any) -> Any:
         nonlocal tries

@@ -347,3 +347,13 @@ async def test_an_enabled_loop_that_lost_its_next_time_gets_one_again(stage: Sta
     assert await repair_schedules(stage.db, stage.now) == 1
     assert (await stage.state("a")).next_run_at is not None
     assert (await stage.state("b")).next_run_at is None  # its run is live
+
+
+async def test_an_old_override_never_keeps_new_code_from_starting(stage: Stage):
+    await stage.register(scheduled("a", interval_seconds=60))
+    await operations.set_values(stage.db, "a", {"interval_seconds": 30}, stage.now, ACTOR)
+    await stage.register(triggered("a"))
+    row = (await stage.rows("SELECT execution_mode, interval_seconds FROM {p}workers"))[0]
+    assert (row["execution_mode"], row["interval_seconds"]) == ("triggered", None)
+    await stage.register(scheduled("a", interval_seconds=90))
+    assert await stage.value("SELECT interval_seconds FROM {p}workers") == 30  # it was kept, and fits again

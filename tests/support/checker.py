@@ -370,7 +370,7 @@ def _read_postgres(url: str, prefix: str) -> Tables:
     def body() -> None:
         try:
             answer.append(asyncio.run(read()))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+        except BaseException as error:
             answer.append(error)
 
     thread = threading.Thread(target=body)
