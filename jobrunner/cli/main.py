@@ -38,7 +38,7 @@ COMMANDS = {
     "upcoming": ("status", "Show what will fire, in the order of time."),
     "dead-letters": ("dead_letters", "List, show, replay and discard the runs whose attempts are used up."),
     "admin": ("admin", "Change workers and runs; every change is written to the audit log."),
-    "db": ("db", "Upgrade and check the schema, and prune what is old."),
+    "db": ("db", "Upgrade and check the schema, prune what is old, verify the promises."),
 }
 GROUPS = frozenset({"dead-letters", "admin", "db"})
 _INTERRUPTED, _BROKEN_PIPE = 130, 1

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.context import RunContext
-    from jobrunner.runtime.executors.code import Code
-    from jobrunner.runtime.executors.launcher import Launcher
+    from jobrunner.runtime.executors.code import Code, Starter
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
 
@@ -52,7 +51,7 @@ class Attempt:
         handler: Handler | None,
         context: RunContext,
         clock: Clock,
-        launcher: Launcher,
+        launcher: Starter,
         show_stopping: Callable[[Claim], Awaitable[None]],
     ) -> None:
         self.claim = claim

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -129,7 +130,8 @@ class Heartbeat:
         self._events = events
         self._hooks = hooks
         self._watch = Watch(lease)
-        self._renewed_at = 0.0  # on the time of the thread's loop: a lease is real time, whatever the node's clock
+        # Real time, whatever the node's clock. The node is made before it joins, so this is before anyone can see it.
+        self._renewed_at = time.monotonic()
         self._is_fenced = False
         self._schema_due = 0.0
         self._is_stopping = False
@@ -160,8 +162,9 @@ class Heartbeat:
         return self._is_fenced or self._is_late()
 
     def _is_late(self) -> bool:
-        late = 0.0 if self._loop is None else self._loop.time() - self._renewed_at
-        return late >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2
+        return (
+            time.monotonic() - self._renewed_at >= self._lease * (BEATS_A_LEASE - 1) / BEATS_A_LEASE - self.interval / 2
+        )
 
     def _body(self) -> None:
         asyncio.run(self._main())
@@ -169,7 +172,7 @@ class Heartbeat:
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self._renewed_at = self._schema_due = loop.time()
+        self._schema_due = loop.time()
         self._loop = loop  # last: from here on the node's thread reads the times above
         db = self._open_database()
         guard = asyncio.ensure_future(self._guard())
@@ -206,7 +209,7 @@ class Heartbeat:
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         try:
             async with db.write() as conn:
                 state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())

@@ -8,7 +8,6 @@ claim is made to the moment its end is written; its size is what the slots are c
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,15 @@ from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
-from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks, schema_ahead
-from jobrunner.runtime.identity import is_gone, new_identity
+from jobrunner.runtime.heartbeat import Heartbeat, Hooks, schema_ahead
+from jobrunner.runtime.housekeeper import Housekeeper
+from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.transaction import RunTransaction
-from jobrunner.storage import nodes, retention, runs, wakeups
+from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.config import Settings
-    from jobrunner.model.run import ClaimKey, Run
+    from jobrunner.model.run import ClaimKey
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
-FIRST_PRUNE_SECONDS = (30.0, 90.0)
-PRUNE_SECONDS = 600.0
-CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
 
 
 class Node:
@@ -87,10 +85,10 @@ class Node:
         self._all_ended = asyncio.Event()
         self._all_ended.set()
         self._hurried = asyncio.Event()
-        self._last_cancel_check = 0.0
         self._launcher = Launcher(middleware)
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
+        self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
         self._on_crash = on_crash
@@ -108,34 +106,18 @@ class Node:
         if registered.kept_newer:
             names = ", ".join(registered.kept_newer)
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
-        await self._take_over()
+        await take_over(self.db, self.identity, self._clock, self._events)
         await worker_store.repair_schedules(self.db, self._clock.now())
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
         self._heartbeat.start()
-        for service in (self._ticker.run(), self._recorder.run(), self._housekeep()):
+        for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
 
     def _process_handlers(self) -> list[Handler]:
         return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
-
-    async def _take_over(self) -> None:
-        """Declare lost, at once, the processes of this host that have ended, and rescue what they ran."""
-        async with self.db.peek() as conn:
-            others = await nodes.others(conn, self.identity.id)
-        for other in others:
-            if not is_gone(other, self.identity):
-                continue
-            async with self.db.write() as conn:
-                reason = "its process has ended"
-                declared = await nodes.declare_lost(conn, other, self._clock.now(), reason)
-            if declared:
-                self._events.emit(e.NodeLost(other.id, reason))
-        now = self._clock.now()
-        while (await nodes.rescue(self.db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))).written:
-            pass
 
     def _run_service(self, service: Any) -> None:
         task = asyncio.ensure_future(service)
@@ -223,54 +205,8 @@ class Node:
 
     def _on_wakeup(self) -> None:
         self._ticker.wake_from_outside()
-        if self.held and self._clock.monotonic() - self._last_cancel_check >= CANCEL_CHECK_SECONDS:
-            self._last_cancel_check = self._clock.monotonic()
-            self._run_service(self._stop_cancelled())
-
-    async def _housekeep(self) -> None:
-        """What needs no hurry: cancellations that no wake-up told of, progress, and pruning."""
-        prune_at = self._clock.monotonic() + random.uniform(*FIRST_PRUNE_SECONDS)  # noqa: S311 - spreads load
-        while True:
-            await self._clock.sleep(1.0)
-            if self._clock.monotonic() >= prune_at:
-                await self._prune()
-                prune_at = self._clock.monotonic() + PRUNE_SECONDS
-            if self.held:
-                await self._stop_cancelled()
-                await self._show_progress()
-
-    async def _prune(self) -> None:
-        """Delete what is old enough, in small batches under a lock that is tried: one node at a time does it."""
-        days = self._settings.history_days, self._settings.failure_days
-        try:
-            await retention.prune(self.db, self._clock.now(), *days)
-        except DatabaseError as error:
-            self._outage.failed(error)
-
-    async def _show_progress(self) -> None:
-        """Write the progress that handlers told of since the last time."""
-        told = [attempt for attempt in self.held.values() if attempt.context.latest_progress is not None]
-        if not told:
-            return
-        try:
-            async with self.db.write() as conn:
-                for attempt in told:
-                    progress, attempt.context.latest_progress = attempt.context.latest_progress, None
-                    if progress is not None:
-                        await runs.set_progress(conn, attempt.claim.run, progress)
-        except DatabaseError as error:
-            self._outage.failed(error)
-
-    async def _stop_cancelled(self) -> None:
-        try:
-            async with self.db.peek() as conn:
-                asked = await runs.cancel_requested(conn, self.identity.id)
-        except DatabaseError as error:
-            self._outage.failed(error)
-            return
-        for key in asked:
-            if key in self.held:
-                self.held[key].stop(StopReason.CANCEL, "cancelled by an operator")
+        if self._housekeeper.should_check_cancellations():
+            self._run_service(self._housekeeper.stop_cancelled())
 
     def _free_slots(self) -> int:
         may_claim = self._is_claiming and not self._is_stopping and not self._heartbeat.is_fenced
@@ -356,12 +292,12 @@ class Node:
         async def join() -> None:
             # A new id for every try: the answer to the one before may have been lost, and its row be written.
             self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
+            self._heartbeat = self._new_heartbeat()  # before the row is seen: its lease counts from here
             async with self.db.write() as conn:
                 await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), self._clock.now())
 
         await self._outage.until_it_works(join)
         self._ticker.claim_as(self._claimer())
-        self._heartbeat = self._new_heartbeat()
         self._heartbeat.start()
         self._is_claiming = True
         self._ticker.wake()
@@ -461,7 +397,3 @@ class Node:
         except (DatabaseError, TimeoutError) as error:
             if isinstance(error, DatabaseError):
                 self._outage.failed(error)
-
-    def running(self) -> list[Run]:
-        """Return the runs whose code runs here."""
-        return [attempt.claim.run for attempt in self.held.values()]

@@ -18,7 +18,7 @@ from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.node import Node
-from jobrunner.runtime.process import end_process, first_of, stop_signals, wait_for
+from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, normalised
 from jobrunner.runtime.retry_rules import read_retry_rule
 from jobrunner.runtime.transaction import refuse_inside_transaction
@@ -112,6 +112,21 @@ class WorkerOrchestrator(Triggers):
     def workers(self) -> dict[str, WorkerConfig]:
         """The definitions registered on this orchestrator, by name."""
         return dict(self._configs)
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """The code of these workers, by name."""
+        return dict(self._handlers)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that was given, or the system's."""
+        return self._clock
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it runs now."""
+        return self._node is not None
 
     def worker(self, name: str, **options: Any) -> Callable[[F], F]:
         """Register the decorated function as worker `name`; options as for `register_worker`."""
@@ -265,6 +280,7 @@ class WorkerOrchestrator(Triggers):
         Raises:
             JobrunnerError: as `start`.
         """
+        share_the_interpreter()
         stop_asked, stop_now = asyncio.Event(), asyncio.Event()
         with stop_signals(stop_asked, stop_now):
             await self._start(is_migrating=migrate)
@@ -311,7 +327,7 @@ class WorkerOrchestrator(Triggers):
         """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""
         async with self._database() as db, db.peek() as conn:
             rows = await status.read_status(conn)
-        running = [] if self._node is None else sorted(run.worker for run in self._node.running())
+        running = [] if self._node is None else sorted(attempt.claim.run.worker for attempt in self._node.held.values())
         states = {
             row["name"]: {
                 "enabled": bool(row["is_enabled"]),

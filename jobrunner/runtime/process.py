@@ -11,6 +11,17 @@ import sys
 import traceback
 from typing import Any
 
+SWITCH_SECONDS = 0.0005
+
+
+def share_the_interpreter() -> None:
+    """Have threads that compute give way ten times as often as Python's 5 ms.
+
+    Each statement to the database goes through another thread and back, and at each change a thread that computes
+    may keep the interpreter for this long: a tick of twenty statements would take a tenth of a second longer.
+    """
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+
 
 async def wait_for(event: asyncio.Event) -> None:
     """Wait for an event, as a coroutine that answers nothing."""

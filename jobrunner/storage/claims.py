@@ -11,7 +11,8 @@ The protocol, one transaction per tick:
 2. Lock the `worker_state` rows involved, in the order of their names: each worker to be started, its counterparts, its
    dependencies. Rows with relations are waited for; a worker without any is skipped if another node holds it, since
    that node is deciding the same question. Enabling, disabling and the circuit write the same rows, so whatever they
-   commit before this point is seen, and what comes later waits. On SQLite `BEGIN IMMEDIATE` is the lock.
+   commit before this point is seen, and what comes later waits. On SQLite `BEGIN IMMEDIATE` is the lock. A node that
+   was declared lost, and may not know it yet, gets no lock: others rescue at once whatever is claimed in its name.
 3. Read the facts again, in statements that begin after the lock is held and so see all that was committed, and decide
    again, for the locked workers only. `started_at` is read after the lock is held.
 4. Write: waiting runs become `running`, firings are inserted as `running`, `worker_state` takes the new fence and next
@@ -106,18 +107,11 @@ def statements(dialect: Dialect) -> _Statements:
     """Build the claiming statements once for each database."""
     s, r = t.worker_state, t.runs
     given = dialect.rows("names", name=sa.Text())
-    lock = (
-        sa.select(s.c.worker)
-        .where(s.c.worker.in_(sa.select(given.c.name)))
-        .order_by(s.c.worker)
-        .with_for_update(key_share=True, of=s)
-    )
-    lock_or_skip = (
-        sa.select(s.c.worker)
-        .where(s.c.worker.in_(sa.select(given.c.name)))
-        .order_by(s.c.worker)
-        .with_for_update(key_share=True, of=s, skip_locked=True)
-    )
+    node_id = sa.bindparam("node_id", type_=sa.Text())
+    has_left = sa.exists().where(t.nodes.c.id == node_id, sa.literal_column("nodes.state IN ('lost', 'stopped')"))
+    named = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name)), sa.not_(has_left)).order_by(s.c.worker)
+    lock = named.with_for_update(key_share=True, of=s)
+    lock_or_skip = named.with_for_update(key_share=True, of=s, skip_locked=True)
     claim = dialect.rows("claims", id=sa.BigInteger(), slot=sa.Integer(), fence=sa.BigInteger())
     now = sa.bindparam("now", type_=UtcDateTime())
     start_waiting = (
@@ -126,7 +120,7 @@ def statements(dialect: Dialect) -> _Statements:
             state=sa.literal_column("'running'"),
             slot=claim.c.slot,
             fence=claim.c.fence,
-            node_id=sa.bindparam("node_id", type_=sa.Text()),
+            node_id=node_id,
             started_at=now,
             first_started_at=sa.func.coalesce(r.c.first_started_at, now),
         )
@@ -207,7 +201,7 @@ async def _claim_locked(
 ) -> tuple[tuple[Claim, ...], bool]:
     asked = len(wanted)
     async with db.write() as conn:
-        locked = await _lock(conn, db.dialect, wanted, edges)
+        locked = await _lock(conn, db.dialect, wanted, edges, claimer.node_id)
         wanted &= locked
         if not wanted:
             return (), True
@@ -219,17 +213,21 @@ async def _claim_locked(
         return claims, len(wanted) < asked
 
 
-async def _lock(conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges | None) -> set[str]:
-    """Lock the rows involved in the order of names; return the workers whose rows are held."""
+async def _lock(
+    conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges | None, node_id: str
+) -> set[str]:
+    """Lock the rows involved in the order of names; return the workers whose rows are held: none for a lost node."""
     locked: set[str] = set()
     related = set() if edges is None else {name for name in wanted if len(edges.related({name})) > 1}
     if edges is not None and related:
         involved = edges.related(related)
-        locked.update((await conn.execute(statements(dialect).lock, {"names": names_json(involved)})).scalars())
+        parameters = {"names": names_json(involved), "node_id": node_id}
+        locked.update((await conn.execute(statements(dialect).lock, parameters)).scalars())
     alone = wanted - locked
     if alone:
         # Never waits, so it cannot close a circle of waiting, whatever its place in the order.
-        locked.update((await conn.execute(statements(dialect).lock_or_skip, {"names": names_json(alone)})).scalars())
+        parameters = {"names": names_json(alone), "node_id": node_id}
+        locked.update((await conn.execute(statements(dialect).lock_or_skip, parameters)).scalars())
     return locked
 
 

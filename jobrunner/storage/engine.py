@@ -96,6 +96,7 @@ class Options:
     sqlite_synchronous: str
     pooler: str | None
     pool_size: int
+    sqlite_in_loop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,9 @@ def _open_sqlite(options: Options) -> Engines:
 
     def opened(begin: str, pool_size: int, **pragmas: bool) -> AsyncEngine:
         def connect(*_: Any, **__: Any) -> Any:
-            return sqlite_driver.connect(path, synchronous=options.sqlite_synchronous, **pragmas)
+            return sqlite_driver.connect(
+                path, synchronous=options.sqlite_synchronous, is_in_loop=options.sqlite_in_loop, **pragmas
+            )
 
         return _engine(
             options.url,

@@ -79,6 +79,7 @@ class Connection(aiosqlite.Connection):
     """aiosqlite's connection with our cursor; COMMIT and ROLLBACK cost nothing when there is no transaction."""
 
     stopping: asyncio.Future[Any] | None = None
+    is_in_loop = False  # statements run in the loop's own thread: twice as fast, and nothing else runs meanwhile
 
     def stop(self) -> asyncio.Future[Any] | None:
         """End the connection's thread."""
@@ -92,15 +93,18 @@ class Connection(aiosqlite.Connection):
     async def commit(self) -> None:
         """Commit the transaction, if there is one."""
         if self._conn.in_transaction:
-            await super().commit()
+            await (self.visit(self._conn.commit) if self.is_in_loop else super().commit())
 
     async def rollback(self) -> None:
         """Roll the transaction back, if there is one."""
         if self._conn.in_transaction:
-            await super().rollback()
+            await (self.visit(self._conn.rollback) if self.is_in_loop else super().rollback())
 
     async def visit(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in the connection's thread; a caller who is cancelled ends the statement, too."""
+        if self.is_in_loop:
+            work(*arguments)
+            return
         try:
             await self._execute(work, *arguments)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
@@ -170,13 +174,14 @@ class Cursor:
         self._rows = []
 
 
-async def connect(path: Path, *, synchronous: str, **pragmas: bool) -> Connection:
+async def connect(path: Path, *, synchronous: str, is_in_loop: bool = False, **pragmas: bool) -> Connection:
     """Open `path` as `connect_plain` does, in a thread of its own that never keeps the interpreter from ending."""
 
     def opened() -> sqlite3.Connection:
         return connect_plain(path, synchronous=synchronous, **pragmas)
 
     connection = Connection(opened, iter_chunk_size=64)
+    connection.is_in_loop = is_in_loop
     connection._thread.daemon = True  # as SQLAlchemy does with those it opens itself
     try:
         await connection

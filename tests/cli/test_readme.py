@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 import re
 import shlex
 import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
+import types
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from typer.main import get_command
 
+from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOrchestrator
 from jobrunner.cli.main import app
 from jobrunner.config import Settings
 from jobrunner.storage import dead_letters, operations
+from jobrunner.testing import run_until_idle
 from tests.cli.program import ROOT, jobrunner, start_jobrunner
 from tests.support.stage import ACTOR, Stage, scheduled, triggered
 
 README = (ROOT / "README.md").read_text()
-NOT_BUILT_YET = {"allow_commands", "http_token"}  # settings that nothing reads yet
+NOT_BUILT_YET = {"http_token"}  # settings that nothing reads yet
 
 
 def section(title: str) -> str:
@@ -143,7 +150,7 @@ async def test_the_insert_that_it_shows_is_a_trigger(lived_in: Stage):
 def first_workers(tmp_path: Path) -> Path:
     """A folder with the worker file that the README tells to write."""
     source = blocks("python", section("## Your first workers"))[0]
-    assert len(source.splitlines()) <= 16
+    assert len(source.splitlines()) <= 20
     (tmp_path / "app.py").write_text(source)
     return tmp_path
 
@@ -224,3 +231,71 @@ def test_its_table_of_settings_is_complete_and_true():
         return f"{default:g}" if isinstance(default, float) else str(default)
 
     assert rows == {field.name.upper(): shown(field.default) for field in fields}
+
+
+def test_its_middleware_reports_errors_and_not_what_was_said_on_purpose(tmp_path: Path):
+    """The block as it stands, with a reporter that writes down what Sentry would get."""
+    source = next(block for block in blocks("python") if "sentry_sdk" in block)
+    reported: list[object] = []
+    scope = types.SimpleNamespace(
+        set_tag=lambda *tag: reported.append(tag), set_context=lambda name, context: reported.append(context)
+    )
+    sentry_sdk = types.SimpleNamespace(
+        new_scope=lambda: nullcontext(scope), capture_exception=lambda error: reported.append(str(error))
+    )
+    orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'jobs.db'}")
+    names = {"orchestrator": orchestrator, "sentry_sdk": sentry_sdk, "RunContext": RunContext}
+    exec(source, {**names, "Discard": Discard, "Snooze": Snooze, "RetryAfter": RetryAfter})
+
+    async def broken() -> None:
+        raise ValueError("no luck")
+
+    async def given_up() -> None:
+        raise Discard("on purpose")
+
+    orchestrator.register_worker("broken", broken, max_retries=0)
+    orchestrator.register_worker("given-up", given_up)
+    ended = asyncio.run(run_until_idle(orchestrator))
+    assert {row["worker"]: row["ends_run"] for row in ended} == {"broken": "exhausted", "given-up": "discarded"}
+    assert ("worker", "broken") in reported
+    assert [what for what in reported if isinstance(what, str)] == ["no luck"]
+
+
+async def test_its_transaction_works(tmp_path: Path):
+    source = next(block for block in blocks("python") if "run.transaction()" in block)
+    orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'jobs.db'}")
+    exec(source, {"orchestrator": orchestrator, "RunContext": RunContext, "text": sa.text})
+    await orchestrator.start()
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        connection.execute("CREATE TABLE bookings (order_id INTEGER)")
+        connection.commit()
+        await orchestrator.trigger_worker("book-order", {"order": 7})
+        await orchestrator.wait_idle()
+        assert connection.execute("SELECT order_id FROM bookings").fetchall() == [(7,)]
+        ended = connection.execute("SELECT outcome, result FROM run_history").fetchall()
+    await orchestrator.stop()
+    assert ended == [("succeeded", '{"booked":7}')]
+
+
+def test_its_tests_of_workers_pass(first_workers: Path):
+    source = next(block for block in blocks("python") if "temporary_database" in block)
+    (first_workers / "conftest.py").write_text('pytest_plugins = ["jobrunner.testing.plugin"]\n')
+    (first_workers / "test_app.py").write_text(f"from app import orchestrator\n{source}")
+    arguments = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "asyncio_mode=auto",
+        "--rootdir",
+        ".",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:."}
+    ran = subprocess.run(
+        arguments, cwd=first_workers, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout

@@ -19,7 +19,10 @@ from tests.cli.program import jobrunner, start_jobrunner
 
 pytestmark = pytest.mark.crash
 
-SLEEPER = "import os, pathlib, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path('pids', str(os.getpid())).touch(); time.sleep(3600)"
+SLEEPER = (
+    "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "pathlib.Path('pids', str(os.getpid())).touch(); time.sleep(3600)"
+)
 APP = f"""
 import os, pathlib, subprocess, sys, time
 from jobrunner import WorkerOrchestrator
@@ -93,7 +96,8 @@ def until(is_so, seconds: float = 30, node: subprocess.Popen[str] | None = None)
 def test_children_and_grandchildren_die_with_their_node(folder: Path):
     node = start_jobrunner("run app --allow-commands", folder)
     until(lambda: rows(folder, "SELECT 1 FROM nodes WHERE state = 'active'"), node=node)
-    script = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True)\n{SLEEPER}"
+    start = f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True)"
+    script = f"import subprocess, sys\n{start}\n{SLEEPER}"
     (folder / "command.py").write_text(script)
     added = jobrunner(f"admin add command --triggered --command '{sys.executable} command.py'", folder)
     assert added.returncode == 0, added.stderr

@@ -20,7 +20,7 @@ from jobrunner.storage.database import Database
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 class House:

@@ -1,6 +1,6 @@
 """The heartbeat, on both databases: it proves life, takes over from the dead, and keeps table and code in step.
 
-A lease of 0.6 s here, so a beat every 0.1 s.
+A lease of 1.5 s here, so a beat every 0.25 s: a busy machine must not make it end by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
 
 TRIGGERED: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 0}
-LEASE = 0.6
+LEASE = 1.5
 LONG_AGO = "2020-01-01 00:00:00.000000"
 
 
@@ -100,7 +100,7 @@ async def test_a_node_whose_loop_is_kept_busy_beats_on(house: House):
     await node.trigger_worker("it")
     await house.attempts(1)
     (after,) = await house.rows("SELECT beat FROM {p}nodes WHERE id = :id", id=node_id(node))
-    assert after["beat"] - before["beat"] >= 5
+    assert after["beat"] - before["beat"] >= 3
     assert [row["state"] for row in await house.rows("SELECT state FROM {p}nodes")] == ["active", "active"]
     assert [row["outcome"] for row in await house.history()] == ["succeeded"]
 
@@ -145,7 +145,7 @@ async def test_a_lease_that_cannot_be_renewed_stops_all_code_in_time(
     is_away.set()
     away_since = time.monotonic()
     await house.until(lambda: sleeper.cancelled)
-    assert time.monotonic() - away_since < LEASE + 0.1  # it beat at most a sixth of the lease before
+    assert time.monotonic() - away_since < LEASE
     await house.attempts(1)
     (row,) = await house.history()
     assert (row["outcome"], row["attempt"], row["reason"]) == ("interrupted", 1, "the node could not renew its lease")
@@ -247,6 +247,18 @@ async def test_a_node_that_was_declared_lost_stops_its_runs_and_joins_anew(house
     states = {row["id"]: row["state"] for row in await house.rows("SELECT id, state FROM {p}nodes")}
     assert states == {first_id: "lost", node_id(node): "active"}
     assert any(isinstance(event, e.RunTakenAway) for event in house.seen)
+
+
+async def test_a_node_that_was_declared_lost_claims_nothing_until_it_knows(house: House):
+    """Others rescue what it holds at once: what it claimed now, they would run a second time."""
+    node = await begun(house, nothing, lease=60)  # it will not know for 10 s
+    await house.until_row("SELECT id FROM {p}nodes WHERE beat >= 1")
+    await house.sql("UPDATE {p}nodes SET state = 'lost'")
+    await node.trigger_worker("it")
+    ticker = node._node._ticker  # type: ignore[union-attr]  # it runs
+    ticks = ticker.ticks
+    await house.until(lambda: ticker.ticks > ticks + 3)
+    assert await house.rows("SELECT state, attempt FROM {p}runs") == [{"state": "pending", "attempt": 1}]
 
 
 # --- table and code in step ---------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ async def test_a_run_that_was_taken_away_does_not_even_begin(effects: House):
     orchestrator = effects.orchestrator()
     orchestrator.register_worker("it", it, **ONCE)
     await orchestrator.start()
+    await effects.until_row("SELECT 1 FROM {p}nodes WHERE beat > 0")  # the next beat, which would see it, is far off
     await orchestrator.trigger_worker("it")
     await effects.until(lambda: any(isinstance(event, e.RunTakenAway) for event in effects.seen))
     assert [type(error) for error in errors] == [ClaimLost]

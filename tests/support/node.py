@@ -154,8 +154,8 @@ POINTS: dict[str, Callable[[], None]] = {
 def take_the_locks_away() -> None:
     """Let every node decide as if it held all locks; for showing that the tests of exclusion can fail."""
 
-    async def lock(_conn: Any, _dialect: Any, wanted: set[str], edges: Any) -> set[str]:
-        return edges.related(wanted) | wanted
+    async def lock(_conn: Any, _dialect: Any, wanted: set[str], edges: Any, _node_id: str) -> set[str]:
+        return wanted if edges is None else edges.related(wanted) | wanted
 
     claims._lock = lock
 

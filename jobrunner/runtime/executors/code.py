@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import asyncio
 
+    from jobrunner.runtime.context import RunContext
+    from jobrunner.runtime.handlers import Handler
+    from jobrunner.storage.claims import Claim
+
 LONGEST_GRACE_SECONDS = 5.0
 """What a process or command is given between SIGTERM and SIGKILL; other code is given less."""
 
@@ -35,6 +39,13 @@ class Code(Protocol):
 
     def kill(self) -> None:
         """End it for good, where that can be done."""
+
+
+class Starter(Protocol):
+    """What starts the code of a claim: a node's `Launcher`, or a simulation's."""
+
+    def start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any], /) -> Code:
+        """Start it; `handler` is None for a command worker."""
 
 
 class ProcessDied(Exception):

@@ -1,12 +1,4 @@
-"""For the tests of programs that use jobrunner: a clock that stands still until it is told to move.
-
-    clock = ManualClock()
-    orchestrator = WorkerOrchestrator(url, clock=clock)
-    await orchestrator.start()
-    clock.advance(3600)  # an hour passes at once; what was due in it is due now
-
-What runs in threads and processes, and how long a handler may take (`timeout_seconds`), stays on the machine's clock.
-"""
+"""A clock that stands still until it is told to move."""
 
 from __future__ import annotations
 

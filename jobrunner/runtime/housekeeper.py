@@ -1,0 +1,103 @@
+"""The housekeeper: what a node does besides claiming and running, and in no hurry.
+
+Cancellations that no wake-up told of, the progress that handlers tell of (at most one write a second), and pruning.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import DatabaseError
+from jobrunner.runtime.attempt import StopReason
+from jobrunner.storage import retention, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jobrunner.config import Settings
+    from jobrunner.model.run import ClaimKey
+    from jobrunner.runtime.attempt import Attempt
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.outage import Outage
+    from jobrunner.storage.database import Database
+
+ROUND_SECONDS = 1.0
+FIRST_PRUNE_SECONDS = (30.0, 90.0)
+PRUNE_SECONDS = 600.0
+CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
+
+
+class Housekeeper:
+    """Serves the attempts that `held` maps, of the node that `node_id` names at that moment."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        outage: Outage,
+        settings: Settings,
+        held: Mapping[ClaimKey, Attempt],
+        node_id: Callable[[], str],
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._outage = outage
+        self._settings = settings
+        self._held = held
+        self._node_id = node_id
+        self._last_cancel_check = 0.0
+
+    async def run(self) -> None:
+        """Keep house until cancelled."""
+        prune_at = self._clock.monotonic() + random.uniform(*FIRST_PRUNE_SECONDS)  # noqa: S311 - spreads load
+        while True:
+            await self._clock.sleep(ROUND_SECONDS)
+            if self._clock.monotonic() >= prune_at:
+                await self._prune()
+                prune_at = self._clock.monotonic() + PRUNE_SECONDS
+            if self._held:
+                await self.stop_cancelled()
+                await self._show_progress()
+
+    def should_check_cancellations(self) -> bool:
+        """Say, at a wake-up, whether to look for cancellations now; the answer counts as a look."""
+        now = self._clock.monotonic()
+        if not self._held or now - self._last_cancel_check < CANCEL_CHECK_SECONDS:
+            return False
+        self._last_cancel_check = now
+        return True
+
+    async def stop_cancelled(self) -> None:
+        """Tell the runs to stop that an operator has cancelled."""
+        try:
+            async with self._db.peek() as conn:
+                asked = await runs.cancel_requested(conn, self._node_id())
+        except DatabaseError as error:
+            self._outage.failed(error)
+            return
+        for key in asked:
+            if key in self._held:
+                self._held[key].stop(StopReason.CANCEL, "cancelled by an operator")
+
+    async def _prune(self) -> None:
+        """Delete what is old enough, in small batches under a lock that is tried: one node at a time does it."""
+        days = self._settings.history_days, self._settings.failure_days
+        try:
+            await retention.prune(self._db, self._clock.now(), *days)
+        except DatabaseError as error:
+            self._outage.failed(error)
+
+    async def _show_progress(self) -> None:
+        """Write the progress that handlers told of since the last time."""
+        told = [attempt for attempt in self._held.values() if attempt.context.latest_progress is not None]
+        if not told:
+            return
+        try:
+            async with self._db.write() as conn:
+                for attempt in told:
+                    progress, attempt.context.latest_progress = attempt.context.latest_progress, None
+                    if progress is not None:
+                        await runs.set_progress(conn, attempt.claim.run, progress)
+        except DatabaseError as error:
+            self._outage.failed(error)

@@ -1,0 +1,341 @@
+"""A deterministic simulation of many nodes: one seed, one life, the same each time.
+
+Real: every storage function the runtime uses, on a real SQLite file, and the heartbeat's own judgement of the others,
+its rescue and its comparison of claims with code. Simulated: time, and everything that happens in it. Each node has a
+wall clock that may jump and beats that may come late; it is stopped for longer than its lease between any two uses of
+the database; it loses the database alone or with all others; the answer to a commit is lost; it dies and comes back.
+
+One true time drives everything. Whenever a node is about to use the database, or has just done so, it may be held up:
+then the others live on first, as far as the pause goes.
+
+Judged, after every event: no limit is passed and no counterparts are together, in the table. Judged by true time: no
+run's code runs twice at once, nor that of counterparts, nor more than a limit allows (the code of a node that was
+stopped does nothing while it is stopped, and is told to end as soon as it goes on). At the end, when all is healed:
+every accepted run has ended once, attempts are numbered, letters and streaks are right.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import sqlalchemy as sa
+
+from jobrunner.errors import DatabaseUnavailable
+from jobrunner.model.run import OutcomeKind, Run
+from jobrunner.runtime.heartbeat import BEATS_A_LEASE
+from jobrunner.storage import sqlite_driver
+from jobrunner.storage.database import Database
+from jobrunner.storage.enqueue import Request, enqueue
+from jobrunner.storage.workers import register
+from tests.simulation.node import FENCE_SECONDS, LEASE, TICK, Execution, SimulatedNode
+from tests.support.stage import T0, scheduled, triggered
+
+LIVES_SECONDS, HEALS_SECONDS = 40.0, 400.0
+DEEPEST = 2  # pauses within pauses
+RETRY: dict[str, Any] = {"retry_delay_seconds": 0.5, "retry_max_delay_seconds": 4.0}
+WORKERS = (
+    triggered("free", max_running=3, max_retries=6, **RETRY),
+    triggered("alone", max_retries=2, **RETRY),
+    triggered("left", blocks=["right"], max_retries=6, **RETRY),
+    triggered("right", max_running=2, max_retries=6, **RETRY),
+    triggered("later", depends_on=["alone"], **RETRY),
+    scheduled("clock", interval_seconds=5.0, max_retries=0, max_consecutive_failures=50),
+)
+LIMITS = {config.name: config.max_running for config in WORKERS}
+NAMES = tuple(LIMITS)
+HEALTHY = 0.75  # the share of outcomes that are successes
+
+
+class Violation(AssertionError):
+    """What should never be, was."""
+
+
+@dataclass(order=True)
+class Planned:
+    at: float
+    number: int
+    node: SimulatedNode | None = field(compare=False)
+    incarnation: int = field(compare=False)
+    act: Callable[[], Coroutine[Any, Any, None]] = field(compare=False)
+
+
+class World:
+    """All nodes, the true time, and what happens to them."""
+
+    names = frozenset(LIMITS)
+
+    def __init__(self, seed: int, url: str) -> None:
+        self.random = random.Random(seed)
+        self.db = Database.open(url, sqlite_synchronous="NORMAL")
+        self.time = 0.0
+        self.is_healed = False
+        self.all_away_until = 0.0
+        self.accepted: list[int] = []
+        self.executions: list[Execution] = []
+        self.has_jumps = self.random.random() < 0.3
+        self.trouble = self.random.choice((0.0, 0.02, 0.05, 0.1))  # how often a use of the database meets any
+        self._plan: list[Planned] = []
+        self._numbers = itertools.count()
+        self._depth = 0
+        self.nodes: list[SimulatedNode] = []
+        self.events = 0
+
+    # --- planning ---
+
+    def at(self, at: float, node: SimulatedNode | None, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        incarnation = -1 if node is None else node.number
+        heapq.heappush(self._plan, Planned(at, next(self._numbers), node, incarnation, act))
+
+    def soon(self, node: SimulatedNode, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.at(self.time + self.random.uniform(0.0, 0.02), node, act)
+
+    def every(self, seconds: float, node: SimulatedNode, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def again() -> None:
+            with suppress(DatabaseUnavailable):
+                await act()
+            self.at(
+                self.time + seconds * self.random.choice((1, 1, 1, 1.2, 1.0 if self.is_healed else 2.2)), node, again
+            )
+
+        self.at(self.time + self.random.uniform(0, seconds), node, again)
+
+    async def run_until(self, time: float, but: SimulatedNode | None = None) -> None:
+        """Let everyone but one node live until `time`."""
+        later: list[Planned] = []
+        while self._plan and self._plan[0].at <= time:
+            planned = heapq.heappop(self._plan)
+            node = planned.node
+            if node is not None and node.is_dead:
+                continue
+            if node is not None and (node is but or node.busy_until > max(self.time, planned.at)):
+                later.append(Planned(max(planned.at, node.busy_until), planned.number, node, 0, planned.act))
+                continue
+            self.time = max(self.time, planned.at)
+            if node is not None and node.is_fenced:
+                node.stop_code(self.time)
+            self.events += 1
+            with suppress(DatabaseUnavailable):
+                await planned.act()
+            if node is None or node.held:
+                await self.judge()
+            for moved in [p for p in later if p.node is not but]:
+                later.remove(moved)
+                heapq.heappush(self._plan, moved)
+        for moved in later:
+            heapq.heappush(self._plan, moved)
+        self.time = max(self.time, time)
+
+    # --- trouble ---
+
+    async def hold_up(self, node: SimulatedNode) -> None:
+        """Perhaps stop the node here, for as long as it takes others to notice; they live on meanwhile."""
+        if self.is_healed or self._depth >= DEEPEST or self.random.random() >= self.trouble:
+            return
+        seconds = self.random.choice((0.05, 0.5, 2.0, LEASE, LEASE * 1.5, LEASE * 3))
+        began = self.time
+        until = began + seconds
+        node.busy_until = max(node.busy_until, until)
+        for holding in node.held.values():
+            execution = holding.execution
+            if execution is not None and execution.end is None and until - node.renewed_at >= FENCE_SECONDS:
+                # Frozen with its node; when that goes on it is past its fence, and its code is told to end.
+                execution.end = max(execution.start, min(until, max(began, node.renewed_at + FENCE_SECONDS)))
+                node.hand_over(holding, OutcomeKind.INTERRUPTED)
+        self._depth += 1
+        await self.run_until(until, but=node)
+        self._depth -= 1
+        node.busy_until = 0.0
+        if node.is_dead:
+            raise DatabaseUnavailable("the node died here")
+
+    async def reach(self, node: SimulatedNode) -> None:
+        """Before a use of the database."""
+        await self.hold_up(node)
+        if max(node.away_until, self.all_away_until) > self.time:
+            raise DatabaseUnavailable("away")
+
+    async def answer(self, node: SimulatedNode) -> None:
+        """After a commit: the answer may be late, or never come."""
+        await self.hold_up(node)
+        if not self.is_healed and self.random.random() < self.trouble / 2:
+            raise DatabaseUnavailable("the answer to the commit is lost")
+
+    async def strike(self) -> None:
+        """Something happens to a node, or to all."""
+        node = self.random.choice([node for node in self.nodes if not node.is_dead] or self.nodes)
+        what = self.random.random()
+        if what < 0.25:
+            await self._kill(node)
+        elif what < 0.5:
+            node.away_until = self.time + self.random.uniform(0.5, LEASE * 2)
+        elif what < 0.65:
+            self.all_away_until = self.time + self.random.uniform(0.5, LEASE * 2.5)
+        elif what < 0.8 and self.has_jumps:
+            node.clock_error = self.random.choice((-3600.0, -60.0, -1.0, 0.0, 1.0, 60.0, 3600.0))
+        self.at(self.time + self.random.uniform(1.0, 12.0), None, self.strike)
+
+    async def _kill(self, node: SimulatedNode) -> None:
+        node.is_dead = True
+        for holding in node.held.values():
+            if holding.execution is not None and holding.execution.end is None:
+                holding.execution.end = self.time
+
+        async def restart() -> None:
+            await self.add_node()
+
+        self.at(self.time + self.random.uniform(0.2, LEASE), None, restart)
+
+    # --- life ---
+
+    async def add_node(self) -> None:
+        node = SimulatedNode(self, len(self.nodes) + 1)
+        self.nodes.append(node)
+        try:
+            await node.join()
+        except DatabaseUnavailable:
+            node.is_dead = True
+
+            async def again() -> None:
+                await self.add_node()
+
+            self.at(self.time + 1.0, None, again)
+            return
+        self.every(LEASE / BEATS_A_LEASE, node, node.beat)
+        self.every(TICK / 2, node, node.tick)
+        self.every(LEASE / 12, node, self._look)
+
+    async def _look(self) -> None:
+        """The heartbeat's guard: `run_until` fences a node that is late at each of its events."""
+
+    async def trigger(self) -> None:
+        """Somebody else triggers runs; what the database accepts it keeps."""
+        names = [self.random.choice(NAMES) for _ in range(self.random.randint(1, 3))]
+        async with self.db.write() as conn:
+            for name in names:
+                now = T0 + timedelta(seconds=self.time)
+                self.accepted.append(await enqueue(conn, self.db.dialect, Request(name), now))
+        if not self.is_healed:
+            self.at(self.time + self.random.uniform(0.3, 3.0), None, self.trigger)
+
+    def outcome(self) -> OutcomeKind:
+        if self.is_healed or self.random.random() < HEALTHY:
+            return OutcomeKind.SUCCEEDED
+        return self.random.choice((OutcomeKind.FAILED, OutcomeKind.SNOOZED, OutcomeKind.FAILED))
+
+    def begin(self, run: Run) -> Execution:
+        execution = Execution(run.worker, run.id, self.time)
+        self.executions.append(execution)
+        return execution
+
+    async def live(self) -> None:
+        """The whole life, and the judgement at its end."""
+        async with self.db.write() as conn:
+            await register(conn, self.db.dialect, WORKERS, None, T0)
+        for _ in range(self.random.randint(2, 4)):
+            await self.add_node()
+        self.at(0.1, None, self.trigger)
+        self.at(self.random.uniform(1.0, 8.0), None, self.strike)
+        await self.run_until(LIVES_SECONDS)
+        await self._heal()
+        self.judge_executions()
+
+    async def _heal(self) -> None:
+        """End all trouble; within `HEALS_SECONDS` everything accepted must have ended."""
+        self.is_healed = True
+        self.all_away_until = 0.0
+        for node in self.nodes:
+            node.away_until = 0.0
+            node.clock_error = 0.0
+        self._plan = [p for p in self._plan if p.act != self.strike]
+        heapq.heapify(self._plan)
+        await self.add_node()
+        if self.has_jumps:  # retries may wait for a time that only a wrong clock saw as near
+            await self._bring_forward()
+        until, left = self.time + HEALS_SECONDS, 0
+        while self.time < until:
+            await self.run_until(self.time + 5.0)
+            async with self.db.peek() as conn:
+                left = (await conn.exec_driver_sql(_LEFT)).scalar_one()
+            if not left:
+                return
+        raise Violation(f"{left} accepted runs have not ended {HEALS_SECONDS:g} s after all trouble was over")
+
+    async def _bring_forward(self) -> None:
+        now = (T0 + timedelta(seconds=self.time)).strftime("%Y-%m-%d %H:%M:%S.%f")
+        async with self.db.write() as conn:
+            await conn.execute(
+                sa.text("UPDATE runs SET due_at = :now WHERE state = 'pending' AND due_at > :now"), {"now": now}
+            )
+
+    # --- judgement ---
+
+    async def judge(self) -> None:
+        """No limit is passed and no counterparts are together, by the table, at this moment."""
+        async with self.db.peek() as conn:
+            rows = (await conn.exec_driver_sql(_ACTIVE)).all()
+        active: dict[str, int] = {row[0]: row[1] for row in rows}
+        for name, count in active.items():
+            if count > LIMITS[name]:
+                raise Violation(f"{count} runs of {name} at {self.time:.3f}")
+        if active.get("left") and active.get("right"):
+            raise Violation(f"left and right at {self.time:.3f}")
+
+    def judge_executions(self) -> None:
+        """By true time: one execution of a run at a time, limits and blocks."""
+        by_run: defaultdict[int, list[Execution]] = defaultdict(list)
+        for execution in self.executions:
+            by_run[execution.run_id].append(execution)
+        for run_id, found in by_run.items():
+            _at_most(1, found, f"run {run_id}")
+        for name, limit in LIMITS.items():
+            _at_most(limit, [e for e in self.executions if e.worker == name], name)
+        for e in self.executions:
+            for other in self.executions:
+                if e.worker == "left" and other.worker == "right" and _overlap(e, other):
+                    raise Violation(f"left {e} and right {other}")
+
+
+def _overlap(one: Execution, other: Execution) -> bool:
+    end, other_end = one.end or one.start, other.end or other.start
+    return max(one.start, other.start) < min(end, other_end)
+
+
+def _at_most(limit: int, found: list[Execution], what: str) -> None:
+    changes = sorted(
+        [(e.start, 1) for e in found] + [(e.end or e.start, -1) for e in found], key=lambda c: (c[0], c[1])
+    )
+    active = 0
+    for at, change in changes:
+        active += change
+        if active > limit:
+            raise Violation(f"{active} executions of {what} at {at:.3f}")
+
+
+_ACTIVE = "SELECT worker, count(*) FROM runs WHERE state <> 'pending' GROUP BY worker"
+_LEFT = "SELECT count(*) FROM runs WHERE trigger = 'manual'"
+
+
+async def play(seed: int, path: Path) -> World:
+    """Live one seed on a fresh, migrated SQLite file at `path`; raises `Violation`."""
+    with patch.object(sqlite_driver.Connection, "_execute", _at_once):
+        world = World(seed, f"sqlite+aiosqlite:///{path}")
+        try:
+            await world.live()
+        finally:
+            await world.db.close()
+    return world
+
+
+async def _at_once(_connection: object, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Visit SQLite without its thread: nothing else runs here, and it is twice as fast."""
+    return work(*arguments, **more)
