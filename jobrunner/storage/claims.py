@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.errors import InvalidSchedule
 from jobrunner.model.facts import Facts, Start
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
@@ -286,7 +287,11 @@ def _fire(batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
         batch.firings.append(_firing(config, Trigger.CONTINUOUS, oldest, now, claim))
         return replace(state, next_run_at=None, last_due_at=oldest)
-    schedule = schedules.schedule_of(config)
+    try:
+        schedule = schedules.schedule_of(config)
+    except InvalidSchedule as error:
+        # Somebody wrote it into the table by hand. It has no next time; the others go on.
+        return replace(state, next_run_at=None, last_error=f"its schedule cannot be used: {error}")
     if schedule is None:
         return replace(state, next_run_at=None)
     firing = schedules.decide_firing(schedule, config.misfire, oldest, now)

@@ -145,18 +145,22 @@ class World:
         began = self.time
         until = began + seconds
         node.busy_until = max(node.busy_until, until)
-        for holding in node.held.values():
-            execution = holding.execution
-            if execution is not None and execution.end is None and until - node.renewed_at >= FENCE_SECONDS:
-                # Frozen with its node; when that goes on it is past its fence, and its code is told to end.
-                execution.end = max(execution.start, min(until, max(began, node.renewed_at + FENCE_SECONDS)))
-                node.hand_over(holding, OutcomeKind.INTERRUPTED)
+        self._freeze(node, began, until)
         self._depth += 1
         await self.run_until(until, but=node)
         self._depth -= 1
+        self._freeze(node, began, self.time)  # longer, if others were held up meanwhile
         node.busy_until = 0.0
         if node.is_dead:
             raise DatabaseUnavailable("the node died here")
+
+    def _freeze(self, node: SimulatedNode, began: float, until: float) -> None:
+        """End the code of a node that stands still past its fence: when that goes on, it is told to end."""
+        for holding in node.held.values():
+            execution = holding.execution
+            if execution is not None and execution.end is None and until - node.renewed_at >= FENCE_SECONDS:
+                execution.end = max(execution.start, min(until, max(began, node.renewed_at + FENCE_SECONDS)))
+                node.hand_over(holding, OutcomeKind.INTERRUPTED)
 
     async def reach(self, node: SimulatedNode) -> None:
         """Before a use of the database."""

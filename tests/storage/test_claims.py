@@ -637,3 +637,12 @@ async def test_explain_reads_the_same_facts_as_the_tick(stage: Stage):
         _, verdicts = await stage.explain(name)
         shut[name] = {verdict.gate for verdict in verdicts if not verdict.is_open}
     assert shut == {"a": {Gate.DUE, Gate.MAX_RUNNING}, "b": {Gate.BLOCKS}, "c": {Gate.DEPENDENCIES}}
+
+
+async def test_a_schedule_broken_by_hand_stops_its_worker_and_nobody_else(stage: Stage):
+    await stage.register(scheduled("broken", interval_seconds=60), scheduled("sound", interval_seconds=60))
+    await stage.sql("UPDATE {p}workers SET interval_seconds = NULL, cron = 'never' WHERE name = 'broken'")
+    assert {run.worker for run in await stage.tick(slots=5)} == {"sound"}
+    row = (await stage.rows("SELECT next_run_at, last_error FROM {p}worker_state WHERE worker = 'broken'"))[0]
+    assert row["next_run_at"] is None
+    assert "its schedule cannot be used" in row["last_error"]
