@@ -29,7 +29,7 @@ from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.transaction import RunTransaction
 from jobrunner.storage import nodes, runs, wakeups
-from jobrunner.storage.claims import Claimer
+from jobrunner.storage.claims import Claimer, warm_up
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
 from jobrunner.telemetry import events as e
@@ -108,6 +108,7 @@ class Node:
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
         await take_over(self.db, self.identity, self._clock, self._events)
         await worker_store.repair_schedules(self.db, self._clock.now())
+        await warm_up(self.db, self._claimer(), self._clock.now())
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)

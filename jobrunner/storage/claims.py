@@ -140,6 +140,24 @@ def write_state_statement() -> sa.Update:
     return sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(values)
 
 
+async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
+    """Run the statements of a tick once with nothing in them, so that they are compiled and prepared.
+
+    Without this the first run after a node's start waits some 50 ms longer than all others.
+    """
+    nobody = {""}
+    async with db.peek() as conn:
+        await reading.due_names(conn, db.dialect, now, SMALLEST_PAGE)
+        await reading.next_due_at(conn, db.dialect, now)
+        await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
+    async with db.write() as conn:
+        await _lock(conn, db.dialect, nobody, None, claimer.node_id)
+        await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
+        await conn.execute(
+            statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id, "now": now}
+        )
+
+
 async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime]) -> Claimed:
     """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
 
