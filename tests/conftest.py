@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -152,3 +153,9 @@ def empty_database_url(request: pytest.FixtureRequest) -> str:
 
 def sqlite_url_of(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
+
+
+def pytest_sessionstart() -> None:
+    """Let what the tests start hear Ctrl-C: a shell's background job ignores it, and its children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
