@@ -86,25 +86,32 @@ def test_killed_connections_lose_nothing_and_fill_no_log(
     assert check(restartable_postgres_url) == []
 
 
+async def take_all_connections(url: str, hogs: list[asyncpg.Connection]) -> None:
+    """Take every connection the server has, those of the nodes too: end them until none comes back."""
+    hogs.append(await asyncpg.connect(url))
+    theirs = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'jobrunner'"
+    while True:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                hogs.append(await asyncpg.connect(url))
+        if not await hogs[0].fetchval(theirs):
+            return
+
+
 async def test_used_up_connections_are_waited_for(
     make: Start, restartable_postgres: LocalPostgres, restartable_postgres_url: str
 ):
     c = make(restartable_postgres_url, lease=2.0, elsewhere=True, tick_interval=0.2)
     (node,) = c.start(1)
     url = make_url(restartable_postgres_url).set(drivername="postgresql").render_as_string(False)
-    hogs = []
-    with contextlib.suppress(asyncpg.TooManyConnectionsError):
-        while True:
-            hogs.append(await asyncpg.connect(url))
-    node_connections = (
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'jobrunner'"
-    )
-    await hogs[0].execute(node_connections)
-    hogs.append(await asyncpg.connect(url))  # the nodes find no room
-    until(lambda: said(node, "the database is away") == 1, what="the node notices")
-    await asyncio.sleep(2.5)
-    for hog in hogs:
-        hog.terminate()
+    hogs: list[asyncpg.Connection] = []
+    try:
+        await take_all_connections(url, hogs)
+        until(lambda: said(node, "the database is away") == 1, what="the node notices")
+        await asyncio.sleep(2.5)
+    finally:
+        for hog in hogs:
+            hog.terminate()
     until(lambda: said(node, "the database is back") == 1, what="the node is back")
     c.trigger("work", count=3)
     until(lambda: quiet(c), what="work is done")

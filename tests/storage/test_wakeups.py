@@ -77,6 +77,7 @@ async def ear(db: Database) -> AsyncIterator[Ear]:
 async def test_a_run_inserted_by_hand_wakes(shell, ear):
     await ear.silence()
     for _ in range(3):
+        await asyncio.sleep(wakeups.RESCAN_AFTER_SECONDS)  # sooner, the throttle would leave it to the node's next scan
         await asyncio.to_thread(shell.run, A_RUN)
         await ear.next()
 
