@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DependencyCycle
+from jobrunner.errors import DependencyCycle, InvalidWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+    from jobrunner.model.worker import WorkerConfig
+
+
+def named_elsewhere(configs: Mapping[str, WorkerConfig]) -> dict[str, tuple[str, str]]:
+    """Return the workers that `configs` relate to and do not contain, each with one that names it and how."""
+    mentioned: dict[str, tuple[str, str]] = {}
+    for config in configs.values():
+        mentioned |= {edge.depends_on: (config.name, "depends on") for edge in config.depends_on}
+        mentioned |= dict.fromkeys(config.blocks, (config.name, "blocks"))
+    return {name: mentioned[name] for name in sorted(mentioned) if name not in configs}
+
+
+def refuse_unknown(named: Mapping[str, tuple[str, str]], known: Collection[str]) -> None:
+    """Raise `InvalidWorker` for the first of `named_elsewhere` that is not among the workers known otherwise."""
+    for name, (worker, how) in named.items():
+        if name not in known:
+            raise InvalidWorker(worker, f"{how} {name!r}, which is known neither in code nor in the database")
 
 
 def find_cycle(edges: Mapping[str, Iterable[str]]) -> tuple[str, ...] | None:

@@ -28,16 +28,15 @@ while it runs nothing of them; its next heartbeat finds claims without code and 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import InvalidSchedule
 from jobrunner.model.facts import Facts, Start
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
-from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy import schedule as schedules
+from jobrunner.model.worker import WorkerConfig, WorkerState
+from jobrunner.policy.firing import after_starts, fire
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
@@ -298,28 +297,13 @@ def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
 
 
 def _fire(batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, claim: dict[str, Any]) -> WorkerState:
-    """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed."""
-    oldest = state.next_run_at
-    if oldest is None:
-        return state
-    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        batch.firings.append(_firing(config, Trigger.CONTINUOUS, oldest, now, claim))
-        return replace(state, next_run_at=None, last_due_at=oldest)
-    try:
-        schedule = schedules.schedule_of(config)
-    except InvalidSchedule as error:
-        # Somebody wrote it into the table by hand. It has no next time; the others go on.
-        return replace(state, next_run_at=None, last_error=f"its schedule cannot be used: {error}")
-    if schedule is None:
-        return replace(state, next_run_at=None)
-    firing = schedules.decide_firing(schedule, config.misfire, oldest, now)
-    if firing.missed is not None:
-        batch.missed.append(missed_row(config.name, firing.missed, now))
-    last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
-    state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
-    if firing.scheduled_for is not None:
-        batch.firings.append(_firing(config, Trigger.SCHEDULE, firing.scheduled_for, now, claim))
-    return state
+    """Turn a due schedule or loop into rows: of a run, and of what was missed."""
+    fired = fire(config, state, now)
+    if fired.missed is not None:
+        batch.missed.append(missed_row(config.name, fired.missed, now))
+    if fired.trigger is not None and fired.scheduled_for is not None:
+        batch.firings.append(_firing(config, fired.trigger, fired.scheduled_for, now, claim))
+    return fired.state
 
 
 def _firing(
@@ -345,14 +329,14 @@ async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs
     audits = []
     first_started = {run.worker for run in runs if run.first_started_at == run.started_at}
     for name, state in batch.states.items():
-        changes: dict[str, Any] = {"last_fence": batch.fences[name]}
-        if name in first_started:
-            changes["last_run_at"] = facts.now
         probe = _probe_of(batch, name, runs)
-        if probe is not None:
-            changes |= {"circuit_state": CircuitState.HALF_OPEN, "probe_run_id": probe.id}
-            audits.append(audit_row("probe", name, {"run_id": probe.id}, facts.now))
-        batch.states[name] = replace(state, **changes)
+        probe_id = None if probe is None else probe.id
+        if probe_id is not None:
+            audits.append(audit_row("probe", name, {"run_id": probe_id}, facts.now))
+        has_begun = name in first_started
+        batch.states[name] = after_starts(
+            state, batch.fences[name], facts.now, has_begun=has_begun, probe_run_id=probe_id
+        )
     if batch.states:
         values = [state_values(batch.states[name]) for name in sorted(batch.states)]
         await conn.execute(write_state_statement(), values)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import InvalidWorker, WorkerNotFound
+from jobrunner.errors import WorkerNotFound
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy import definitions
 from jobrunner.policy import schedule as schedules
-from jobrunner.policy.dependencies import refuse_cycles
+from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
+from jobrunner.policy.firing import first_time
 from jobrunner.policy.transitions import next_time
 from jobrunner.storage import tables as t
 from jobrunner.storage.claims import write_state_statement
@@ -170,14 +171,6 @@ async def _go_on_from_history(conn: AsyncConnection, dialect: Dialect, names: Co
     await conn.execute(statement, {"names": names_json(names)})
 
 
-def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
-    """Return when a worker that is new is due first: None when only triggered, else at once or by its cron."""
-    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        return now
-    schedule = schedules.schedule_of(config)
-    return None if schedule is None else schedules.first_due(schedule, now)
-
-
 async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
@@ -253,17 +246,8 @@ async def _write_edges(
 
 
 async def _check_relations(conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig]) -> None:
-    mentioned: dict[str, str] = {}
-    for config in merged.values():
-        mentioned.update(
-            {edge.depends_on: f"depends on {edge.depends_on!r}|{config.name}" for edge in config.depends_on}
-        )
-        mentioned.update({other: f"blocks {other!r}|{config.name}" for other in config.blocks})
-    unknown = set(mentioned) - set(merged)
-    unknown -= await existing_names(conn, dialect, unknown)
-    for name in sorted(unknown):
-        what, worker = mentioned[name].split("|")
-        raise InvalidWorker(worker, f"{what}, which is known neither in code nor in the database")
+    named = named_elsewhere(merged)
+    refuse_unknown(named, await existing_names(conn, dialect, named))
     if any(config.depends_on for config in merged.values()):
         d = t.worker_dependencies
         edges: dict[str, list[str]] = {}

@@ -1,0 +1,67 @@
+"""A worker's own time: when it is first, what comes of it once the worker can start, and what a start changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import InvalidSchedule
+from jobrunner.model.run import Trigger
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.policy import schedule as schedules
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobrunner.model.schedule import Missed
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What comes of a due schedule or loop: the state after, a run (`trigger` None: none), and what was passed over."""
+
+    state: WorkerState
+    trigger: Trigger | None = None
+    scheduled_for: datetime | None = None
+    missed: Missed | None = None
+
+
+def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
+    """Return when a worker that is new is due first: None when only triggered, else at once or by its cron."""
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return now
+    schedule = schedules.schedule_of(config)
+    return None if schedule is None else schedules.first_due(schedule, now)
+
+
+def fire(config: WorkerConfig, state: WorkerState, now: datetime) -> Fired:
+    """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed."""
+    oldest = state.next_run_at
+    if oldest is None:
+        return Fired(state)
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return Fired(replace(state, next_run_at=None, last_due_at=oldest), Trigger.CONTINUOUS, oldest)
+    try:
+        schedule = schedules.schedule_of(config)
+    except InvalidSchedule as error:
+        # Somebody wrote it into the table by hand. It has no next time; the others go on.
+        return Fired(replace(state, next_run_at=None, last_error=f"its schedule cannot be used: {error}"))
+    if schedule is None:
+        return Fired(replace(state, next_run_at=None))
+    firing = schedules.decide_firing(schedule, config.misfire, oldest, now)
+    last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
+    state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
+    trigger = None if firing.scheduled_for is None else Trigger.SCHEDULE
+    return Fired(state, trigger, firing.scheduled_for, firing.missed)
+
+
+def after_starts(
+    state: WorkerState, last_fence: int, now: datetime, *, has_begun: bool, probe_run_id: int | None
+) -> WorkerState:
+    """Return the state once runs have started: the last fence given out, and what a first try or a probe changes."""
+    changes: dict[str, Any] = {"last_fence": last_fence}
+    if has_begun:
+        changes["last_run_at"] = now
+    if probe_run_id is not None:
+        changes |= {"circuit_state": CircuitState.HALF_OPEN, "probe_run_id": probe_run_id}
+    return replace(state, **changes)
