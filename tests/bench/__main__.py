@@ -1,0 +1,67 @@
+"""The command line of `scripts/bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import machine
+from tests.bench.bench import Bench
+from tests.bench.cases import drain
+from tests.bench.figures import Row, markdown, show
+
+CASES: dict[str, Callable[[Bench], list[Row]]] = {"drain": drain.run}
+
+
+def parser() -> argparse.ArgumentParser:
+    it = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    it.add_argument("case", nargs="?", choices=[*CASES], help="what to measure")
+    it.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
+    it.add_argument("--concurrency", type=int, default=50, help="runs at once; 50 unless given")
+    it.add_argument("--waiting", type=int, default=10_000, help="runs that wait at the start; 10,000 unless given")
+    it.add_argument("--nodes", type=int, default=1)
+    it.add_argument("--synchronous", choices=["FULL", "NORMAL"], default="FULL", help="on SQLite")
+    it.add_argument("--uvloop", action="store_true", help="start our nodes with JOBRUNNER_UVLOOP=1")
+    it.add_argument("--against", default="", help="peers, with commas: pgqueuer,procrastinate,oban,huey,apscheduler")
+    it.add_argument("--repeats", type=int, default=3, help="measurements of each; 3 unless given")
+    it.add_argument("--json", type=Path, metavar="FILE", help="write all samples, and what machine it was")
+    it.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
+    return it
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    options = parser().parse_args(arguments)
+    console = Console(width=160)
+    bench = Bench(
+        database=options.database,
+        concurrency=options.concurrency,
+        waiting=options.waiting,
+        nodes=options.nodes,
+        repeats=options.repeats,
+        synchronous=options.synchronous,
+        is_uvloop=options.uvloop,
+        against=tuple(name for name in options.against.split(",") if name),
+    )
+    began = time.monotonic()
+    try:
+        rows = CASES[options.case](bench)
+    finally:
+        bench.close()
+    facts = machine.facts()
+    print(markdown(rows)) if options.markdown else show(rows, console)
+    console.print(machine.sentence(facts, time.monotonic() - began))
+    if options.json:
+        document = {"machine": facts, "seconds": time.monotonic() - began, "rows": [row.as_json() for row in rows]}
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
