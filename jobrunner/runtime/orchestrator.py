@@ -300,6 +300,8 @@ class WorkerOrchestrator(Triggers):
     @contextlib.asynccontextmanager
     async def _database(self) -> Any:
         """The running node's database, or (also in an event loop other than the node's) one opened for this use."""
+        if self._diversion is not None:
+            raise Refused("a simulation has no database: only triggers are simulated")
         if self._node is not None and self._node.loop is asyncio.get_running_loop():
             refuse_inside_transaction(self._node.db)
             yield self._node.db

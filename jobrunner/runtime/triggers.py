@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner.errors import Refused
 from jobrunner.runtime.requests import read_request
@@ -12,7 +12,7 @@ from jobrunner.storage import enqueue, wakeups
 from jobrunner.storage.callers import callers_connection, is_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
     from jobrunner.storage.database import Database
+
+
+class Diversion(Protocol):
+    """Where triggers go instead of the database: into a simulation."""
+
+    def now(self) -> datetime:
+        """Return the time there."""
+
+    def enqueue(self, requests: Sequence[enqueue.Request], /) -> list[int]:
+        """Add runs and return their ids."""
 
 
 class Triggers:
@@ -32,6 +42,16 @@ class Triggers:
     _node: Node | None
     _open_database: Callable[[int], Database]
     _database: Callable[[], AbstractAsyncContextManager[Database]]
+    _diversion: Diversion | None = None
+
+    @contextlib.contextmanager
+    def diverted(self, to: Diversion) -> Iterator[None]:
+        """Send every trigger there, inside the block; for `jobrunner.testing`."""
+        self._diversion = to
+        try:
+            yield
+        finally:
+            self._diversion = None
 
     async def trigger_worker(
         self,
@@ -77,22 +97,26 @@ class Triggers:
 
     def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
         """Do `trigger_worker` from code that has no event loop; options as there."""
-        connection = options.get("connection")
+        connection = options.pop("connection", None)
+        if self._diversion is not None:
+            return self._diversion.enqueue([self._request(name, payload, **options)])[0]
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
         if connection is not None and is_async(connection):
             raise Refused("trigger_sync takes a synchronous connection; await trigger_worker with an async one")
-        work = self.trigger_worker(name, payload, **options)
+        work = self.trigger_worker(name, payload, connection=connection, **options)
         if self._node is not None and connection is None:  # we are in another thread, a handler's perhaps
             return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
         return _finished(work) if connection is not None else asyncio.run(work)
 
     def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
         code = (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
-        return read_request(name, payload, self._clock.now(), code, **options)
+        return read_request(name, payload, (self._diversion or self._clock).now(), code, **options)
 
     async def _enqueue(self, requests: list[enqueue.Request], connection: Any) -> list[int]:
+        if self._diversion is not None:
+            return self._diversion.enqueue(requests)
         if connection is not None:
             db = self._open_database(1)  # opens nothing
             return await self._write(db, callers_connection(db, connection), requests)

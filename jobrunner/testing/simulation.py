@@ -1,41 +1,45 @@
-"""A week of a schedule in a moment: the real definitions, claims and ends on a temporary SQLite file, by hand.
+"""A week of a schedule in a moment: the real definitions and handlers, and every decision as a node takes it.
 
-Time moves only between ticks, to the next time at which something is due. Handlers are called in this process, one
-after the other, and take no time, unless they advance the clock themselves.
+Time moves only between passes, to the next time at which something is due. Handlers are called in this process, one
+after the other, and take no time, unless they advance the clock themselves. Some 10,000 runs take a second or two.
+
+What a simulation has no part of: databases (a handler that triggers a worker of its orchestrator adds a simulated run,
+whether in a transaction or not; enabling, disabling and `get_status` are refused), middleware, `run.transaction()`,
+operators, and other nodes. Retries come after their delay without the jitter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
-from jobrunner.runtime.identity import new_identity
-from jobrunner.storage import nodes, schema, workers
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage import schema
 from jobrunner.storage.database import Database
-from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.history import read_history
 from jobrunner.testing.clock import ManualClock
+from jobrunner.testing.picture import Picture
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobrunner.model.run import Outcome
     from jobrunner.runtime.executors.code import Code
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
     from jobrunner.storage.claims import Claim
+    from jobrunner.storage.enqueue import Request
 
 _MOST_ROWS = 1_000_000
 _LONGEST_STEP_SECONDS = 60.0
+_MOST_STARTS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,57 +75,66 @@ async def simulate(
         slots: how many runs may be active at once.
 
     Raises:
-        Refused: the orchestrator is running.
+        Refused: the orchestrator is running, or a worker starts again and again while no time passes.
+        InvalidWorker, DependencyCycle: the definitions do not hold together.
     """
     if orchestrator.is_started:
         raise Refused("the orchestrator is running; simulate before its start")
     clock = clock or ManualClock(start)
     began, begin = time.perf_counter(), clock.now()
     end = begin + timedelta(days=days)
-    with tempfile.TemporaryDirectory() as folder:
-        db = Database.open(
-            f"sqlite:///{Path(folder) / 'simulation.db'}", sqlite_synchronous="NORMAL", sqlite_in_loop=True
-        )
-        try:
-            await schema.upgrade(db)
-            await _Loop(orchestrator, db, clock, slots).run(end)
-            async with db.peek() as conn:
-                rows = await read_history(conn, limit=_MOST_ROWS)
-        finally:
-            await db.close()
-    return Simulation(begin, end, tuple(reversed(rows)), time.perf_counter() - began)
+    loop = _Loop(orchestrator, clock, slots)
+    with orchestrator.diverted(loop):
+        await loop.run(end)
+    return Simulation(begin, end, tuple(loop.picture.history), time.perf_counter() - began)
 
 
 class _Loop:
     """What a node does, one thing after the other."""
 
-    def __init__(self, orchestrator: WorkerOrchestrator, db: Database, clock: ManualClock, slots: int) -> None:
+    def __init__(self, orchestrator: WorkerOrchestrator, clock: ManualClock, slots: int) -> None:
+        self.picture = Picture(orchestrator.workers.values(), clock.now())
         self._handlers = orchestrator.handlers
-        self._configs = list(orchestrator.workers.values())
-        self._db = db
         self._clock = clock
         self._slots = slots
 
-    async def run(self, end: datetime) -> None:
-        identity = new_identity(self._slots, allows_commands=False)
-        async with self._db.write() as conn:
-            await workers.register(conn, self._db.dialect, self._configs, None, self._clock.now())
-            await nodes.join(conn, self._db.dialect, identity, self._handlers.keys(), self._clock.now())
-        claimer = Claimer(identity.id, Here(frozenset(self._handlers)))
-        while self._clock.now() < end:
-            claimed = await claim_due(self._db, claimer, self._slots, self._clock.now)
-            if claimed.claims:
-                await finish(self._db, [await self._carry_out(claim) for claim in claimed.claims], lambda: 0.0)
-            elif not claimed.has_more:
-                due = end if claimed.next_due_at is None else min(claimed.next_due_at, end)
-                self._clock.advance(max((due - self._clock.now()).total_seconds(), 0.000001))
+    def now(self) -> datetime:
+        """Return the simulated time."""
+        return self._clock.now()
 
-    async def _carry_out(self, claim: Claim) -> Ended:
+    def enqueue(self, requests: Sequence[Request]) -> list[int]:
+        """Add the runs that a handler triggers."""
+        return self.picture.enqueue(requests, self._clock.now())
+
+    async def run(self, end: datetime) -> None:
+        picture, clock = self.picture, self._clock
+        last = clock.now()
+        while (now := clock.now()) < end:
+            if now != last:
+                picture.starts.clear()
+                last = now
+            claims, has_changed = picture.claim(now, self._slots)
+            if claims:
+                ended = [(claim.run, await self._carry_out(claim)) for claim in claims]
+                picture.finish(ended, clock.now())
+                self._refuse_to_stand_still(now)
+            elif not has_changed:
+                due = picture.next_moment()
+                clock.advance((end - now if due is None else min(due, end) - now).total_seconds())
+
+    async def _carry_out(self, claim: Claim) -> Outcome:
         deadline = self._clock.now() + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
         handler = self._handlers[claim.run.worker]
-        attempt = Attempt(claim, handler, context, self._clock, _Inline(), _shows_nothing)
-        return Ended(claim.run, await attempt.run(), claim.config)
+        return await Attempt(claim, handler, context, self._clock, _Inline(), _shows_nothing).run()
+
+    def _refuse_to_stand_still(self, now: datetime) -> None:
+        name, starts = self.picture.starts.most_common(1)[0]
+        if starts >= _MOST_STARTS_AT_ONCE and now == self._clock.now():
+            raise Refused(
+                f"{name} has started {starts:,} times at {now:%Y-%m-%d %H:%M:%S}, so the simulation would never end; "
+                "give it a pause (interval_seconds), or pass a clock that its handler advances"
+            )
 
 
 class _Inline:

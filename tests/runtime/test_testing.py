@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobrunner import RunContext, WorkerOrchestrator
-from jobrunner.errors import Refused
+from jobrunner.errors import DependencyCycle, InvalidWorker, Refused
 from jobrunner.testing import ManualClock, run_until_idle, simulate
 from jobrunner.testing.plugin import temporary_database
 
@@ -117,3 +117,42 @@ async def test_what_runs_is_not_simulated(temporary_database: Any):
     with pytest.raises(Refused, match="before its start"):
         await simulate(orchestrator)
     await orchestrator.stop()
+
+
+async def test_what_a_handler_triggers_is_simulated_too_and_nothing_else_is(tmp_path: Path):
+    sent: list[str] = []
+    clock = ManualClock(datetime(2026, 1, 5, tzinfo=UTC))
+    orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'never.db'}")
+
+    def plan() -> int:
+        return orchestrator.trigger_sync("mail", {"to": "ada"}, delay=60, connection=object())
+
+    async def mail(to: str) -> None:
+        sent.append(f"{to} at {clock.now():%H:%M}")
+        await orchestrator.get_status()
+
+    orchestrator.register_worker("plan", plan, cron="30 8 * * *")
+    orchestrator.register_worker("mail", mail, **TRIGGERED, max_retries=0)
+    day = await simulate(orchestrator, days=1, clock=clock)
+    (planned,), (mailed,) = day.of("plan"), day.of("mail")
+    assert (planned["result"], mailed["run_id"], sent) == (2, 2, ["ada at 08:31"])
+    assert mailed["started_at"] - planned["started_at"] == timedelta(seconds=60)
+    assert "only triggers are simulated" in mailed["error"]
+    assert not (tmp_path / "never.db").exists()
+
+
+async def test_a_simulation_in_which_time_stands_still_is_refused(tmp_path: Path):
+    orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'never.db'}")
+    orchestrator.register_worker("poll", nothing, execution_mode="continuous", interval_seconds=0)
+    with pytest.raises(Refused, match="poll has started 10,000 times at 2026-01-05 00:00:00"):
+        await simulate(orchestrator, days=1)
+
+
+async def test_a_simulation_refuses_definitions_that_a_node_refuses(tmp_path: Path):
+    orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'never.db'}")
+    orchestrator.register_worker("a", nothing, depends_on=["b"])
+    with pytest.raises(InvalidWorker, match="depends on 'b', which is known neither"):
+        await simulate(orchestrator)
+    orchestrator.register_worker("b", nothing, depends_on=["a"])
+    with pytest.raises(DependencyCycle, match="a -> b -> a"):
+        await simulate(orchestrator)

@@ -1,0 +1,56 @@
+"""A node's real claims and ends, by hand, on a SQLite file: what `jobrunner.testing.simulate` must be equal to.
+
+The same loop as a simulation's, one pass after the other, but every decision goes through the tables. The orchestrator
+must have been made with that file and with the clock, so that its triggers become rows.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from jobrunner import RunContext, WorkerOrchestrator
+from jobrunner.runtime.attempt import Attempt
+from jobrunner.storage import nodes, workers
+from jobrunner.storage.claims import Claim, Claimer, claim_due
+from jobrunner.storage.database import Database
+from jobrunner.storage.facts import Here
+from jobrunner.storage.finishes import Ended, finish
+from jobrunner.storage.history import read_history
+from jobrunner.testing import ManualClock
+from jobrunner.testing.simulation import _Inline, _shows_nothing
+
+
+async def live_in_tables(
+    orchestrator: WorkerOrchestrator, clock: ManualClock, *, days: float, slots: int
+) -> list[dict[str, Any]]:
+    """Run the workers through `days` days on the orchestrator's own (migrated, empty) file; return the history."""
+    url = orchestrator.settings.database_url
+    db = Database.open(url, sqlite_synchronous="NORMAL", sqlite_in_loop=True)
+    handlers = orchestrator.handlers
+    end = clock.now() + timedelta(days=days)
+    identity = nodes.NodeIdentity("n", "host", 1, "boot", clock.now(), "0", slots)
+
+    async def carry_out(claim: Claim) -> Ended:
+        context = RunContext(claim.run, clock.now() + timedelta(seconds=claim.config.timeout_seconds))
+        handler = handlers[claim.run.worker]
+        outcome = await Attempt(claim, handler, context, clock, _Inline(), _shows_nothing).run()
+        return Ended(claim.run, outcome, claim.config)
+
+    try:
+        async with db.write() as conn:
+            await workers.register(conn, db.dialect, list(orchestrator.workers.values()), None, clock.now())
+            await nodes.join(conn, db.dialect, identity, handlers.keys(), clock.now())
+        claimer = Claimer(identity.id, Here(frozenset(handlers)))
+        while clock.now() < end:
+            claimed = await claim_due(db, claimer, slots, clock.now)
+            if claimed.claims:
+                in_order = sorted(claimed.claims, key=lambda claim: claim.run.id)
+                await finish(db, [await carry_out(claim) for claim in in_order], lambda: 0.0)
+            elif not claimed.has_more:
+                due = end if claimed.next_due_at is None else min(claimed.next_due_at, end)
+                clock.advance(max((due - clock.now()).total_seconds(), 0.000001))
+        async with db.peek() as conn:
+            return list(reversed(await read_history(conn, limit=1_000_000)))
+    finally:
+        await db.close()
