@@ -24,14 +24,15 @@ from jobrunner.cli.output import (
     show_time,
     show_value,
 )
-from jobrunner.cli.watching import follow, followed_line, show_progress
+from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from jobrunner.cli.watching import Row
     from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.database import Database
 
@@ -123,8 +124,20 @@ def runs(
     """Show the live runs: those that run, then those that wait."""
     if is_following:
 
+        def show(row: Row) -> None:
+            if as_json:
+                show_json_line(row)
+            else:
+                say(followed_line(row))
+
+        def show_lines(row: Row, lines: Sequence[str]) -> None:
+            if as_json:
+                show_json_line({"run_id": row.get("run_id", row.get("id")), "worker": row["worker"], "lines": lines})
+            else:
+                say("\n".join(said_lines(row, lines)))
+
         async def watch(db: Database) -> None:
-            await follow(db, worker, lambda row: show_json_line(row) if as_json else say(followed_line(row)))
+            await Follower(worker, show, show_lines).follow(db)
 
         context.with_database(ctx, database_url, watch)
         return

@@ -11,7 +11,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
 from jobrunner.cli.output import clean, note, say, show_json
-from jobrunner.cli.watching import output_lines, show_end, show_progress
+from jobrunner.cli.watching import Heard, show_end, show_progress
 from jobrunner.errors import Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
@@ -23,6 +23,7 @@ from jobrunner.storage.status import read_live
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from jobrunner.cli.watching import Row
     from jobrunner.storage.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
@@ -114,7 +115,7 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
 async def _end_of(db: Database, run_id: int, worker: str, *, is_quiet: bool) -> dict[str, Any]:
     """Wait until the run has ended and return the history row of its last attempt.
 
-    Unless it is quiet, progress is told as it is seen, and what an attempt said when that has ended.
+    Unless it is quiet, its output and its progress are told as they are seen.
     """
     clock = SystemClock()
     pause = _FIRST_LOOK_SECONDS
@@ -136,11 +137,12 @@ async def _end_of(db: Database, run_id: int, worker: str, *, is_quiet: bool) -> 
 
 
 class _Teller:
-    """Says what is new about a run: its progress, and what an attempt has said once that has ended."""
+    """Says what is new about a run: what its attempts say, how they end, and its progress."""
 
     def __init__(self, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
         self._last_id = 0
+        self._heard = Heard()
         self._shown = ""
 
     def tell(self, live: dict[str, Any] | None, attempts: list[dict[str, Any]]) -> None:
@@ -150,11 +152,16 @@ class _Teller:
             if attempt["id"] <= self._last_id:
                 continue
             self._last_id = attempt["id"]
-            for line in output_lines(attempt):
-                say(f"  {line}")
+            self._say(attempt)
             if attempt["ends_run"] is None:
                 say(f"attempt {attempt['attempt']} {show_end(attempt)}")
+        if live is not None and live["fence"] is not None:
+            self._say(live)
         progress = "" if live is None else show_progress(live["progress"])
         if progress and progress != self._shown:
             say(f"  {clean(progress)}")
             self._shown = progress
+
+    def _say(self, row: Row) -> None:
+        for line in self._heard.new_lines(row["fence"], row["output"]):
+            say(f"  {line}")

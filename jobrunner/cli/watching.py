@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.cli.output import clean, show_time, show_value
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.storage.history import read_history
+from jobrunner.runtime.output import read_new_lines
+from jobrunner.storage.history import newest_ids, read_history
+from jobrunner.storage.runs import read_output
 from jobrunner.storage.status import read_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from jobrunner.storage.database import Database
+    from jobrunner.storage.transaction import AsyncConnection
 
 FOLLOW_SECONDS = 0.5
 _MOST_FOLLOWED = 1000
+_FIRST_LINES = 10  # of a run that has said more before it was first seen
+
+Row = Mapping[str, Any]
+Show = Callable[[Row], None]
+ShowLines = Callable[[Row, Sequence[str]], None]
 
 
 def show_progress(progress: Mapping[str, Any] | None) -> str:
@@ -34,32 +41,93 @@ def show_end(attempt: Mapping[str, Any]) -> str:
     return f"{ended}: {show_value(reason)}" if reason else str(ended)
 
 
-def output_lines(attempt: Mapping[str, Any]) -> list[str]:
-    """Return what an attempt said, line by line."""
-    return [clean(line) for line in (attempt["output"] or "").splitlines()]
+class Heard:
+    """What of a run's output has been told: every line once, in order, whatever is asked when."""
+
+    def __init__(self) -> None:
+        self.fence: int | None = None
+        self.lines = 0
+
+    def new_lines(self, fence: int | None, output: str | None) -> list[str]:
+        """Return the lines that are new in what the attempt of that claim has said so far, or at last."""
+        if fence != self.fence:
+            self.fence, self.lines = fence, 0
+        lines, self.lines = read_new_lines(output, self.lines)
+        return [clean(line.removesuffix("\r").expandtabs()) for line in lines]
 
 
-async def follow(db: Database, worker: str | None, show: Callable[[dict[str, Any]], None]) -> None:
-    """Call `show` with every live run, with each change of one, and with the history row of each that ends.
+class Follower:
+    """Tells of every live run, each change of one, what it says, and how each attempt ends.
 
-    Goes on until it is interrupted.
+    Args:
+        worker: only this worker's.
+        show: called with a live run's row, or an ended attempt's.
+        show_lines: called with such a row and the lines that are new in its output.
     """
-    clock = SystemClock()
-    known: dict[int, tuple[Any, ...]] = {}
-    while True:
-        async with db.peek() as conn:
-            rows = await read_runs(conn, worker=worker, limit=_MOST_FOLLOWED)
+
+    def __init__(self, worker: str | None, show: Show, show_lines: ShowLines) -> None:
+        self._worker = worker
+        self._show = show
+        self._show_lines = show_lines
+        self._known: dict[int, tuple[Any, ...]] = {}
+        self._heard: dict[int, Heard] = {}
+        self._ended: set[int] | None = None  # of the newest rows of history, those told of
+
+    async def follow(self, db: Database) -> None:
+        """Go on until interrupted."""
+        clock = SystemClock()
+        while True:
+            async with db.peek() as conn:
+                # In this order: what has ended meanwhile is in the history, and is told from there.
+                rows = await read_runs(conn, worker=self._worker, limit=_MOST_FOLLOWED, has_output=False)
+                ended = await self._tell_ends(conn)
+                for row in rows:
+                    if row["id"] not in ended:  # else it is another's or waits again: told at the next look
+                        await self._tell(conn, row)
             live = {row["id"] for row in rows}
-            for run_id in [run_id for run_id in known if run_id not in live]:
-                del known[run_id]
-                for attempt in await read_history(conn, run_id=run_id, limit=1):
-                    show(attempt)
-        for row in rows:
-            seen = (row["state"], row["attempt"], row["due_at"], show_progress(row["progress"]))
-            if known.get(row["id"]) != seen:
-                known[row["id"]] = seen
-                show(row)
-        await clock.sleep(FOLLOW_SECONDS)
+            for known in (self._known, self._heard):
+                for run_id in [run_id for run_id in known if run_id not in live]:
+                    del known[run_id]
+            await clock.sleep(FOLLOW_SECONDS)
+
+    async def _tell_ends(self, conn: AsyncConnection) -> set[int]:
+        """Tell of the attempts that have ended since the last look; return the ids of their runs."""
+        newest = await newest_ids(conn, self._worker, _MOST_FOLLOWED)
+        new = set() if self._ended is None else newest - self._ended
+        self._ended = newest
+        rows = await read_history(conn, ids=new, limit=_MOST_FOLLOWED) if new else []
+        attempts = [row for row in reversed(rows) if row["run_id"] is not None]  # the others were missed
+        for attempt in attempts:
+            heard = self._heard.setdefault(attempt["run_id"], Heard())
+            self._say(attempt, heard.new_lines(attempt["fence"], attempt["output"]))
+            self._show(attempt)
+        return {attempt["run_id"] for attempt in attempts}
+
+    async def _tell(self, conn: AsyncConnection, row: dict[str, Any]) -> None:
+        run_id = row["id"]
+        seen = (row["state"], row["attempt"], row["due_at"], show_progress(row["progress"]))
+        is_new = run_id not in self._known
+        if self._known.get(run_id) != seen:
+            self._known[run_id] = seen
+            self._show(row)
+        heard = self._heard.setdefault(run_id, Heard())
+        lines = row["output_lines"] or 0
+        if lines > (heard.lines if heard.fence == row["fence"] else 0):
+            if is_new and heard.fence is None:
+                heard.fence, heard.lines = row["fence"], max(0, lines - _FIRST_LINES)
+            said = await read_output(conn, run_id)
+            if said is not None and said[0] == row["fence"]:
+                self._say(row, heard.new_lines(*said))
+
+    def _say(self, row: Mapping[str, Any], lines: list[str]) -> None:
+        if lines:
+            self._show_lines(row, lines)
+
+
+def said_lines(row: Row, lines: Sequence[str]) -> list[str]:
+    """Show what a run has said, each line with the run it is of."""
+    start = f"{show_time(SystemClock().now())}  run {row.get('run_id', row.get('id'))}  {row['worker']}  | "
+    return [start + line for line in lines]
 
 
 def followed_line(row: Mapping[str, Any]) -> str:

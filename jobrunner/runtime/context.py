@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused
+from jobrunner.runtime.output import Output
 from jobrunner.storage.history import storable
 
 if TYPE_CHECKING:
@@ -18,47 +18,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.finishes import Finished
     from jobrunner.storage.transaction import AsyncConnection
 
-MAX_OUTPUT_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1000
-
-
-class Output:
-    """The tail of what an attempt said: at most 64 KiB in bounded memory, safe to write from any thread."""
-
-    def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._lines = 0
-        self._lock = threading.Lock()
-
-    def write(self, line: str) -> None:
-        """Add a line."""
-        self.write_bytes(line.encode("utf-8", "replace") + b"\n")
-
-    def write_bytes(self, chunk: bytes) -> None:
-        """Add bytes as they come; the oldest give way."""
-        with self._lock:
-            self._lines += chunk.count(b"\n")
-            self._chunks.append(chunk[-MAX_OUTPUT_BYTES:])
-            self._size += len(self._chunks[-1])
-            while self._size - len(self._chunks[0]) >= MAX_OUTPUT_BYTES:
-                self._size -= len(self._chunks.popleft())
-
-    def text(self) -> str | None:
-        """Return what is kept, whole lines where lines were dropped, or None if nothing was said."""
-        with self._lock:
-            if not self._chunks:
-                return None
-            kept, lines = b"".join(self._chunks), self._lines
-        is_cut = len(kept) > MAX_OUTPUT_BYTES or kept.count(b"\n") < lines
-        if is_cut:
-            tail = kept[-(MAX_OUTPUT_BYTES - 100) :]
-            kept = tail.split(b"\n", 1)[1] if b"\n" in tail[:-1] else tail
-        text = kept.decode("utf-8", "replace").replace("\0", "\\0").removesuffix("\n")
-        if not is_cut:
-            return text
-        dropped = lines - kept.count(b"\n")
-        return f"... {dropped:,} of {lines:,} lines are not kept ...\n{text}"
 
 
 class RunContext:
@@ -116,7 +76,10 @@ class RunContext:
         return self._stop.is_set()
 
     def log(self, message: object) -> None:
-        """Add a line to the attempt's output, kept (the last 64 KiB) in `run_history.output`."""
+        """Add a line to the attempt's output: the last 64 KiB are kept in `run_history.output`.
+
+        Until the attempt ends they show in `runs.output`, written at most once a second.
+        """
         self.output.write(str(message))
 
     def progress(self, fraction: float, message: str = "") -> None:

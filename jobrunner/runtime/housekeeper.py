@@ -1,6 +1,6 @@
 """The housekeeper: what a node does besides claiming and running, and in no hurry.
 
-Cancellations that no wake-up told of, the progress that handlers tell of (at most one write a second), and pruning.
+Cancellations that no wake-up told of, the progress and output of what runs (at most one write a second), and pruning.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROUND_SECONDS = 1.0
 FIRST_PRUNE_SECONDS = (30.0, 90.0)
 PRUNE_SECONDS = 600.0
+MOST_NEWS = 64  # runs in one statement: 4 MiB of output at most
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
 
 
@@ -58,7 +59,7 @@ class Housekeeper:
                 prune_at = self._clock.monotonic() + PRUNE_SECONDS
             if self._held:
                 await self.stop_cancelled()
-                await self._show_progress()
+                await self._show_news()
 
     def should_check_cancellations(self) -> bool:
         """Say, at a wake-up, whether to look for cancellations now; the answer counts as a look."""
@@ -88,16 +89,34 @@ class Housekeeper:
         except DatabaseError as error:
             self._outage.failed(error)
 
-    async def _show_progress(self) -> None:
-        """Write the progress that handlers told of since the last time."""
-        told = [attempt for attempt in self._held.values() if attempt.context.latest_progress is not None]
-        if not told:
-            return
+    async def _show_news(self) -> None:
+        """Write the progress and the output of what runs, as far as either is new."""
+        news = [each for attempt in self._held.values() if (each := _news_of(attempt)) is not None]
         try:
-            async with self._db.write() as conn:
-                for attempt in told:
-                    progress, attempt.context.latest_progress = attempt.context.latest_progress, None
-                    if progress is not None:
-                        await runs.set_progress(conn, attempt.claim.run, progress)
+            for start in range(0, len(news), MOST_NEWS):
+                some = news[start : start + MOST_NEWS]
+                async with self._db.write() as conn:
+                    written = await runs.show_news(conn, self._db.dialect, some)
+                for each in some:
+                    if each.claim in written:
+                        self._note_shown(each)
         except DatabaseError as error:
             self._outage.failed(error)
+
+    def _note_shown(self, news: runs.News) -> None:
+        attempt = self._held.get(news.claim)
+        if attempt is None:
+            return
+        if attempt.context.latest_progress is news.progress:
+            attempt.context.latest_progress = None
+        if news.output_lines is not None:
+            attempt.context.output.shown_lines = news.output_lines
+
+
+def _news_of(attempt: Attempt) -> runs.News | None:
+    context = attempt.context
+    progress, has_said = context.latest_progress, context.output.has_news
+    if progress is None and not has_said:
+        return None
+    output, lines = context.output.whole_lines() if has_said else (None, None)
+    return runs.News(attempt.claim.run.claim_key, progress, output, lines)

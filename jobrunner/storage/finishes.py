@@ -121,6 +121,8 @@ def statements(dialect: Dialect) -> _Statements:
             node_id=sa.null(),
             started_at=sa.null(),
             progress=sa.null(),
+            output=sa.null(),
+            output_lines=sa.null(),
             attempt=retry.c.attempt,
             due_at=retry.c.due_at,
             lost_in_a_row=retry.c.lost_in_a_row,

@@ -11,6 +11,7 @@ from jobrunner.model.run import OutcomeKind, Run, Trigger
 from jobrunner.storage import tables as t
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -121,6 +122,7 @@ async def read_history(
     outcome: str | None = None,
     since: datetime | None = None,
     run_id: int | None = None,
+    ids: Collection[int] | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
     """Return the newest attempts first, at most `limit`, narrowed by what is given."""
@@ -134,7 +136,18 @@ async def read_history(
         statement = statement.where(h.c.finished_at >= since)
     if run_id is not None:
         statement = statement.where(h.c.run_id == run_id)
+    if ids is not None:
+        statement = statement.where(h.c.id.in_(ids))
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
+
+
+async def newest_ids(conn: AsyncConnection, worker: str | None, limit: int) -> set[int]:
+    """Return the ids of the newest rows, of all workers or of one."""
+    h = t.run_history
+    statement = sa.select(h.c.id).order_by(h.c.id.desc()).limit(limit)
+    if worker is not None:
+        statement = statement.where(h.c.worker == worker)
+    return set((await conn.execute(statement)).scalars())
 
 
 def outcome_error(outcome: Outcome, run: Run) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Live runs, apart from claiming and finishing: cancellation, `stopping`, progress, and whether work is left."""
+"""Live runs, apart from claiming and finishing: cancelling, `stopping`, what their code says, whether work is left."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -9,9 +10,12 @@ import sqlalchemy as sa
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
-from jobrunner.storage.rows import names_json
+from jobrunner.storage.rows import names_json, to_json
+from jobrunner.storage.rowsets import built_once
+from jobrunner.storage.types import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -40,10 +44,64 @@ async def set_stopping(conn: AsyncConnection, run: Run) -> bool:
     return (await conn.execute(statement)).first() is not None
 
 
-async def set_progress(conn: AsyncConnection, run: Run, progress: dict[str, Any]) -> None:
-    """Write how far a claim's work is; nothing happens if it is no longer that claim."""
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a claim's code has said since the last time: how far it is, or its output (None: nothing new)."""
+
+    claim: ClaimKey
+    progress: dict[str, Any] | None = None
+    output: str | None = None
+    output_lines: int | None = None
+
+
+@built_once
+def _show_statement(dialect: Dialect) -> sa.Update:
     r = t.runs
-    await conn.execute(sa.update(r).where(r.c.id == run.id, r.c.fence == run.fence, _ACTIVE).values(progress=progress))
+    fields: dict[str, sa.types.TypeEngine[Any]] = {
+        "id": sa.BigInteger(),
+        "fence": sa.BigInteger(),
+        "progress": Json,
+        "output": sa.Text(),
+        "output_lines": sa.Integer(),
+    }
+    given, again = dialect.rows("news", **fields), dialect.rows("news", **fields).alias("again")
+    # A row that somebody else holds waits for the next time: it is being ended, by a statement that locks many.
+    free = (
+        sa.select(r.c.id)
+        .join(again, again.c.id == r.c.id)
+        .where(_ACTIVE)
+        .with_for_update(key_share=True, of=r, skip_locked=True)
+    )
+    said = {name: sa.func.coalesce(given.c[name], r.c[name]) for name in ("progress", "output", "output_lines")}
+    return (
+        sa.update(r)
+        .values(said)
+        .where(r.c.id == given.c.id, r.c.fence == given.c.fence, _ACTIVE, r.c.id.in_(free))
+        .returning(r.c.id, r.c.fence)
+    )
+
+
+async def show_news(conn: AsyncConnection, dialect: Dialect, news: Sequence[News]) -> set[ClaimKey]:
+    """Write what claims say, in one statement; return those written: no longer a claim, or just being ended, is not."""
+    rows = [
+        {
+            "id": each.claim[0],
+            "fence": each.claim[1],
+            "progress": each.progress,
+            "output": each.output,
+            "output_lines": each.output_lines,
+        }
+        for each in news
+    ]
+    written = await conn.execute(_show_statement(dialect), {"news": to_json(rows)})
+    return {(run_id, fence) for run_id, fence in written}
+
+
+async def read_output(conn: AsyncConnection, run_id: int) -> tuple[int, str | None] | None:
+    """Return the fence of an active run and what its attempt has said so far."""
+    r = t.runs
+    row = (await conn.execute(sa.select(r.c.fence, r.c.output).where(r.c.id == run_id, _ACTIVE))).first()
+    return None if row is None else (row.fence, row.output)
 
 
 async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, here: reading.Here) -> bool:

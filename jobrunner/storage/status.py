@@ -64,15 +64,20 @@ async def read_counts(conn: AsyncConnection) -> dict[str, int]:
     return {"live_nodes": row.nodes, "open_dead_letters": row.letters}
 
 
-async def read_runs(conn: AsyncConnection, *, worker: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+async def read_runs(
+    conn: AsyncConnection, *, worker: str | None = None, limit: int = 50, has_output: bool = True
+) -> list[dict[str, Any]]:
     """Return the live runs: the active ones by start, then the waiting ones by due time, at most `limit`.
+
+    Without `has_output` the rows lack what the runs have said so far, up to 64 KiB each.
 
     Raises:
         WorkerNotFound: there is no worker of that name.
     """
     r = t.runs
-    active = sa.select(r).where(r.c.slot.is_not(None)).order_by(r.c.started_at, r.c.id).limit(limit)
-    waiting = sa.select(r).where(_PENDING).order_by(r.c.due_at, r.c.id)
+    columns = [column for column in r.c if has_output or column.name != "output"]
+    active = sa.select(*columns).where(r.c.slot.is_not(None)).order_by(r.c.started_at, r.c.id).limit(limit)
+    waiting = sa.select(*columns).where(_PENDING).order_by(r.c.due_at, r.c.id)
     if worker is not None:
         if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
             raise WorkerNotFound(worker)

@@ -195,6 +195,9 @@ runs = sa.Table(
     sa.Column("first_started_at", UtcDateTime),
     # Ours: attempts lost in a row, for the rule of the poison run.
     sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
+    # Ours: what the attempt has said so far, as `run_history.output` will have it, and how many lines that were.
+    sa.Column("output", sa.Text),
+    sa.Column("output_lines", sa.Integer),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", sa.BigInteger),
     one_of("trigger", Trigger),

@@ -31,6 +31,8 @@ def copy(run: RunContext, fails: bool = False) -> None:
     run.progress(0.4, "of 10 files")
     while not pathlib.Path("go").exists():
         time.sleep(0.01)
+    print("not the run's: a thread's prints are the node's")
+    run.log("last words")
     if fails:
         raise ValueError("no luck")
 """
@@ -66,14 +68,19 @@ def test_waiting_streams_progress_and_output_and_following_shows_every_change(
     follower = start_jobrunner("runs --follow", tmp_path)
     waiter = start_jobrunner("trigger copy --wait", tmp_path)
     before = read_until(waiter, "40 % of 10 files")
-    assert before == ["run 1", "  try 1", "attempt 1 failed, to be tried again: disk is busy", "  40 % of 10 files"]
+    tries = ["  try 1", "attempt 1 failed, to be tried again: disk is busy", "  try 2"]
+    assert before == ["run 1", *tries, "  40 % of 10 files"]
     assert "40 % of 10 files" in jobrunner("status", tmp_path).stdout
     assert "40 % of 10 files" in jobrunner("runs", tmp_path).stdout
-    followed = read_until(follower, "40 % of 10 files")
-    assert followed[-1].endswith("run 1  copy  running 40 % of 10 files, attempt 2")
+    followed = [line.split("  ", 1)[1] for line in read_until(follower, "| try 2")]
+    assert followed.count("run 1  copy  | try 1") == 1
+    assert followed.index("run 1  copy  | try 1") + 1 == followed.index(
+        "run 1  copy  failed, to be tried again: disk is busy"
+    )
+    assert "run 1  copy  running 40 % of 10 files, attempt 2" in followed
     (tmp_path / "go").touch()
     rest, err = waiter.communicate(timeout=20)
-    assert (waiter.returncode, rest.splitlines()) == (0, ["  try 2", "succeeded"]), err
+    assert (waiter.returncode, rest.splitlines()) == (0, ["  last words", "succeeded"]), err
     assert read_until(follower, "succeeded")[-1].endswith("run 1  copy  succeeded")
     follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=20)

@@ -385,3 +385,35 @@ async def test_progress_is_shown_in_the_runs_row(house: House):
     assert (shown["fraction"], shown["message"][:9]) == (0.25, "a quarter")
     done.set()
     await house.attempts(1)
+
+
+async def test_output_is_shown_in_the_runs_row_while_it_runs_and_gone_with_the_attempt(house: House):
+    steps: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def it(run: RunContext) -> None:
+        while (line := await steps.get()) is not None:
+            run.log(line)
+        if run.attempt == 1:
+            raise OSError("no luck")
+
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("it", it, execution_mode="triggered", max_retries=1, retry_delay_seconds=0)
+    orchestrator.register_worker("silent", silent, **ONCE)
+    await orchestrator.start()
+    await orchestrator.trigger_worker("silent")
+    await orchestrator.trigger_worker("it")
+    steps.put_nowait("one\0")
+    query = "SELECT output, output_lines FROM {p}runs WHERE worker = 'it' AND"
+    assert await house.until_row(f"{query} output_lines = 1") == {"output": "one\\0", "output_lines": 1}
+    steps.put_nowait("two")
+    shown = await house.until_row(f"{query} output_lines = 2")
+    assert shown["output"] == "one\\0\ntwo"
+    steps.put_nowait(None)
+    await house.until_row(f"{query} attempt = 2 AND output IS NULL AND output_lines IS NULL")
+    steps.put_nowait("again")
+    assert (await house.until_row(f"{query} output_lines = 1"))["output"] == "again"
+    steps.put_nowait(None)
+    assert [ended.outcome.output for ended in await house.attempts(2)] == ["one\\0\ntwo", "again"]

@@ -58,13 +58,15 @@ async def test_success_moves_the_run_from_runs_to_history(stage: Stage):
 
 async def test_a_failed_attempt_waits_to_be_tried_again_and_its_claim_is_gone(stage: Stage):
     run = await claimed(stage)
-    await stage.sql("""UPDATE {p}runs SET progress = '{"at": 1}'""")
+    await stage.sql("""UPDATE {p}runs SET progress = '{"at": 1}', output = 'x', output_lines = 1""")
     await stage.fail(run)
     (row,) = await stage.rows("SELECT * FROM {p}runs")
     assert (row["id"], row["state"], row["attempt"]) == (run.id, "pending", 2)
     assert stage.time(row["due_at"]) == T0 + seconds(5)
     assert stage.time(row["scheduled_for"]) == T0
-    assert {row[name] for name in ("slot", "fence", "node_id", "started_at", "progress")} == {None}
+    assert {row[name] for name in ("slot", "fence", "node_id", "started_at", "progress", "output", "output_lines")} == {
+        None
+    }
     (history,) = await stage.rows("SELECT * FROM {p}run_history")
     assert (history["outcome"], history["ends_run"], history["attempt"]) == ("failed", None, 1)
     assert (history["error_type"], history["error"], history["traceback"]) == (
