@@ -12,10 +12,16 @@ from rich.console import Console
 
 from tests.bench import machine
 from tests.bench.bench import Bench
-from tests.bench.cases import drain
+from tests.bench.cases import drain, idle, latency, raw, schedule
 from tests.bench.figures import Row, markdown, show
 
-CASES: dict[str, Callable[[Bench], list[Row]]] = {"drain": drain.run}
+CASES: dict[str, Callable[[Bench], list[Row]]] = {
+    "drain": drain.run,
+    "latency": latency.run,
+    "schedule": schedule.run,
+    "idle": idle.run,
+    "raw": raw.run,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--uvloop", action="store_true", help="start our nodes with JOBRUNNER_UVLOOP=1")
     it.add_argument("--against", default="", help="peers, with commas: pgqueuer,procrastinate,oban,huey,apscheduler")
     it.add_argument("--repeats", type=int, default=3, help="measurements of each; 3 unless given")
+    it.add_argument("--quick", action="store_true", help="fewer and smaller measurements")
+    it.add_argument("--seconds", type=float, default=0.0, help="how long to watch, where a case has a time")
     it.add_argument("--json", type=Path, metavar="FILE", help="write all samples, and what machine it was")
     it.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
     return it
@@ -47,6 +55,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         repeats=options.repeats,
         synchronous=options.synchronous,
         is_uvloop=options.uvloop,
+        is_quick=options.quick,
+        seconds=options.seconds,
         against=tuple(name for name in options.against.split(",") if name),
     )
     began = time.monotonic()

@@ -1,8 +1,6 @@
 """Peers: their environments, their programs, and taking turns with them.
 
-A peer's program is a file of `peers/`, run by the Python of an environment that has that peer and nothing of ours:
-
-    python peers/NAME.py PHASE URL '{"jobs": 10000, …}'   prints one JSON object as its last line
+A peer's program is a file of `peers/` (see `peers/common.py`), run by the Python of an environment that has that peer.
 
 Environments are made once, in `.bench/` of the checkout, with the versions pinned here.
 """
@@ -23,7 +21,6 @@ from typing import Any
 from tests.bench.product import ROOT
 
 FOLDER = ROOT / ".bench"
-PROGRAMS = Path(__file__).parent / "peers"
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,13 @@ PEERS = [
     Peer("procrastinate", "procrastinate_", ("procrastinate==3.10.0",), ("postgres",), most=2_000),
     Peer("oban", "oban_", ("oban==0.7.0",), ("postgres",), python=(3, 12)),
     Peer("huey", "huey_", ("huey==3.5.4",), ("sqlite",)),
-    Peer("apscheduler3", "apscheduler3", ("apscheduler==3.11.3", "sqlalchemy==2.1.9"), ("sqlite",), most=2_000),
+    Peer("apscheduler3", "apscheduler3", ("apscheduler==3.11.3", "sqlalchemy==2.1.9"), ("sqlite",), most=500),
     Peer(
         "apscheduler4",
         "apscheduler4",
-        ("apscheduler==4.0.0a6", "sqlalchemy==2.1.9", "aiosqlite==0.22.1"),
+        ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]==2.1.9", "sniffio==1.3.1"),
         ("sqlite",),
-        most=2_000,
+        most=500,
     ),
 ]
 
@@ -111,15 +108,20 @@ def environment(peer: Peer) -> Path:
 
 def command(peer: Peer, phase: str, url: str, options: dict[str, Any]) -> list[str]:
     words = {**options, **dict.fromkeys(peer.options, True)}
-    return [str(environment(peer)), str(PROGRAMS / f"{peer.program}.py"), phase, url, json.dumps(words)]
+    return [str(environment(peer)), "-m", "tests.bench.peers", peer.program, phase, url, json.dumps(words)]
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a peer's process: its program lies in our checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def call(peer: Peer, phase: str, url: str, options: dict[str, Any], seconds: float = 120) -> dict[str, Any]:
     """Run a phase of a peer's program and return what it measured."""
     done = subprocess.run(
         command(peer, phase, url, options),
-        cwd=FOLDER,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        cwd=ROOT,
+        env=surroundings(),
         capture_output=True,
         text=True,
         check=False,

@@ -117,6 +117,12 @@ def run_python(code: str, url: str, setup: Setup, *arguments: object, seconds: f
     return done.stdout.strip()
 
 
+def upgrade(url: str, setup: Setup) -> None:
+    """Make the schema."""
+    command = [sys.executable, "-m", "jobrunner", "db", "upgrade"]
+    subprocess.run(command, cwd=ROOT, env=setup.environment(url), check=True, capture_output=True, timeout=60)
+
+
 def prepare(store: Store, setup: Setup, waiting: int = 0, worker: str = "noop") -> str:
     """Make a template: the schema, the workers, and so many runs that wait. Returns its URL."""
     url = store.create()

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 from jobrunner import RunContext, WorkerOrchestrator
 
 orchestrator = WorkerOrchestrator()
-MANY = {"max_running": 1000, "timeout_seconds": 600.0}
+MANY = {"max_running": 1000, "timeout_seconds": 600.0, "retry_delay_seconds": 0.0}
 """Options of a worker whose runs only the node's own limit holds back."""
 
 
@@ -29,37 +32,43 @@ async def lateness(run: RunContext) -> dict[str, float]:
     return {"seconds": time.time() - run.scheduled_for.timestamp()}
 
 
-def _add(kind: str, size: int) -> None:
-    if kind == "noop":
-        orchestrator.register_worker("noop", noop, execution_mode="triggered", **MANY)
-    elif kind == "stamp":
-        orchestrator.register_worker("stamp", stamp, execution_mode="triggered", **MANY)
-    elif kind == "scheduled":  # all due every second
-        for i in range(size):
-            orchestrator.register_worker(f"every-second-{i}", lateness, interval_seconds=1.0)
-    elif kind == "idle":  # none due for a day
-        for i in range(size):
-            orchestrator.register_worker(f"daily-{i}", noop, cron="0 0 1 1 *")
-    elif kind == "sparse":  # ten due a second, however many there are
-        for i in range(size):
-            interval = size / 10
-            orchestrator.register_worker(f"sparse-{i}", lateness, interval_seconds=interval, jitter_seconds=interval)
-    elif kind == "crowd":  # each with a backlog that cannot start
-        orchestrator.register_worker("disabled", noop, execution_mode="triggered")
-        orchestrator.register_worker("saturated", endless, execution_mode="triggered", timeout_seconds=3600.0)
-        orchestrator.register_worker("blocker", endless, execution_mode="triggered", timeout_seconds=3600.0)
-        orchestrator.register_worker("blocked", noop, execution_mode="triggered", blocks=["blocker"])
-    else:
-        raise ValueError(f"BENCH_WORKERS: there is no set {kind!r}")
-
-
-async def endless(run: RunContext) -> None:
+async def endless() -> None:
     """Hold the slot until the node stops."""
-    import asyncio
-
     await asyncio.sleep(3600)
 
 
+def _triggered(name: str, code: Callable[..., Any], **more: Any) -> None:
+    orchestrator.register_worker(name, code, execution_mode="triggered", **more)
+
+
+def _scheduled(size: int, **more: Any) -> None:
+    for i in range(size):
+        orchestrator.register_worker(f"scheduled-{i}", lateness, **more)
+
+
+def _idle(size: int) -> None:
+    for i in range(size):
+        orchestrator.register_worker(f"yearly-{i}", noop, cron="0 0 1 1 *")
+
+
+def _crowd() -> None:
+    """Workers whose runs cannot start: one is to be disabled, one is full, one waits for its counterpart."""
+    _triggered("disabled", noop)
+    _triggered("saturated", endless, timeout_seconds=7200.0)
+    _triggered("blocker", endless, timeout_seconds=7200.0)
+    _triggered("blocked", noop, blocks=["blocker"])
+
+
+SETS: dict[str, Callable[[int], None]] = {
+    "noop": lambda _: _triggered("noop", noop, **MANY),
+    "stamp": lambda _: _triggered("stamp", stamp, **MANY),
+    "scheduled": lambda size: _scheduled(size, interval_seconds=1.0),  # all due at the same moment
+    "spread": lambda size: _scheduled(size, interval_seconds=1.0, jitter_seconds=1.0),
+    "idle": _idle,
+    "sparse": lambda size: _scheduled(size, interval_seconds=size / 10, jitter_seconds=size / 10),  # ten a second
+    "crowd": lambda _: _crowd(),
+}
+
 for _part in os.environ.get("BENCH_WORKERS", "noop").split(","):
-    _kind, _, _size = _part.partition(":")
-    _add(_kind, int(_size or 1))
+    _name, _, _size = _part.partition(":")
+    SETS[_name](int(_size or 1))

@@ -6,20 +6,18 @@ Without `max_concurrent_tasks`, which is its fastest way: a batch is fetched whi
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
-from typing import Any
 
 import asyncpg
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
 from pgqueuer.queries import Queries
-from pgqueuer.types import QueueExecutionMode
+
+from tests.bench.peers.common import Counter, Result
 
 
-async def prepare(url: str, options: dict[str, Any]) -> dict[str, Any]:
+async def prepare(url: str, options: Result) -> Result:
     connection = await asyncpg.connect(url)
     queries = Queries(AsyncpgDriver(connection))
     await queries.install()
@@ -33,38 +31,29 @@ async def prepare(url: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "jobs": jobs}
 
 
-async def drain(url: str, options: dict[str, Any]) -> dict[str, Any]:
+async def drain(url: str, options: Result) -> Result:
     """From its own log: the first job picked, to the moment when the last one's end is seen committed."""
-    jobs = options["jobs"]
-    connection = await asyncpg.connect(url)
     watcher = await asyncpg.connect(url)
-    pgq = PgQueuer(AsyncpgDriver(connection))
-    called = 0
-    all_called = asyncio.Event()
+    pgq = PgQueuer(AsyncpgDriver(await asyncpg.connect(url)))
+    counter = Counter(options["jobs"])
 
     @pgq.entrypoint("noop")
     async def noop(job: Job) -> None:
-        nonlocal called
-        called += 1
-        if called == jobs:
-            all_called.set()
+        counter.hit()
 
-    running = asyncio.create_task(pgq.run(batch_size=options["concurrency"], mode=QueueExecutionMode.continuous))
-    await all_called.wait()
-    while await watcher.fetchval("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'") < jobs:
+    running = asyncio.create_task(pgq.run(batch_size=options["concurrency"]))
+    await counter.done.wait()
+    while await watcher.fetchval("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'") < counter.jobs:
         await asyncio.sleep(0.001)
     ended = time.time()
     picked = await watcher.fetchval("SELECT min(created) FROM pgqueuer_log WHERE status = 'picked'")
     pgq.shutdown.set()
     await running
-    elapsed = ended - picked.timestamp()
-    return {"rate": jobs / elapsed, "seconds": elapsed, "jobs": jobs}
+    return counter.result(picked.timestamp(), ended)
 
 
-async def serve(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run `count` jobs that another process enqueues; return how late each began, in nanoseconds."""
-    connection = await asyncpg.connect(url)
-    pgq = PgQueuer(AsyncpgDriver(connection))
+async def serve(url: str, options: Result) -> Result:
+    pgq = PgQueuer(AsyncpgDriver(await asyncpg.connect(url)))
     late: list[int] = []
 
     @pgq.entrypoint("stamp")
@@ -75,30 +64,13 @@ async def serve(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
     print("ready", flush=True)
     await pgq.run(batch_size=options.get("concurrency", 10))
-    await connection.close()
     return {"ns": late}
 
 
-async def send(url: str, options: dict[str, Any]) -> dict[str, Any]:
+async def send(url: str, options: Result) -> None:
     connection = await asyncpg.connect(url)
     queries = Queries(AsyncpgDriver(connection))
     for gap in options["gaps"]:
         await asyncio.sleep(gap)
         await queries.enqueue("stamp", str(time.time_ns()).encode())
     await connection.close()
-    return {}
-
-
-async def main() -> None:
-    phase, url, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    phases = {"prepare": prepare, "drain": drain, "serve": serve, "send": send}
-    print(json.dumps(await phases[phase](url, options)))
-
-
-if __name__ == "__main__":
-    if json.loads(sys.argv[3]).get("uvloop"):
-        import uvloop
-
-        uvloop.run(main())
-    else:
-        asyncio.run(main())
