@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
 
 _MOST_VIOLATIONS = 1000
+_PROGRESS_SECONDS = 5.0
 
 app = typer.Typer(rich_markup_mode=None, help="Upgrade and check the schema, prune what is old, verify the promises.")
 
@@ -129,6 +131,19 @@ def _shown(status: schema.SchemaStatus) -> str:
     return status.current or "nothing"
 
 
+def _progress() -> Callable[[int], None]:
+    """Say every few seconds how far a long check is, to people only."""
+    due = time.monotonic() + _PROGRESS_SECONDS
+
+    def progress(done: int) -> None:
+        nonlocal due
+        if sys.stderr.isatty() and time.monotonic() >= due:
+            note(f"{done:,} rows of history read")
+            due = time.monotonic() + _PROGRESS_SECONDS
+
+    return progress
+
+
 @app.command("verify")
 def verify(
     ctx: typer.Context,
@@ -145,7 +160,7 @@ def verify(
     async def work(db: Database) -> list[Violation]:
         scope = Scope(context.now(), settings.history_days, settings.failure_days, timedelta(seconds=seconds))
         found = []
-        async for violation in verify_promises(db, scope):
+        async for violation in verify_promises(db, scope, _progress()):
             found.append(violation)
             if len(found) >= _MOST_VIOLATIONS:
                 break

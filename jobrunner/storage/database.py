@@ -152,6 +152,24 @@ class Database:
             else:
                 await _to_the_end(conn.close())
 
+    async def fetch(self, conn: AsyncConnection, sql: str, *values: Any) -> list[Any]:
+        """Read rows by hand-written SQL ($1, $2, …) from the driver itself, for statements that give very many.
+
+        The values and rows are the driver's own. Something must have been read through `conn` before: it is that which
+        begins the transaction.
+        """
+        driver = (await conn.get_raw_connection()).driver_connection
+        try:
+            if not self.is_sqlite:
+                return list(await driver.fetch(sql, *values))  # type: ignore[union-attr]
+            cursor = await driver.cursor().execute(sql.replace("$", "?"), values)  # type: ignore[union-attr]
+            return await cursor.fetchall()  # type: ignore[no-any-return]
+        except Exception as exc:
+            failure = self.dialect.failure(exc, self.shown_url)
+            if failure is None:
+                raise
+            raise failure from exc
+
     async def close(self) -> None:
         """Close all connections; call it when nothing uses the database any more."""
         if self._strays:

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.storage import intervals
+from jobrunner.policy.sweep import Fault, Together, TooMany
 from jobrunner.storage import tables as t
+from jobrunner.storage.intervals import Intervals, moment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.storage.database import Database
+
+    Progress = Callable[[int], None]
 
 _SHOWN_ROWS = 10
 _USED_UP: sa.ColumnElement[bool] = sa.literal_column("run_history.outcome IN ('failed', 'timed_out', 'lost')")
@@ -58,17 +61,19 @@ class Scope:
         return self.now - timedelta(days=max(days - 1, 0) if days >= 1 else 0)
 
 
-async def verify(db: Database, scope: Scope) -> AsyncIterator[Violation]:
-    """Yield every violation of promises 1 to 5."""
+async def verify(db: Database, scope: Scope, progress: Progress = lambda _: None) -> AsyncIterator[Violation]:
+    """Yield every violation of promises 1 to 5.
+
+    Args:
+        db: the database.
+        scope: what to check.
+        progress: told, in the longest part of the work, how many rows of history are done.
+    """
     async with db.read() as conn:
         for check in (_ended_once, _not_lost, _letters, _fences, _attempts, _streaks):
             async for violation in check(conn, scope):
                 yield violation
-        async for violation in _limits(conn, scope):
-            yield violation
-        async for violation in _blocks(conn, scope):
-            yield violation
-        async for violation in _dependencies(conn, scope):
+        async for violation in _times(db, conn, scope, progress):
             yield violation
 
 
@@ -81,9 +86,12 @@ async def _stream(conn: AsyncConnection, statement: Any) -> AsyncIterator[Any]:
 async def _ended_once(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: a run ends once, and what has ended is not live."""
     h, r = t.run_history, t.runs
+    n = h.alias("n")
+    # Most runs have one row; which have more, the index on (run_id, fence) says alone.
+    several = sa.select(n.c.run_id).where(n.c.run_id.is_not(None)).group_by(n.c.run_id).having(sa.func.count() > 1)
     twice = (
         sa.select(h.c.run_id, sa.func.count().label("ends"))
-        .where(h.c.ends_run.is_not(None))
+        .where(h.c.ends_run.is_not(None), h.c.run_id.in_(several))
         .group_by(h.c.run_id)
         .having(sa.func.count() > 1)
     )
@@ -98,11 +106,13 @@ async def _ended_once(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Vio
 async def _not_lost(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: a run that is not live has an end."""
     h, r = t.run_history, t.runs
+    e = h.alias("e")
     lost = (
         sa.select(h.c.run_id, sa.func.max(h.c.id).label("last"))
-        .where(h.c.run_id.is_not(None), sa.not_(sa.exists().where(r.c.id == h.c.run_id)))
+        .where(h.c.ends_run.is_(None), h.c.run_id.is_not(None), h.c.finished_at >= scope.ends_kept_since)
+        .where(sa.not_(sa.exists().where(e.c.run_id == h.c.run_id, e.c.ends_run.is_not(None))))
+        .where(sa.not_(sa.exists().where(r.c.id == h.c.run_id)))
         .group_by(h.c.run_id)
-        .having(sa.func.count(h.c.ends_run) == 0, sa.func.max(h.c.finished_at) >= scope.ends_kept_since)
     )
     async for row in _stream(conn, lost):
         yield Violation(1, f"run {row.run_id} is gone without an end", (f"run_history.id={row.last}",))
@@ -189,38 +199,48 @@ async def _streaks(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violat
         yield Violation(5, problem, (f"worker_state.worker={row.worker}", f"run_history.id>{row.since}"))
 
 
-async def _limits(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
-    """Promise 3: no more than `max_running` runs of one worker at a time."""
-    async for row in _stream(conn, intervals.too_many(_rules(conn, scope))):
-        problem = f"{row.worker}: {row.active} runs at once at {row.at}, the most is {row.most}"
-        yield Violation(3, problem, await _active(conn, row.worker, row.at))
+async def _times(db: Database, conn: AsyncConnection, scope: Scope, progress: Progress) -> AsyncIterator[Violation]:
+    """Promises 3 and 4: never too many, never together, never before what a run depends on."""
+    intervals = Intervals(db, conn, scope.tolerance)
+    glance = await intervals.glance()
+    done = 0
+    async for rows in intervals.by_id():
+        glance.add(rows)
+        done += len(rows)
+        progress(done)
+    glance.close()
+    sweep, active = await intervals.sweep(glance.unsure, scope.ends_kept_since)
+    for attempt in active:
+        for fault in sweep.add(attempt):
+            yield await _told(fault, intervals)
+    async for attempts in intervals.by_end(sweep.workers):
+        for attempt in attempts:
+            for fault in sweep.add(attempt):
+                yield await _told(fault, intervals)
+        done += len(attempts)
+        progress(done)
+    for fault in sweep.close():
+        yield await _told(fault, intervals)
 
 
-async def _blocks(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
-    """Promise 3: blocked counterparts never overlap."""
-    async for row in _stream(conn, intervals.together(_rules(conn, scope))):
-        problem = f"{row.worker} (run {row.run_id}) started at {row.at} while {row.other} ran, which it blocks"
-        where = (f"run_history.run_id={row.run_id}", *await _active(conn, row.other, row.at))
-        yield Violation(3, problem, where)
+async def _told(fault: Fault, intervals: Intervals) -> Violation:
+    """Say what is wrong, with the rows that show it."""
+    at = moment(fault.at)
+    if isinstance(fault, TooMany):
+        problem = f"{fault.worker}: {fault.active} runs at once at {at}, the most is {fault.most}"
+        return Violation(3, problem, await _active(intervals, fault.worker, fault.at))
+    run = f"{fault.worker} (run {fault.run_id}) started at {at}"
+    where = f"run_history.run_id={fault.run_id}"
+    if isinstance(fault, Together):
+        rows = await _active(intervals, fault.other, fault.at)
+        return Violation(3, f"{run} while {fault.other} ran, which it blocks", (where, *rows))
+    if fault.is_busy:
+        why = f"while {fault.depends_on} ran or was to be tried again"
+    else:
+        why = f"although {fault.depends_on} had {'last failed' if fault.has_failed else 'never succeeded'}"
+    return Violation(4, f"{run} {why}", (where,))
 
 
-async def _dependencies(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
-    """Promise 4: a dependent never started while what it depends on was not idle, or had not last succeeded."""
-    statement = intervals.out_of_order(_rules(conn, scope), scope.ends_kept_since)
-    async for row in _stream(conn, statement):
-        if row.is_busy:
-            why = f"while {row.depends_on} ran or was to be tried again"
-        else:
-            why = f"although {row.depends_on} had {'last failed' if row.has_failed else 'never succeeded'}"
-        where = (f"run_history.run_id={row.run_id}",)
-        yield Violation(4, f"{row.worker} (run {row.run_id}) started at {row.at} {why}", where)
-
-
-def _rules(conn: AsyncConnection, scope: Scope) -> intervals.Rules:
-    return intervals.Rules(scope.tolerance, conn.dialect.name == "sqlite")
-
-
-async def _active(conn: AsyncConnection, worker: str, at: datetime) -> tuple[str, ...]:
+async def _active(intervals: Intervals, worker: str, at: Any) -> tuple[str, ...]:
     """Name the runs of a worker that were active at a moment, the first few."""
-    found = (await conn.execute(intervals.active_at(worker, at).limit(_SHOWN_ROWS))).scalars()
-    return tuple(f"run_history.run_id={run_id}" for run_id in found)
+    return tuple(f"run_history.run_id={run_id}" for run_id in await intervals.active_at(worker, at, _SHOWN_ROWS))
