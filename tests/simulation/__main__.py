@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import shutil
 import sys
 import tempfile
@@ -22,12 +23,19 @@ def folder() -> str | None:
 
 def one(arguments: tuple[int, str]) -> tuple[int, int, str | None]:
     seed, template = arguments
+    gc.collect()  # a life leaves circles behind; looking for them while it goes on takes a tenth of the time
     with tempfile.TemporaryDirectory(dir=folder(), prefix="jobrunner-sim-") as name:
         path = Path(shutil.copyfile(template, Path(name) / "sim.db"))
         try:
             return seed, asyncio.run(live_and_judge(seed, path)).events, None
         except Exception:
             return seed, 0, traceback.format_exc(limit=-4)
+
+
+def settle() -> None:
+    """Keep the collector away from what stays."""
+    gc.disable()
+    gc.freeze()
 
 
 def main() -> None:
@@ -43,7 +51,7 @@ def main() -> None:
         template = Path(name) / "template.db"
         upgrade_database(f"sqlite+aiosqlite:///{template}")
         seeds = [(seed, str(template)) for seed in range(options.start, options.start + options.seeds)]
-        with Pool(options.jobs) as pool:
+        with Pool(options.jobs, initializer=settle) as pool:
             for done, (seed, count, problem) in enumerate(pool.imap_unordered(one, seeds, chunksize=4), 1):
                 events += count
                 if problem is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.simulation.world import Violation, World, play
+from tests.simulation.table_judge import Violation
+from tests.simulation.world import World, play
 from tests.support.checker import check
 
 BY_THE_CLOCK = ("promise 3", "promise 4", "promise 7")  # they read wall clocks: nothing to be said when those jumped

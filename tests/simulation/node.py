@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from jobrunner.storage.claims import Claimer, claim_due
 from jobrunner.storage.database import Database
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended, finish
-from jobrunner.telemetry.events import Events
+from jobrunner.telemetry.events import Event, Events, NodeLost
 from tests.support.stage import T0, identity
 
 if TYPE_CHECKING:
@@ -63,6 +63,21 @@ class SimulatedClock(SystemClock):
         return self._world.time
 
 
+class PeekingConnection:
+    """Reads without a transaction: between two of its statements the node may be held up, too."""
+
+    def __init__(self, conn: Any, world: World, node: SimulatedNode) -> None:
+        self._conn, self._world, self._node = conn, world, node
+        self._has_read = False
+
+    async def execute(self, statement: Any, parameters: Any = None) -> Any:
+        """Execute one statement, and perhaps stand still before it."""
+        if self._has_read:
+            await self._world.hold_up(self._node)
+        self._has_read = True
+        return await self._conn.execute(statement, parameters)
+
+
 class NodeDatabase:
     """The database as one node reaches it: before and after each use the node may be held up, or find it away."""
 
@@ -83,7 +98,7 @@ class NodeDatabase:
     async def peek(self) -> AsyncIterator[AsyncConnection]:
         await self._world.reach(self._node)
         async with self._world.db.peek() as conn:
-            yield conn
+            yield PeekingConnection(conn, self._world, self._node)
         await self._world.hold_up(self._node)
 
 
@@ -96,6 +111,9 @@ class SimulatedNode:
         self.busy_until = 0.0  # stopped, or inside a pause
         self.away_until = 0.0  # alone without the database
         self.is_dead = False
+        self.is_leaving = False
+        self.names = world.names
+        self._next_tick = 0.0
         self.held: dict[ClaimKey, Holding] = {}
         self.is_ticking = False
         self.is_lost = False
@@ -111,7 +129,7 @@ class SimulatedNode:
         self.id = str(UUID(int=self.world.random.getrandbits(128)))
         self.is_lost = False
         self.identity = identity(self.id, pid=self.number * 1000 + self.incarnation, boot_id=f"machine-{self.number}")
-        here = Here(self.world.names)
+        here = Here(self.names)
         self.claimer = Claimer(self.id, here)
         hooks = Hooks(
             held=lambda: set(self.held),
@@ -125,13 +143,20 @@ class SimulatedNode:
         )
         opens: Callable[[], Database] = lambda: self.db  # noqa: E731 - typed
         outage = Outage(self.clock, Events())
-        self.heart = Heartbeat(opens, self.identity, LEASE, TICK, self.clock, outage, Events(), hooks)
+        events = Events()
+        events.subscribe(self._on_event)
+        self.heart = Heartbeat(opens, self.identity, LEASE, TICK, self.clock, outage, events, hooks)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, NodeLost):
+            self.world.judge_lost(event.node_id)
 
     async def join(self) -> None:
         """Write the node's row, again under a new id if the answer was lost."""
         self.renewed_at = self.world.time  # before anyone can see the row
         async with self.db.write() as conn:
-            await nodes.join(conn, self.db.dialect, self.identity, self.world.names, self.clock.now())
+            await nodes.join(conn, self.db.dialect, self.identity, self.names, self.clock.now())
+            self.world.beats[self.id] = self.world.time
 
     @property
     def is_fenced(self) -> bool:
@@ -161,11 +186,9 @@ class SimulatedNode:
         self.world.soon(self, self.record)
 
     async def tick(self) -> None:
-        """Claim and start, as the ticker does."""
-        if self.is_ticking or self.is_lost:
-            return
+        """Claim and start, as the ticker does, and plan the next pass."""
         free = 4 - len(self.held)
-        if free <= 0 or self.is_fenced:
+        if self.is_ticking or self.is_lost or self.is_leaving or self.is_fenced or free <= 0:
             return
         self.is_ticking = True
         try:
@@ -176,6 +199,25 @@ class SimulatedNode:
             self.is_ticking = False
         if claimed.claims:
             self.world.soon(self, self.tick)
+        elif claimed.has_more:
+            self._tick_at(self.world.time + 0.1)
+        elif claimed.next_due_at is not None:
+            until = (claimed.next_due_at - self.clock.now()).total_seconds()
+            if until < TICK:
+                self._tick_at(self.world.time + max(until, 0.001))
+
+    def _tick_at(self, at: float) -> None:
+        """Plan a pass, unless an earlier one is planned."""
+        if self.world.time < self._next_tick <= at:
+            return
+        self._next_tick = at
+
+        async def tick() -> None:
+            if self._next_tick == at:
+                self._next_tick = 0.0
+                await self.tick()
+
+        self.world.at(at, self, tick)
 
     def _start(self, run: Run) -> None:
         holding = self.held[run.claim_key] = Holding(run)
@@ -183,7 +225,7 @@ class SimulatedNode:
             self.hand_over(holding, OutcomeKind.INTERRUPTED)
             return
         holding.execution = self.world.begin(run)
-        takes = self.world.random.choice((0.1, 0.5, 1.0, 3.0, 9.0))
+        takes = 0.1 if self.world.is_healed else self.world.random.choice((0.1, 0.1, 0.5, 0.5, 1.0, 3.0, 9.0))
 
         async def end() -> None:
             if self.held.get(run.claim_key) is holding and holding.outcome is None and holding.execution is not None:
@@ -207,13 +249,45 @@ class SimulatedNode:
             self.held.pop(holding.run.claim_key, None)
         self.world.soon(self, self.tick)
 
+    async def leave(self, *, has_stuck_code: bool) -> None:
+        """Stop in good order; code that does not end is left behind, for others to take."""
+        if self.is_leaving or self.is_lost or self.is_ticking:
+            return
+        self.is_leaving = True
+        with suppress(DatabaseUnavailable):
+            await self._note("draining")
+        if not has_stuck_code:
+            self.stop_code(self.world.time)
+            await self.record()
+        with suppress(DatabaseUnavailable):
+            await self._note("stopped")
+        if not self.is_dead:  # killed meanwhile
+            self.die()
+            self.world.restart()
+
+    async def _note(self, state: str) -> None:
+        async with self.db.write() as conn:
+            await nodes.set_state(conn, self.id, state, self.clock.now())
+            if state == "stopped":  # it ends here, and so does what code is left
+                self.stop_code(self.world.time, is_lost=True)
+
+    def die(self) -> None:
+        """End, with all code."""
+        self.is_dead = True
+        for holding in self.held.values():
+            if holding.execution is not None and holding.execution.end is None:
+                holding.execution.end = self.world.time
+
     async def beat(self) -> None:
         """One pulse, as the heartbeat does."""
         began = self.world.time
         try:
             try:
+                self.world.lose_beat()
                 async with self.db.write() as conn:
                     state = await nodes.beat(conn, self.id, self.clock.now(), None)
+                    if state in {"active", "draining"}:
+                        self.world.beats[self.id] = self.world.time
             except DatabaseUnavailable:
                 self.heart._watch.missed()
                 raise

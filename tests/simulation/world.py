@@ -2,14 +2,15 @@
 
 Real: every storage function the runtime uses, on a real SQLite file, and the heartbeat's own judgement of the others,
 its rescue and its comparison of claims with code. Simulated: time, and everything that happens in it. Each node has a
-wall clock that may jump and beats that may come late; it is stopped for longer than its lease between any two uses of
-the database; it loses the database alone or with all others; the answer to a commit is lost; it dies and comes back.
+wall clock that may jump and beats that may come late, or never; it is stopped for longer than its lease between any two
+uses of the database; it loses the database alone or with all others; the answer to a commit is lost; it dies and comes
+back; it leaves in good order, with or without code that does not end. Operators disable workers and enable them.
 
 One true time drives everything. Whenever a node is about to use the database, or has just done so, it may be held up:
 then the others live on first, as far as the pause goes.
 
-Judged, after every event: no limit is passed and no counterparts are together, in the table. Judged by true time: no
-run's code runs twice at once, nor that of counterparts, nor more than a limit allows (the code of a node that was
+Judged, after every commit: no limit is passed and no counterparts are together in the table, fences only grow, nothing
+disabled is claimed. Judged by true time: nobody is lost who has beaten within a lease, no run's code runs twice at once, nor that of counterparts, nor more than a limit allows (the code of a node that was
 stopped does nothing while it is stopped, and is told to end as soon as it goes on). At the end, when all is healed:
 every accepted run has ended once, attempts are numbered, letters and streaks are right.
 """
@@ -23,24 +24,25 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.runtime.heartbeat import BEATS_A_LEASE
-from jobrunner.storage import sqlite_driver
-from jobrunner.storage.database import Database
+from jobrunner.storage import operations
 from jobrunner.storage.enqueue import Request, enqueue
 from jobrunner.storage.workers import register
+from tests.simulation.database import SimulatedDatabase
 from tests.simulation.node import FENCE_SECONDS, LEASE, TICK, Execution, SimulatedNode
-from tests.support.stage import T0, scheduled, triggered
+from tests.simulation.table_judge import TableJudge, Violation
+from tests.support.stage import ACTOR, T0, scheduled, triggered
 
-LIVES_SECONDS, HEALS_SECONDS = 40.0, 400.0
+LIVES_SECONDS, HEALS_SECONDS = (8.0, 12.0, 24.0), 400.0
+MOST_WAITING = 10  # a longer queue takes time and shows no more
 DEEPEST = 2  # pauses within pauses
 RETRY: dict[str, Any] = {"retry_delay_seconds": 0.5, "retry_max_delay_seconds": 4.0}
 WORKERS = (
@@ -52,12 +54,9 @@ WORKERS = (
     scheduled("clock", interval_seconds=5.0, max_retries=0, max_consecutive_failures=50),
 )
 LIMITS = {config.name: config.max_running for config in WORKERS}
+BLOCKS = (("left", "right"),)
 NAMES = tuple(LIMITS)
 HEALTHY = 0.75  # the share of outcomes that are successes
-
-
-class Violation(AssertionError):
-    """What should never be, was."""
 
 
 @dataclass(order=True)
@@ -74,20 +73,25 @@ class World:
 
     names = frozenset(LIMITS)
 
-    def __init__(self, seed: int, url: str) -> None:
+    def __init__(self, seed: int, path: Path) -> None:
         self.random = random.Random(seed)
-        self.db = Database.open(url, sqlite_synchronous="NORMAL")
         self.time = 0.0
+        self.table = TableJudge(LIMITS, BLOCKS)
+        self.db = SimulatedDatabase(path, lambda driver: self.table.look(driver, self.time))
         self.is_healed = False
         self.all_away_until = 0.0
         self.accepted: list[int] = []
         self.executions: list[Execution] = []
         self.has_jumps = self.random.random() < 0.3
         self.trouble = self.random.choice((0.0, 0.02, 0.05, 0.1))  # how often a use of the database meets any
+        self.lost_beats = self.random.choice((0.0, 0.0, 0.1, 0.4))
+        self._triggers_within = self.random.choice((1.5, 4.0))
+        self._strikes_within = self.random.choice((3.0, 8.0, 15.0))
         self._plan: list[Planned] = []
         self._numbers = itertools.count()
         self._depth = 0
         self.nodes: list[SimulatedNode] = []
+        self.beats: dict[str, float] = {}  # by node id, the true time of the last beat that counts
         self.events = 0
 
     # --- planning ---
@@ -126,8 +130,6 @@ class World:
             self.events += 1
             with suppress(DatabaseUnavailable):
                 await planned.act()
-            if node is None or node.held:
-                await self.judge()
             for moved in [p for p in later if p.node is not but]:
                 later.remove(moved)
                 heapq.heappush(self._plan, moved)
@@ -162,6 +164,11 @@ class World:
                 execution.end = max(execution.start, min(until, max(began, node.renewed_at + FENCE_SECONDS)))
                 node.hand_over(holding, OutcomeKind.INTERRUPTED)
 
+    def lose_beat(self) -> None:
+        """Perhaps a beat does not reach the database."""
+        if not self.is_healed and self.random.random() < self.lost_beats:
+            raise DatabaseUnavailable("the beat is lost")
+
     async def reach(self, node: SimulatedNode) -> None:
         """Before a use of the database."""
         await self.hold_up(node)
@@ -176,46 +183,65 @@ class World:
 
     async def strike(self) -> None:
         """Something happens to a node, or to all."""
-        node = self.random.choice([node for node in self.nodes if not node.is_dead] or self.nodes)
-        what = self.random.random()
-        if what < 0.25:
-            await self._kill(node)
-        elif what < 0.5:
+        alive = [node for node in self.nodes if not node.is_dead]
+        self.at(self.time + self.random.uniform(0.5, self._strikes_within), None, self.strike)
+        if not alive:
+            return
+        node = self.random.choice(alive)
+        what = self.random.choice(("kill", "leave", "alone", "away", "operate", "jump" if self.has_jumps else "alone"))
+        if what == "kill":
+            self._kill(node)
+        elif what == "leave":
+            is_stuck = self.random.random() < 0.3
+            self.at(self.time, node, lambda: node.leave(has_stuck_code=is_stuck))
+        elif what == "alone":
             node.away_until = self.time + self.random.uniform(0.5, LEASE * 2)
-        elif what < 0.65:
+        elif what == "away":
             self.all_away_until = self.time + self.random.uniform(0.5, LEASE * 2.5)
-        elif what < 0.8 and self.has_jumps:
+        elif what == "operate":
+            await self._operate()
+        else:
             node.clock_error = self.random.choice((-3600.0, -60.0, -1.0, 0.0, 1.0, 60.0, 3600.0))
-        self.at(self.time + self.random.uniform(1.0, 12.0), None, self.strike)
 
-    async def _kill(self, node: SimulatedNode) -> None:
-        node.is_dead = True
-        for holding in node.held.values():
-            if holding.execution is not None and holding.execution.end is None:
-                holding.execution.end = self.time
+    async def _operate(self) -> None:
+        """An operator disables a worker; one that is disabled is enabled."""
+        name = self.random.choice(NAMES)
+        db: Any = self.db
+        if name in self.table.disabled:
+            self.table.disabled.discard(name)
+            await operations.enable(db, name, self.now(), ACTOR)
+        else:
+            await operations.disable(db, name, self.now(), ACTOR, None)
+            self.table.disabled.add(name)
 
-        async def restart() -> None:
-            await self.add_node()
+    def now(self) -> datetime:
+        """The true time."""
+        return T0 + timedelta(seconds=self.time)
 
-        self.at(self.time + self.random.uniform(0.2, LEASE), None, restart)
+    def _kill(self, node: SimulatedNode) -> None:
+        node.die()
+        self.restart()
+
+    def restart(self) -> None:
+        """Start another node soon."""
+        self.at(self.time + self.random.uniform(0.2, LEASE), None, self.add_node)
 
     # --- life ---
 
     async def add_node(self) -> None:
         node = SimulatedNode(self, len(self.nodes) + 1)
+        if not self.is_healed and self.random.random() < 0.2:
+            node.names = self.names - {self.random.choice(NAMES)}
         self.nodes.append(node)
         try:
             await node.join()
         except DatabaseUnavailable:
-            node.is_dead = True
-
-            async def again() -> None:
-                await self.add_node()
-
-            self.at(self.time + 1.0, None, again)
+            if not node.is_dead:  # else whoever killed it starts another
+                node.is_dead = True
+                self.at(self.time + 1.0, None, self.add_node)
             return
         self.every(LEASE / BEATS_A_LEASE, node, node.beat)
-        self.every(TICK / 2, node, node.tick)
+        self.every(TICK, node, node.tick)
         self.every(LEASE / 12, node, self._look)
 
     async def _look(self) -> None:
@@ -223,13 +249,17 @@ class World:
 
     async def trigger(self) -> None:
         """Somebody else triggers runs; what the database accepts it keeps."""
-        names = [self.random.choice(NAMES) for _ in range(self.random.randint(1, 3))]
+        if self.db.value(_LEFT) < MOST_WAITING:
+            await self._enqueue([self.random.choice(NAMES) for _ in range(self.random.randint(1, 3))])
+        for node in self.random.sample(self.nodes, min(2, len(self.nodes))):
+            self.soon(node, node.tick)  # they hear of it; the others look by themselves
+        if not self.is_healed:
+            self.at(self.time + self.random.uniform(0.3, self._triggers_within), None, self.trigger)
+
+    async def _enqueue(self, names: list[str]) -> None:
         async with self.db.write() as conn:
             for name in names:
-                now = T0 + timedelta(seconds=self.time)
-                self.accepted.append(await enqueue(conn, self.db.dialect, Request(name), now))
-        if not self.is_healed:
-            self.at(self.time + self.random.uniform(0.3, 3.0), None, self.trigger)
+                self.accepted.append(await enqueue(conn, self.db.dialect, Request(name), self.now()))
 
     def outcome(self) -> OutcomeKind:
         if self.is_healed or self.random.random() < HEALTHY:
@@ -245,11 +275,11 @@ class World:
         """The whole life, and the judgement at its end."""
         async with self.db.write() as conn:
             await register(conn, self.db.dialect, WORKERS, None, T0)
-        for _ in range(self.random.randint(2, 4)):
+        for _ in range(self.random.choice((2, 3, 3, 4, 6))):
             await self.add_node()
         self.at(0.1, None, self.trigger)
-        self.at(self.random.uniform(1.0, 8.0), None, self.strike)
-        await self.run_until(LIVES_SECONDS)
+        self.at(self.random.uniform(1.0, self._strikes_within), None, self.strike)
+        await self.run_until(self.random.choice(LIVES_SECONDS))
         await self._heal()
         self.judge_executions()
 
@@ -263,19 +293,28 @@ class World:
         self._plan = [p for p in self._plan if p.act != self.strike]
         heapq.heapify(self._plan)
         await self.add_node()
+        await self._open_all()
         if self.has_jumps:  # retries may wait for a time that only a wrong clock saw as near
             await self._bring_forward()
         until, left = self.time + HEALS_SECONDS, 0
         while self.time < until:
-            await self.run_until(self.time + 5.0)
-            async with self.db.peek() as conn:
-                left = (await conn.exec_driver_sql(_LEFT)).scalar_one()
+            await self.run_until(self.time + 1.0)
+            left = self.db.value(_LEFT)
             if not left:
                 return
         raise Violation(f"{left} accepted runs have not ended {HEALS_SECONDS:g} s after all trouble was over")
 
+    async def _open_all(self) -> None:
+        """Enable what an operator or the circuit disabled; let what others depend on succeed once more."""
+        db: Any = self.db
+        self.table.disabled.clear()
+        for name in NAMES:
+            if not db.value(f"SELECT is_enabled FROM worker_state WHERE worker = '{name}'"):
+                await operations.enable(db, name, self.now(), ACTOR)
+        await self._enqueue(["alone"])
+
     async def _bring_forward(self) -> None:
-        now = (T0 + timedelta(seconds=self.time)).strftime("%Y-%m-%d %H:%M:%S.%f")
+        now = self.now().strftime("%Y-%m-%d %H:%M:%S.%f")
         async with self.db.write() as conn:
             await conn.execute(
                 sa.text("UPDATE runs SET due_at = :now WHERE state = 'pending' AND due_at > :now"), {"now": now}
@@ -283,16 +322,11 @@ class World:
 
     # --- judgement ---
 
-    async def judge(self) -> None:
-        """No limit is passed and no counterparts are together, by the table, at this moment."""
-        async with self.db.peek() as conn:
-            rows = (await conn.exec_driver_sql(_ACTIVE)).all()
-        active: dict[str, int] = {row[0]: row[1] for row in rows}
-        for name, count in active.items():
-            if count > LIMITS[name]:
-                raise Violation(f"{count} runs of {name} at {self.time:.3f}")
-        if active.get("left") and active.get("right"):
-            raise Violation(f"left and right at {self.time:.3f}")
+    def judge_lost(self, node_id: str) -> None:
+        """By true time: nobody is declared lost who has beaten within the last lease."""
+        silent = self.time - self.beats[node_id]
+        if silent < LEASE:
+            raise Violation(f"node {node_id} was declared lost at {self.time:.3f}, {silent:.3f} s after its beat")
 
     def judge_executions(self) -> None:
         """By true time: one execution of a run at a time, limits and blocks."""
@@ -325,21 +359,15 @@ def _at_most(limit: int, found: list[Execution], what: str) -> None:
             raise Violation(f"{active} executions of {what} at {at:.3f}")
 
 
-_ACTIVE = "SELECT worker, count(*) FROM runs WHERE state <> 'pending' GROUP BY worker"
 _LEFT = "SELECT count(*) FROM runs WHERE trigger = 'manual'"
 
 
 async def play(seed: int, path: Path) -> World:
     """Live one seed on a fresh, migrated SQLite file at `path`; raises `Violation`."""
-    with patch.object(sqlite_driver.Connection, "_execute", _at_once):
-        world = World(seed, f"sqlite+aiosqlite:///{path}")
-        try:
-            await world.live()
-        finally:
-            await world.db.close()
+    random.seed(seed)  # the jitter of retries
+    world = World(seed, path)
+    try:
+        await world.live()
+    finally:
+        world.db.close()
     return world
-
-
-async def _at_once(_connection: object, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-    """Visit SQLite without its thread: nothing else runs here, and it is twice as fast."""
-    return work(*arguments, **more)

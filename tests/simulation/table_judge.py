@@ -1,0 +1,44 @@
+"""What the table of runs may show, judged after every commit; it knows only what it has seen, and plain SQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+
+_ACTIVE = "SELECT id, fence, worker FROM runs WHERE state <> 'pending'"
+
+
+class Violation(AssertionError):
+    """What should never be, was."""
+
+
+class TableJudge:
+    """Limits, blocks, fences that only grow, and no claim of what is disabled."""
+
+    def __init__(self, limits: dict[str, int], blocks: tuple[tuple[str, str], ...]) -> None:
+        self._limits = limits
+        self._blocks = blocks
+        self._seen: set[tuple[int, int, str]] = set()
+        self._fences: defaultdict[str, int] = defaultdict(int)
+        self.disabled: set[str] = set()
+
+    def look(self, driver: sqlite3.Connection, when: float) -> None:
+        """Judge the table as it is now, against what it was."""
+        found = set(driver.execute(_ACTIVE).fetchall())
+        if found == self._seen:
+            return
+        active = Counter(name for _, _, name in found)
+        for name, count in active.items():
+            if count > self._limits[name]:
+                raise Violation(f"{count} runs of {name} at {when:.3f}")
+        for one, other in self._blocks:
+            if active[one] and active[other]:
+                raise Violation(f"{one} and {other} at {when:.3f}")
+        for run_id, fence, name in sorted(found - self._seen):
+            if name in self.disabled:
+                raise Violation(f"run {run_id} of {name}, which is disabled, was claimed at {when:.3f}")
+            if fence <= self._fences[name]:
+                raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} with an old fence, {fence}")
+        for _, fence, name in found:
+            self._fences[name] = max(self._fences[name], fence)
+        self._seen = found
