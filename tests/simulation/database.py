@@ -98,9 +98,13 @@ class SimulatedDatabase:
         """Read without a transaction."""
         yield self._peeker
 
+    def rows(self, sql: str) -> list[Any]:
+        """Return what plain SQL finds."""
+        return self._peeker.driver.execute(sql).fetchall()
+
     def value(self, sql: str) -> Any:
         """Return the one value that plain SQL finds."""
-        return self._peeker.driver.execute(sql).fetchone()[0]
+        return self.rows(sql)[0][0]
 
     def close(self) -> None:
         """Close both connections."""

@@ -241,12 +241,14 @@ class SimulatedNode:
             return
         ended = [Ended(holding.run, holding.outcome) for holding in batch if holding.outcome is not None]
         try:
-            await finish(self.db, ended, lambda: 0.0)
+            finished = await finish(self.db, ended, lambda: 0.0)
         except DatabaseUnavailable:
             self.world.at(self.world.time + 0.5, self, self.record)
             return
         for holding in batch:
             self.held.pop(holding.run.claim_key, None)
+            if holding.outcome is not None and holding.run not in finished.stale:
+                self.world.written[holding.run.claim_key] = str(holding.outcome.kind)
         self.world.soon(self, self.tick)
 
     async def leave(self, *, has_stuck_code: bool) -> None:

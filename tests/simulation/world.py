@@ -31,7 +31,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
-from jobrunner.model.run import OutcomeKind, Run
+from jobrunner.model.run import ClaimKey, OutcomeKind, Run
 from jobrunner.runtime.heartbeat import BEATS_A_LEASE
 from jobrunner.storage import operations
 from jobrunner.storage.enqueue import Request, enqueue
@@ -81,6 +81,7 @@ class World:
         self.is_healed = False
         self.all_away_until = 0.0
         self.accepted: list[int] = []
+        self.written: dict[ClaimKey, str] = {}  # the outcomes that a node was told are written
         self.executions: list[Execution] = []
         self.has_jumps = self.random.random() < 0.3
         self.trouble = self.random.choice((0.0, 0.02, 0.05, 0.1))  # how often a use of the database meets any
@@ -282,6 +283,7 @@ class World:
         await self.run_until(self.random.choice(LIVES_SECONDS))
         await self._heal()
         self.judge_executions()
+        self.judge_outcomes()
 
     async def _heal(self) -> None:
         """End all trouble; within `HEALS_SECONDS` everything accepted must have ended."""
@@ -328,6 +330,13 @@ class World:
         if silent < LEASE:
             raise Violation(f"node {node_id} was declared lost at {self.time:.3f}, {silent:.3f} s after its beat")
 
+    def judge_outcomes(self) -> None:
+        """What a node was told is written, history has."""
+        history = {(run_id, fence): outcome for run_id, fence, outcome in self.db.rows(_OUTCOMES)}
+        for key, outcome in self.written.items():
+            if history.get(key) != outcome:
+                raise Violation(f"{outcome} of {key} was said to be written; history has {history.get(key)}")
+
     def judge_executions(self) -> None:
         """By true time: one execution of a run at a time, limits and blocks."""
         by_run: defaultdict[int, list[Execution]] = defaultdict(list)
@@ -359,6 +368,7 @@ def _at_most(limit: int, found: list[Execution], what: str) -> None:
             raise Violation(f"{active} executions of {what} at {at:.3f}")
 
 
+_OUTCOMES = "SELECT run_id, fence, outcome FROM run_history WHERE fence IS NOT NULL"
 _LEFT = "SELECT count(*) FROM runs WHERE trigger = 'manual'"
 
 
