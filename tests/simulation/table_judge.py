@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter, defaultdict
 
-_ACTIVE = "SELECT id, fence, worker FROM runs WHERE state <> 'pending'"
+_ACTIVE = "SELECT id, fence, worker, node_id FROM runs WHERE state <> 'pending'"
+_STATE = "SELECT state FROM nodes WHERE id = ?"
 
 
 class Violation(AssertionError):
@@ -13,12 +14,12 @@ class Violation(AssertionError):
 
 
 class TableJudge:
-    """Limits, blocks, fences that only grow, and no claim of what is disabled."""
+    """Limits, blocks, fences that only grow; no claim of what is disabled, none by a node that is lost or has stopped."""
 
     def __init__(self, limits: dict[str, int], blocks: tuple[tuple[str, str], ...]) -> None:
         self._limits = limits
         self._blocks = blocks
-        self._seen: set[tuple[int, int, str]] = set()
+        self._seen: set[tuple[int, int, str, str]] = set()
         self._fences: defaultdict[str, int] = defaultdict(int)
         self.disabled: set[str] = set()
 
@@ -27,18 +28,21 @@ class TableJudge:
         found = set(driver.execute(_ACTIVE).fetchall())
         if found == self._seen:
             return
-        active = Counter(name for _, _, name in found)
+        active = Counter(name for _, _, name, _ in found)
         for name, count in active.items():
             if count > self._limits[name]:
                 raise Violation(f"{count} runs of {name} at {when:.3f}")
         for one, other in self._blocks:
             if active[one] and active[other]:
                 raise Violation(f"{one} and {other} at {when:.3f}")
-        for run_id, fence, name in sorted(found - self._seen):
+        for run_id, fence, name, node_id in sorted(found - self._seen):
             if name in self.disabled:
                 raise Violation(f"run {run_id} of {name}, which is disabled, was claimed at {when:.3f}")
             if fence <= self._fences[name]:
                 raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} with an old fence, {fence}")
-        for _, fence, name in found:
+            (state,) = driver.execute(_STATE, (node_id,)).fetchone()
+            if state in {"lost", "stopped"}:
+                raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} by a node that is {state}")
+        for _, fence, name, _ in found:
             self._fences[name] = max(self._fences[name], fence)
         self._seen = found

@@ -296,11 +296,11 @@ class World:
         heapq.heapify(self._plan)
         await self.add_node()
         await self._open_all()
-        if self.has_jumps:  # retries may wait for a time that only a wrong clock saw as near
-            await self._bring_forward()
         until, left = self.time + HEALS_SECONDS, 0
         while self.time < until:
             await self.run_until(self.time + 1.0)
+            if self.has_jumps:  # retries may wait for a time that only a wrong clock saw as near
+                await self._bring_forward()
             left = self.db.value(_LEFT)
             if not left:
                 return
@@ -316,11 +316,11 @@ class World:
         await self._enqueue(["alone"])
 
     async def _bring_forward(self) -> None:
-        now = self.now().strftime("%Y-%m-%d %H:%M:%S.%f")
-        async with self.db.write() as conn:
-            await conn.execute(
-                sa.text("UPDATE runs SET due_at = :now WHERE state = 'pending' AND due_at > :now"), {"now": now}
-            )
+        near, now = (f"{self.now() + timedelta(seconds=more):{_TIME}}" for more in (10, 0))
+        if self.db.value(f"SELECT count(*) FROM runs WHERE state = 'pending' AND due_at > '{near}'"):
+            async with self.db.write() as conn:
+                update = "UPDATE runs SET due_at = :now WHERE state = 'pending' AND due_at > :near"
+                await conn.execute(sa.text(update), {"now": now, "near": near})
 
     # --- judgement ---
 
@@ -369,6 +369,7 @@ def _at_most(limit: int, found: list[Execution], what: str) -> None:
 
 
 _OUTCOMES = "SELECT run_id, fence, outcome FROM run_history WHERE fence IS NOT NULL"
+_TIME = "%Y-%m-%d %H:%M:%S.%f"
 _LEFT = "SELECT count(*) FROM runs WHERE trigger = 'manual'"
 
 
