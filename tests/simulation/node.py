@@ -115,7 +115,7 @@ class SimulatedNode:
         self.names = world.names
         self._next_tick = 0.0
         self.held: dict[ClaimKey, Holding] = {}
-        self.is_ticking = False
+        self.is_ticking = self.is_recording = self.is_beating = False
         self.is_lost = False
         self.renewed_at = world.time
         self.incarnation = 0
@@ -127,7 +127,6 @@ class SimulatedNode:
     def _new_life(self) -> None:
         self.incarnation += 1
         self.id = str(UUID(int=self.world.random.getrandbits(128)))
-        self.is_lost = False
         self.identity = identity(self.id, pid=self.number * 1000 + self.incarnation, boot_id=f"machine-{self.number}")
         here = Here(self.names)
         self.claimer = Claimer(self.id, here)
@@ -237,18 +236,22 @@ class SimulatedNode:
     async def record(self) -> None:
         """Write the outcomes at hand, as the recorder does: again and again until it is answered."""
         batch = [holding for holding in self.held.values() if holding.outcome is not None]
-        if not batch:
+        if not batch or self.is_recording:
             return
+        self.is_recording = True
         ended = [Ended(holding.run, holding.outcome) for holding in batch if holding.outcome is not None]
         try:
             finished = await finish(self.db, ended, lambda: 0.0)
         except DatabaseUnavailable:
             self.world.at(self.world.time + 0.5, self, self.record)
             return
+        finally:
+            self.is_recording = False
         for holding in batch:
             self.held.pop(holding.run.claim_key, None)
             if holding.outcome is not None and holding.run not in finished.stale:
                 self.world.written[holding.run.claim_key] = str(holding.outcome.kind)
+        self.world.soon(self, self.record)  # what ended meanwhile
         self.world.soon(self, self.tick)
 
     async def leave(self, *, has_stuck_code: bool) -> None:
@@ -282,6 +285,15 @@ class SimulatedNode:
 
     async def beat(self) -> None:
         """One pulse, as the heartbeat does."""
+        if self.is_beating:
+            return
+        self.is_beating = True
+        try:
+            await self._pulse()
+        finally:
+            self.is_beating = False
+
+    async def _pulse(self) -> None:
         began = self.world.time
         try:
             try:
@@ -310,7 +322,6 @@ class SimulatedNode:
             return
         self.stop_code(self.world.time, is_lost=True)
         self._new_life()
-        try:
+        with suppress(DatabaseUnavailable):  # the row may be there or not: a new id at the next beat
             await self.join()
-        except DatabaseUnavailable:
-            self.is_lost = True  # the row may be there or not: a new id at the next beat
+            self.is_lost = False

@@ -14,7 +14,7 @@ class Violation(AssertionError):
 
 
 class TableJudge:
-    """Limits, blocks, fences that only grow; no claim of what is disabled, none by a node that is lost or has stopped."""
+    """Limits, blocks, fences that only grow; nothing disabled is claimed, and nothing by a node that is gone."""
 
     def __init__(self, limits: dict[str, int], blocks: tuple[tuple[str, str], ...]) -> None:
         self._limits = limits
@@ -35,14 +35,20 @@ class TableJudge:
         for one, other in self._blocks:
             if active[one] and active[other]:
                 raise Violation(f"{one} and {other} at {when:.3f}")
-        for run_id, fence, name, node_id in sorted(found - self._seen):
-            if name in self.disabled:
-                raise Violation(f"run {run_id} of {name}, which is disabled, was claimed at {when:.3f}")
-            if fence <= self._fences[name]:
-                raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} with an old fence, {fence}")
-            (state,) = driver.execute(_STATE, (node_id,)).fetchone()
-            if state in {"lost", "stopped"}:
-                raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} by a node that is {state}")
+        for claim in sorted(found - self._seen):
+            self._look_at_claim(driver, *claim, when)
         for _, fence, name, _ in found:
             self._fences[name] = max(self._fences[name], fence)
         self._seen = found
+
+    def _look_at_claim(
+        self, driver: sqlite3.Connection, run_id: int, fence: int, name: str, node_id: str, when: float
+    ) -> None:
+        what = f"run {run_id} of {name} was claimed at {when:.3f}"
+        if name in self.disabled:
+            raise Violation(f"{what} while it was disabled")
+        if fence <= self._fences[name]:
+            raise Violation(f"{what} with an old fence, {fence}")
+        (state,) = driver.execute(_STATE, (node_id,)).fetchone()
+        if state in {"lost", "stopped"}:
+            raise Violation(f"{what} by a node that is {state}")
