@@ -158,12 +158,19 @@ def _orphans() -> sa.Select[Any]:
 
 @functools.cache
 def _left_behind() -> sa.Select[Any]:
-    """Claims of a node that has stopped, at least since :before: its code did not end in time."""
+    """Claims of a node that has stopped, at least since :before: its code did not end in time.
+
+    Or that has stopped after :ahead, when its clock was wrong: nobody is to wait until that time has come.
+    """
     r, n = t.runs, t.nodes
+    moment = n.c.heartbeat_at.type
     stopped = sa.exists().where(
         n.c.id == r.c.node_id,
         n.c.state == sa.literal_column("'stopped'"),
-        n.c.heartbeat_at <= sa.bindparam("before", type_=n.c.heartbeat_at.type),
+        sa.or_(
+            n.c.heartbeat_at <= sa.bindparam("before", type_=moment),
+            n.c.heartbeat_at > sa.bindparam("ahead", type_=moment),
+        ),
     )
     return (
         sa.select(*RUN_COLUMNS)
@@ -185,7 +192,8 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
     """
     async with db.peek() as conn:
         lost = [run_of(row) for row in await conn.execute(_orphans())]
-        left = [run_of(row) for row in await conn.execute(_left_behind(), {"before": before})]
+        moments = {"before": before, "ahead": now + (now - before)}
+        left = [run_of(row) for row in await conn.execute(_left_behind(), moments)]
     if not lost and not left:
         return Finished((), ())
     ended = [_gone(run, OutcomeKind.LOST, now, "its node died") for run in lost]

@@ -35,20 +35,17 @@ class TableJudge:
         for one, other in self._blocks:
             if active[one] and active[other]:
                 raise Violation(f"{one} and {other} at {when:.3f}")
-        for claim in sorted(found - self._seen):
-            self._look_at_claim(driver, *claim, when)
+        for run_id, fence, name, node_id in sorted(found - self._seen):
+            (state,) = driver.execute(_STATE, (node_id,)).fetchone()
+            self._look_at_claim(f"run {run_id} of {name} was claimed at {when:.3f}", fence, name, state)
         for _, fence, name, _ in found:
             self._fences[name] = max(self._fences[name], fence)
         self._seen = found
 
-    def _look_at_claim(
-        self, driver: sqlite3.Connection, run_id: int, fence: int, name: str, node_id: str, when: float
-    ) -> None:
-        what = f"run {run_id} of {name} was claimed at {when:.3f}"
+    def _look_at_claim(self, what: str, fence: int, name: str, state: str) -> None:
         if name in self.disabled:
             raise Violation(f"{what} while it was disabled")
         if fence <= self._fences[name]:
             raise Violation(f"{what} with an old fence, {fence}")
-        (state,) = driver.execute(_STATE, (node_id,)).fetchone()
         if state in {"lost", "stopped"}:
             raise Violation(f"{what} by a node that is {state}")

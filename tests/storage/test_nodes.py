@@ -233,6 +233,18 @@ async def test_what_a_stopped_node_left_behind_is_taken_after_a_grace_with_the_s
     assert (again.id, again.attempt) == (run.id, 1)
 
 
+async def test_what_was_left_behind_does_not_wait_for_a_clock_that_was_ahead(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.join("n1")
+    await stage.trigger("a")
+    await stage.start_one(node="n1")
+    stage.after(3600)
+    await set_state(stage, "n1", "stopped")
+    stage.after(-3600)
+    assert len((await rescue(stage)).written) == 1
+    assert await stage.outcomes() == ["interrupted"]
+
+
 async def test_a_rescued_run_that_was_to_be_cancelled_is_cancelled(stage: Stage):
     await stage.register(triggered("a"))
     await stage.trigger("a")
