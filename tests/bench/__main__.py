@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import machine
+from tests.bench import machine, plan
 from tests.bench.bench import Bench
-from tests.bench.cases import drain, idle, latency, raw, schedule
+from tests.bench.cases import drain, enqueue, history, idle, latency, open_transaction, raw, recovery, scale, schedule
 from tests.bench.figures import Row, markdown, show
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
@@ -20,6 +20,11 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "latency": latency.run,
     "schedule": schedule.run,
     "idle": idle.run,
+    "scale": scale.run,
+    "history": history.run,
+    "open-transaction": open_transaction.run,
+    "enqueue": enqueue.run,
+    "recovery": recovery.run,
     "raw": raw.run,
 }
 
@@ -36,8 +41,9 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--synchronous", choices=["FULL", "NORMAL"], default="FULL", help="on SQLite")
     it.add_argument("--uvloop", action="store_true", help="start our nodes with JOBRUNNER_UVLOOP=1")
     it.add_argument("--against", default="", help="peers, with commas: pgqueuer,procrastinate,oban,huey,apscheduler")
-    it.add_argument("--repeats", type=int, default=3, help="measurements of each; 3 unless given")
-    it.add_argument("--quick", action="store_true", help="fewer and smaller measurements")
+    it.add_argument("--repeats", type=int, default=None, help="measurements of each; 3 unless given")
+    it.add_argument("--all", action="store_true", help="every row of the table, in under 20 minutes")
+    it.add_argument("--quick", action="store_true", help="fewer and smaller measurements; alone: in under 3 minutes")
     it.add_argument("--seconds", type=float, default=0.0, help="how long to watch, where a case has a time")
     it.add_argument("--json", type=Path, metavar="FILE", help="write all samples, and what machine it was")
     it.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
@@ -46,13 +52,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     options = parser().parse_args(arguments)
+    if not (options.case or options.all or options.quick):
+        parser().error("name a case, or give --all or --quick")
     console = Console(width=160)
     bench = Bench(
         database=options.database,
         concurrency=options.concurrency,
         waiting=options.waiting,
         nodes=options.nodes,
-        repeats=options.repeats,
+        repeats=options.repeats or (2 if options.quick and not options.case else 3),
         synchronous=options.synchronous,
         is_uvloop=options.uvloop,
         is_quick=options.quick,
@@ -61,7 +69,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     )
     began = time.monotonic()
     try:
-        rows = CASES[options.case](bench)
+        rows = CASES[options.case](bench) if options.case else plan.run(bench)
     finally:
         bench.close()
     facts = machine.facts()

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -132,7 +132,7 @@ def call(peer: Peer, phase: str, url: str, options: dict[str, Any], seconds: flo
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def take_turns(contestants: dict[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
+def take_turns(contestants: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
     """Measure each in turn, so often: what the machine does meanwhile meets all alike."""
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     broken: set[str] = set()

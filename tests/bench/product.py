@@ -18,6 +18,7 @@ import psutil
 from tests.bench.stores import Connection, Store
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "jobrunner"]
 ENQUEUE = """
 import asyncio, json, sys, time
 from tests.bench.workers import orchestrator
@@ -67,7 +68,7 @@ class Node:
 
     def __init__(self, url: str, setup: Setup) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobrunner", "run", "tests.bench.workers"],
+            [*PROGRAM, "run", "tests.bench.workers"],
             cwd=ROOT,
             env=setup.environment(url),
             stdin=subprocess.DEVNULL,
@@ -119,7 +120,7 @@ def run_python(code: str, url: str, setup: Setup, *arguments: object, seconds: f
 
 def upgrade(url: str, setup: Setup) -> None:
     """Make the schema."""
-    command = [sys.executable, "-m", "jobrunner", "db", "upgrade"]
+    command = [*PROGRAM, "db", "upgrade"]
     subprocess.run(command, cwd=ROOT, env=setup.environment(url), check=True, capture_output=True, timeout=60)
 
 
@@ -157,7 +158,9 @@ def first_start(connection: Connection, after_id: int = 0) -> float:
     return float(moment.timestamp())
 
 
-def drain(url: str, setup: Setup, jobs: int, nodes: int = 1, seconds: float = 300) -> dict[str, float]:
+def drain(
+    url: str, setup: Setup, jobs: int, nodes: int = 1, seconds: float = 300, worker: str = "noop"
+) -> dict[str, float]:
     """Start nodes on a database with waiting runs; return how fast the first `jobs` of them were done.
 
     The time goes from the first claim to the moment when another process sees all ends committed.
@@ -176,20 +179,28 @@ def drain(url: str, setup: Setup, jobs: int, nodes: int = 1, seconds: float = 30
                 node.stop()
         done = connection.value(count)
         elapsed = ended - first_start(connection, before)
-        check_ends(connection, before)
+        check_ends(connection, before, worker)
     return {"rate": jobs / elapsed, "seconds": elapsed, "jobs": jobs, "cpu_seconds": cpu, "ended": done}
 
 
-def check_ends(connection: Connection, after_id: int) -> None:
+def check_ends(connection: Connection, after_id: int, worker: str) -> None:
     """Raise unless every run left its row: fenced, succeeded, and counted by the worker's state."""
     p = connection.p
     wrong = connection.value(
-        f"SELECT count(*) FROM {p}run_history WHERE id > {after_id}"
+        f"SELECT count(*) FROM {p}run_history WHERE id > {after_id} AND worker = '{worker}'"
         " AND (outcome <> 'succeeded' OR ends_run <> 'succeeded' OR fence IS NULL OR started_at IS NULL)"
     )
     twice = connection.value(
-        f"SELECT count(*) - count(DISTINCT run_id) FROM {p}run_history WHERE id > {after_id} AND ends_run IS NOT NULL"
+        f"SELECT count(*) - count(DISTINCT run_id) FROM {p}run_history"
+        f" WHERE id > {after_id} AND worker = '{worker}' AND ends_run IS NOT NULL"
     )
     streak = connection.value(f"SELECT count(*) FROM {p}worker_state WHERE consecutive_failures <> 0")
     if wrong or twice or streak:
         raise RuntimeError(f"{wrong} ends are wrong, {twice} are double, {streak} workers have a streak")
+
+
+def check_all_ended(connection: Connection, runs: int) -> None:
+    """Raise unless so many runs ended, each once, whatever became of their attempts."""
+    ended = f"SELECT count(*), count(DISTINCT run_id) FROM {connection.p}run_history WHERE ends_run IS NOT NULL"
+    if connection.rows(ended) != [(runs, runs)]:
+        raise RuntimeError(f"of {runs} runs {connection.rows(ended)} ended")

@@ -46,7 +46,10 @@ class Connection:
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run one statement with `?` for values; return its rows, or none."""
-        cursor = self._raw.execute(sql if self.is_sqlite else sql.replace("?", "%s"), values or None or ())
+        if self.is_sqlite or not values:
+            cursor = self._raw.execute(sql, *([values] if values else []))
+        else:
+            cursor = self._raw.execute(sql.replace("%", "%%").replace("?", "%s"), values)
         return cursor.fetchall() if cursor.description else []
 
     def value(self, sql: str, *values: Any) -> Any:

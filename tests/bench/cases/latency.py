@@ -63,8 +63,8 @@ def send(url: str, count: int) -> None:
 
 
 def wait_ready(connection: Connection, nodes: list[Node], seconds: float = 120) -> float:
-    """Wait until all nodes tick; return when the last did."""
-    ticking = f"SELECT count(*) FROM {connection.p}nodes WHERE state = 'active' AND last_tick_at IS NOT NULL"
+    """Wait until all nodes have joined, which is when they begin to tick; return when the last did."""
+    ticking = f"SELECT count(*) FROM {connection.p}nodes WHERE state = 'active'"
 
     def is_ready() -> bool:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.bench import contest
+from tests.bench import contest, product
 from tests.bench.bench import Bench, contest_url, say
 from tests.bench.cases.latency import wait_ready
 from tests.bench.contest import Peer
@@ -43,13 +43,10 @@ def ours(bench: Bench, kind: str, workers: str, per_second: int, seconds: float,
     url = store.create()
     setup = bench.setup(workers, max_concurrent=slots, more={"JOBRUNNER_DRAIN_TIMEOUT": "5"})
     try:
-        if kind == "postgres":
-            from tests.bench.product import upgrade
-
-            upgrade(url, setup)
+        product.upgrade(url, setup)
         with Node(url, setup) as node:
             time.sleep(0.5)
-            with _patient(url) as connection:
+            with Connection(url) as connection:
                 wait_ready(connection, [node])
                 begins = datetime.now(UTC) + timedelta(seconds=WARM_UP_SECONDS)
                 ends = begins + timedelta(seconds=seconds)
@@ -66,10 +63,6 @@ def ours(bench: Bench, kind: str, workers: str, per_second: int, seconds: float,
         store.drop(url)
 
 
-def _patient(url: str) -> Connection:
-    return Connection(url)
-
-
 def _fired(connection: Connection, begins: datetime, ends: datetime, wanted: int, cpu: float) -> Fired:
     p = connection.p
     span = [moment(connection, each) for each in (begins, ends)]
@@ -83,7 +76,7 @@ def _fired(connection: Connection, begins: datetime, ends: datetime, wanted: int
         " WHERE outcome = 'missed' AND scheduled_for >= ? AND scheduled_for < ?",
         *span,
     )
-    late = [(_time(started) - _time(due)).total_seconds() for due, started, _ in rows]
+    late = [(as_time(started) - as_time(due)).total_seconds() for due, started, _ in rows]
     return Fired(wanted, len(rows), int(missed), late, cpu)
 
 
@@ -91,7 +84,7 @@ def moment(connection: Connection, when: datetime) -> Any:
     return when.strftime("%Y-%m-%d %H:%M:%S.%f") if connection.is_sqlite else when
 
 
-def _time(value: Any) -> datetime:
+def as_time(value: Any) -> datetime:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
