@@ -12,7 +12,19 @@ from rich.console import Console
 
 from tests.bench import machine, plan
 from tests.bench.bench import Bench
-from tests.bench.cases import drain, enqueue, history, idle, latency, open_transaction, raw, recovery, scale, schedule
+from tests.bench.cases import (
+    chart,
+    drain,
+    enqueue,
+    history,
+    idle,
+    latency,
+    open_transaction,
+    raw,
+    recovery,
+    scale,
+    schedule,
+)
 from tests.bench.figures import Row, markdown, show
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
@@ -26,6 +38,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "enqueue": enqueue.run,
     "recovery": recovery.run,
     "raw": raw.run,
+    "chart": chart.run,
 }
 
 
