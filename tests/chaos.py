@@ -3,15 +3,18 @@
 Each case runs on a server and a database of its own on the loopback interface, and lasts about 35 seconds: steady work,
 the trouble, and recovery. It prints one line: runs a second before, during and after; runs lost; runs with two owners
 at once; outcomes written by a stale claim; seconds until the rate was back at 95 %. The last word is `ok`, or what was
-wrong, and then the exit code is 1. Only processes started here are signalled, by their pid.
+wrong, found by `jobrunner db verify` or an independent check of the tables, and then the exit code is 1. Only processes
+started here are signalled, by their pid.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,8 +32,8 @@ from sqlalchemy.engine import make_url
 
 from jobrunner.storage.schema import upgrade_database
 from tests.support.checker import check
-from tests.support.cluster import Cluster, NodeProcess, cluster, executions, moment
-from tests.support.postgres import LocalPostgres
+from tests.support.cluster import ROOT, Cluster, NodeProcess, cluster, executions, moment
+from tests.support.postgres import LocalPostgres, take_all_connections
 
 NODES = 3
 TRIGGERS_A_SECOND = 60
@@ -84,22 +87,16 @@ def kill_connections(scene: Scene) -> None:
 
 
 def use_up_connections(scene: Scene) -> None:
-    import asyncio
-
     async def hog() -> None:
         url = make_url(scene.url).set(drivername="postgresql").render_as_string(False)
-        held = []
-        while not scene.is_over.is_set():
-            try:
-                held.append(await asyncpg.connect(url))
-            except (asyncpg.PostgresError, OSError):  # full: now take the nodes' own, too
-                await held[0].execute(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                    " WHERE application_name = 'jobrunner' AND random() < 0.3"
-                )
+        held: list[asyncpg.Connection] = []
+        try:
+            while not scene.is_over.is_set():
+                await take_all_connections(url, held)
                 await asyncio.sleep(0.2)
-        for connection in held:
-            connection.terminate()
+        finally:
+            for connection in held:
+                connection.terminate()
 
     asyncio.run(hog())
 
@@ -208,7 +205,7 @@ def play(name: str, lease: float) -> Report:
             doubled=_doubled(scene),
             stale=_stale(scene),
             seconds=seconds,
-            problems=problems + check(scene.url, accepted=feeder.accepted)[:3] + _dead(scene),
+            problems=problems + check(scene.url, accepted=feeder.accepted)[:3] + _verify(scene) + _dead(scene),
         )
 
 
@@ -305,6 +302,14 @@ def _stale(scene: Scene) -> int:
             " WHERE b.id > a.id AND b.fence < a.fence"
         )
     )
+
+
+def _verify(scene: Scene) -> list[str]:
+    """Ask `jobrunner db verify`, too: what it prints, the violations first, unless its exit code is 0."""
+    command = [sys.executable, "-m", "jobrunner", "db", "verify", "--database-url", scene.url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = [*done.stdout.splitlines()[:2], *done.stderr.splitlines()[-1:]]
+    return [] if done.returncode == 0 else [f"db verify exits {done.returncode}: {' / '.join(said)}"]
 
 
 def _dead(scene: Scene) -> list[str]:

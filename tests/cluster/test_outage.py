@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 import time
 from contextlib import closing
@@ -15,7 +14,7 @@ from sqlalchemy.engine import make_url
 from tests.cluster.conftest import Start
 from tests.support.checker import check
 from tests.support.cluster import Cluster, NodeProcess, executions, until
-from tests.support.postgres import LocalPostgres
+from tests.support.postgres import LocalPostgres, take_all_connections
 
 LEASE = 2.0
 
@@ -84,18 +83,6 @@ def test_killed_connections_lose_nothing_and_fill_no_log(
         assert said(node, "the database is away") <= 2, node.log
         assert "Traceback" not in node.log
     assert check(restartable_postgres_url) == []
-
-
-async def take_all_connections(url: str, hogs: list[asyncpg.Connection]) -> None:
-    """Take every connection the server has, those of the nodes too: end them until none comes back."""
-    hogs.append(await asyncpg.connect(url))
-    theirs = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'jobrunner'"
-    while True:
-        with contextlib.suppress(asyncpg.TooManyConnectionsError):
-            while True:
-                hogs.append(await asyncpg.connect(url))
-        if not await hogs[0].fetchval(theirs):
-            return
 
 
 async def test_used_up_connections_are_waited_for(

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import asyncpg
 from sqlalchemy.engine import URL, make_url
 
 PASSWORD_ROLE: Final = "needs_password"
@@ -260,3 +261,14 @@ def _free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+async def take_all_connections(url: str, hogs: list[asyncpg.Connection]) -> None:
+    """Take every connection the server has, those of the nodes too: end them until none comes back."""
+    theirs = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'jobrunner'"
+    while True:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                hogs.append(await asyncpg.connect(url))
+        if hogs and not await hogs[0].fetchval(theirs):
+            return
