@@ -93,6 +93,8 @@ class Outcome:
     `delay_seconds` overrides the retry delay (`RetryAfter`, `retry_delay`) or is the length of a snooze;
     `is_final` ends the run whatever retries are left, and `is_discard` marks the end as `discarded`.
     `does_not_fit` marks a payload that the handler's annotations refuse: retried, ends `discarded`.
+    `retry_from`: from when on the retry delay counts, where that is before `finished_at`: the last sign of life of a
+    node that was found dead.
     """
 
     kind: OutcomeKind
@@ -108,3 +110,4 @@ class Outcome:
     is_final: bool = False
     is_discard: bool = False
     does_not_fit: bool = False
+    retry_from: datetime | None = None

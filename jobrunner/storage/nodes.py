@@ -148,8 +148,9 @@ def _orphans() -> sa.Select[Any]:
     alive = sa.exists().where(
         n.c.id == r.c.node_id, sa.literal_column("nodes.state IN ('active', 'draining', 'stopped')")
     )
+    seen_at = sa.select(n.c.heartbeat_at).where(n.c.id == r.c.node_id).scalar_subquery()
     return (
-        sa.select(*RUN_COLUMNS)
+        sa.select(seen_at, *RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
         .order_by(r.c.node_id)  # the order of the index on claims; by id, all waiting runs would be looked through
         .limit(RESCUED_AT_ONCE)
@@ -191,12 +192,12 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
     Any number of nodes may do this at once: each attempt is ended by the one whose guarded write finds its fence.
     """
     async with db.peek() as conn:
-        lost = [run_of(row) for row in await conn.execute(_orphans())]
+        lost = [(run_of(row), seen_at) for seen_at, *row in await conn.execute(_orphans())]
         moments = {"before": before, "ahead": now + (now - before)}
         left = [run_of(row) for row in await conn.execute(_left_behind(), moments)]
     if not lost and not left:
         return Finished((), ())
-    ended = [_gone(run, OutcomeKind.LOST, now, "its node died") for run in lost]
+    ended = [_gone(run, OutcomeKind.LOST, now, "its node died", seen_at) for run, seen_at in lost]
     ended += [_gone(run, OutcomeKind.INTERRUPTED, now, "its node stopped before its code had ended") for run in left]
     async with db.write() as conn:
         finished = await finish_within(conn, db.dialect, ended)
@@ -204,7 +205,13 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
         return finished
 
 
-def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str) -> Ended:
+def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str, seen_at: datetime | None = None) -> Ended:
+    """End an attempt for its node; `seen_at`: when that node last beat, by its own clock.
+
+    The retry delay counts from the node's last sign of life, its last beat or the run's start. A clock that was ahead
+    makes nobody wait longer than the delay from now on.
+    """
+    signs = [at for at in (seen_at, run.started_at) if at is not None and at <= now]
     duration = None if run.started_at is None else max(0, round((now - run.started_at).total_seconds() * 1000))
     node = (run.node_id or "?")[:8]
     error = f"{why} (node {node}); whether the work was done is not known" if kind is OutcomeKind.LOST else None
@@ -215,6 +222,7 @@ def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str) -> Ended:
         error_type="NodeLost" if kind is OutcomeKind.LOST else None,
         error=error,
         reason=f"{why} (node {node})",
+        retry_from=max(signs, default=None) if kind is OutcomeKind.LOST else None,
     )
     return Ended(run, outcome)
 

@@ -31,6 +31,11 @@ async def declare_lost(stage: Stage, node: nodes.SeenNode) -> bool:
         return await nodes.declare_lost(conn, node, stage.now, "it is silent")
 
 
+async def others(stage: Stage) -> list[nodes.SeenNode]:
+    async with stage.db.peek() as conn:
+        return await nodes.others(conn, "me")
+
+
 async def set_state(stage: Stage, node: str, state: str) -> None:
     async with stage.db.write() as conn:
         await nodes.set_state(conn, node, state, stage.now)
@@ -184,6 +189,25 @@ async def test_the_runs_of_a_lost_node_are_ended_as_lost_and_tried_again(stage: 
     assert (await rescue(stage)).written == ()
     stage.after(10)
     assert await stage.started(node="n2") == ["a", "b"]
+
+
+@pytest.mark.parametrize(("beaten", "found", "delay"), [(None, 30, 0), (None, 2, 3), (3, 4, 4), (3, 9, 0), (99, 30, 0)])
+async def test_the_retry_delay_of_a_lost_run_counts_from_the_last_sign_of_life(stage: Stage, beaten, found, delay):
+    await stage.register(triggered("a", retry_delay_seconds=5))
+    await stage.join("n1")
+    await stage.trigger("a")
+    await stage.start_one(node="n1")
+    if beaten is not None:  # 99: by a clock that was ahead, which nobody waits for
+        stage.after(beaten)
+        await beat(stage, "n1")
+        stage.after(-beaten)
+    stage.after(found)
+    (seen,) = await others(stage)
+    await declare_lost(stage, seen)
+    ((_, decided),) = (await rescue(stage)).written
+    assert decided.retry is not None
+    assert decided.outcome.finished_at == stage.now
+    assert (decided.retry.due_at - stage.now).total_seconds() == pytest.approx(delay, abs=0.51)  # its jitter
 
 
 async def test_a_late_end_of_a_lost_node_finds_its_fence_gone(stage: Stage):

@@ -74,6 +74,13 @@ def test_delay_backoff_and_longest_delay_are_the_workers():
     assert [retry.due_at for retry in due if retry] == [at(1), at(3), at(8)]
 
 
+@pytest.mark.parametrize(("seconds_ago", "delay"), [(2, 3), (5, 0), (30, 0)])
+def test_the_delay_of_a_lost_run_counts_from_its_nodes_last_sign_of_life(seconds_ago, delay):
+    retry = end("lost", retry_from=at(-seconds_ago)).retry
+    assert retry is not None
+    assert retry.due_at == at(delay)
+
+
 def test_a_run_keeps_the_retries_it_was_claimed_with():
     decided = end("failed", a_run(attempt=2), rules=config(max_retries=5), current=config(max_retries=0))
     assert decided.retry is not None
