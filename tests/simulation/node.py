@@ -89,7 +89,7 @@ class NodeDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        await self._world.reach(self._node)
+        await self._world.reach(self._node, is_write=True)
         async with self._world.db.write() as conn:
             yield conn
         await self._world.answer(self._node)
@@ -116,7 +116,7 @@ class SimulatedNode:
         self._next_tick = 0.0
         self.held: dict[ClaimKey, Holding] = {}
         self.is_ticking = self.is_recording = self.is_beating = False
-        self.is_lost = False
+        self.is_lost = True  # it claims only once its row is written
         self.renewed_at = world.time
         self.incarnation = 0
         self.clock = SimulatedClock(world, self)
@@ -156,6 +156,7 @@ class SimulatedNode:
         async with self.db.write() as conn:
             await nodes.join(conn, self.db.dialect, self.identity, self.names, self.clock.now())
             self.world.beats[self.id] = self.world.time
+        self.is_lost = False
 
     @property
     def is_fenced(self) -> bool:
@@ -324,4 +325,3 @@ class SimulatedNode:
         self._new_life()
         with suppress(DatabaseUnavailable):  # the row may be there or not: a new id at the next beat
             await self.join()
-            self.is_lost = False

@@ -36,7 +36,7 @@ class TableJudge:
             if active[one] and active[other]:
                 raise Violation(f"{one} and {other} at {when:.3f}")
         for run_id, fence, name, node_id in sorted(found - self._seen):
-            (state,) = driver.execute(_STATE, (node_id,)).fetchone()
+            (state,) = driver.execute(_STATE, (node_id,)).fetchone() or ("unknown",)
             self._look_at_claim(f"run {run_id} of {name} was claimed at {when:.3f}", fence, name, state)
         for _, fence, name, _ in found:
             self._fences[name] = max(self._fences[name], fence)
@@ -47,5 +47,5 @@ class TableJudge:
             raise Violation(f"{what} while it was disabled")
         if fence <= self._fences[name]:
             raise Violation(f"{what} with an old fence, {fence}")
-        if state in {"lost", "stopped"}:
+        if state not in {"active", "draining"}:
             raise Violation(f"{what} by a node that is {state}")

@@ -45,6 +45,7 @@ from tests.support.stage import ACTOR, T0, scheduled, triggered
 
 LIVES_SECONDS, HEALS_SECONDS = (8.0, 12.0, 24.0), 400.0
 MOST_WAITING = 10  # a longer queue takes time and shows no more
+RISK_IN_FOCUS = 0.25  # what is decided before a pause, and written after it, is what goes wrong if anything does
 DEEPEST = 2  # pauses within pauses
 RETRY: dict[str, Any] = {"retry_delay_seconds": 0.5, "retry_max_delay_seconds": 4.0}
 WORKERS = (
@@ -86,6 +87,9 @@ class World:
         self.executions: list[Execution] = []
         self.has_jumps = self.random.random() < 0.3
         self.trouble = self.random.choice((0.0, 0.02, 0.05, 0.1))  # how often a use of the database meets any
+        self._focus = self.random.choice((None, None, "is_ticking", "is_ticking", "is_recording", "is_beating"))
+        if self._focus is not None:  # all else goes well: others must live to notice
+            self.trouble /= 5
         self.lost_beats = self.random.choice((0.0, 0.0, 0.1, 0.4))
         self._triggers_within = self.random.choice((1.5, 4.0))
         self._strikes_within = self.random.choice((3.0, 8.0, 15.0))
@@ -136,12 +140,12 @@ class World:
 
     # --- trouble ---
 
-    async def hold_up(self, node: SimulatedNode) -> None:
+    async def hold_up(self, node: SimulatedNode, *, is_write: bool = False) -> None:
         """Perhaps stop the node here, for as long as it takes others to notice; they live on meanwhile.
 
         Or only this use of the database: then the node's other services live on, too.
         """
-        if self.is_healed or self._depth >= DEEPEST or self.random.random() >= self.trouble:
+        if self.is_healed or self._depth >= DEEPEST or self.random.random() >= self._risk(node, is_write):
             return
         seconds = self.random.choice((0.05, 0.5, 2.0, LEASE, LEASE * 1.5, LEASE * 3))
         self._depth += 1
@@ -171,15 +175,20 @@ class World:
         if not self.is_healed and self.random.random() < self.lost_beats:
             raise DatabaseUnavailable("the beat is lost")
 
-    async def reach(self, node: SimulatedNode) -> None:
+    def _risk(self, node: SimulatedNode, is_write: bool) -> float:
+        if is_write and self._focus is not None and getattr(node, self._focus):
+            return RISK_IN_FOCUS
+        return self.trouble
+
+    async def reach(self, node: SimulatedNode, *, is_write: bool = False) -> None:
         """Before a use of the database."""
-        await self.hold_up(node)
+        await self.hold_up(node, is_write=is_write)
         if max(node.away_until, self.all_away_until) > self.time:
             raise DatabaseUnavailable("away")
 
     async def answer(self, node: SimulatedNode) -> None:
         """After a commit: the answer may be late, or never come."""
-        await self.hold_up(node)
+        await self.hold_up(node, is_write=True)
         if not self.is_healed and self.random.random() < self.trouble / 2:
             raise DatabaseUnavailable("the answer to the commit is lost")
 
