@@ -150,7 +150,7 @@ def _orphans() -> sa.Select[Any]:
     )
     seen_at = sa.select(n.c.heartbeat_at).where(n.c.id == r.c.node_id).scalar_subquery()
     return (
-        sa.select(seen_at, *RUN_COLUMNS)
+        sa.select(seen_at, r.c.output, *RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
         .order_by(r.c.node_id)  # the order of the index on claims; by id, all waiting runs would be looked through
         .limit(RESCUED_AT_ONCE)
@@ -174,7 +174,7 @@ def _left_behind() -> sa.Select[Any]:
         ),
     )
     return (
-        sa.select(*RUN_COLUMNS)
+        sa.select(r.c.output, *RUN_COLUMNS)
         .where(sa.literal_column("runs.state <> 'pending'"), stopped)
         .order_by(r.c.node_id)
         .limit(RESCUED_AT_ONCE)
@@ -192,21 +192,26 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
     Any number of nodes may do this at once: each attempt is ended by the one whose guarded write finds its fence.
     """
     async with db.peek() as conn:
-        lost = [(run_of(row), seen_at) for seen_at, *row in await conn.execute(_orphans())]
+        lost = [(run_of(row), output, seen_at) for seen_at, output, *row in await conn.execute(_orphans())]
         moments = {"before": before, "ahead": now + (now - before)}
-        left = [run_of(row) for row in await conn.execute(_left_behind(), moments)]
+        left = [(run_of(row), output) for output, *row in await conn.execute(_left_behind(), moments)]
     if not lost and not left:
         return Finished((), ())
-    ended = [_gone(run, OutcomeKind.LOST, now, "its node died", seen_at) for run, seen_at in lost]
-    ended += [_gone(run, OutcomeKind.INTERRUPTED, now, "its node stopped before its code had ended") for run in left]
+    ended = [_gone(run, output, OutcomeKind.LOST, now, "its node died", seen_at) for run, output, seen_at in lost]
+    why = "its node stopped before its code had ended"
+    ended += [_gone(run, output, OutcomeKind.INTERRUPTED, now, why) for run, output in left]
     async with db.write() as conn:
         finished = await finish_within(conn, db.dialect, ended)
         await wakeups.notify(db, conn)
         return finished
 
 
-def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str, seen_at: datetime | None = None) -> Ended:
+def _gone(
+    run: Run, output: str | None, kind: OutcomeKind, now: datetime, why: str, seen_at: datetime | None = None
+) -> Ended:
     """End an attempt for its node; `seen_at`: when that node last beat, by its own clock.
+
+    What it has said until a moment before is all that is known of its output.
 
     The retry delay counts from the node's last sign of life, its last beat or the run's start. A clock that was ahead
     makes nobody wait longer than the delay from now on.
@@ -222,6 +227,7 @@ def _gone(run: Run, kind: OutcomeKind, now: datetime, why: str, seen_at: datetim
         error_type="NodeLost" if kind is OutcomeKind.LOST else None,
         error=error,
         reason=f"{why} (node {node})",
+        output=output,
         retry_from=max(signs, default=None) if kind is OutcomeKind.LOST else None,
     )
     return Ended(run, outcome)

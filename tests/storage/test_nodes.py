@@ -178,11 +178,13 @@ async def test_the_runs_of_a_lost_node_are_ended_as_lost_and_tried_again(stage: 
     runs = await stage.tick(node="n1")
     stage.after(30)
     assert (await rescue(stage)).written == ()
+    await stage.sql("UPDATE {p}runs SET output = 'half of it', output_lines = 1 WHERE worker = 'a'")
     await declare_lost(stage, seen)
     finished = await rescue(stage)
     assert {run.id for run, _ in finished.written} == {run.id for run in runs}
     assert await stage.outcomes() == ["lost", "lost"]
-    (row, _) = await stage.rows("SELECT * FROM {p}run_history ORDER BY id")
+    (row, other) = await stage.rows("SELECT * FROM {p}run_history ORDER BY id")
+    assert (row["output"], other["output"]) == ("half of it", None)  # what it has said is kept
     assert row["error"] == "its node died (node n1); whether the work was done is not known"
     assert (row["error_type"], row["duration_ms"], row["node_id"]) == ("NodeLost", 30_000, "n1")
     assert await stage.column("SELECT attempt FROM {p}runs ORDER BY id") == [2, 2]
