@@ -14,7 +14,7 @@ from tests.support.cluster import Cluster, cluster, executions, until
 from tests.support.node import POINTS, simple
 
 NOTHING_CLAIMED = {"claim, before the write", "claim, before the commit"}
-ALL_WRITTEN = {"finish, after the commit"}
+SOME_WRITTEN = {"finish, after the commit"}
 RESCUES = {"rescue, before the commit", "rescue, after the commit", "declared lost, before the commit"}
 RUNS = 3
 
@@ -49,14 +49,20 @@ def test_killed_at_a_point_of_a_run(database_url: str, tmp_path: Path, point: st
         c.trigger("work", count=RUNS)
         accepted = [row["id"] for row in c.rows("SELECT id FROM {p}runs")]
         die(c, point)
+        # On a busy machine handlers do not end together: some runs may be written while others still run.
+        held = c.value("SELECT count(*) FROM {p}runs WHERE state <> 'pending'")
         finish(c)
         assert check(database_url, accepted=accepted) == []
         ends = c.history("ends_run = 'succeeded'")
         assert sorted(row["run_id"] for row in ends) == accepted
         lost = c.history("outcome = 'lost'")
-        held = 0 if point in NOTHING_CLAIMED | ALL_WRITTEN else RUNS
-        assert len(lost) <= held
-        assert (len(lost) > 0) == (held > 0)
+        assert len(lost) == held
+        if point in NOTHING_CLAIMED:
+            assert held == 0
+        elif point in SOME_WRITTEN:
+            assert held < RUNS
+        else:
+            assert held > 0
         assert len(c.history()) == RUNS + len(lost)
         done = executions(tmp_path / "notes")
         assert {e.run_id for e in done} == set(accepted)

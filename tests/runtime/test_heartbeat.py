@@ -20,6 +20,7 @@ import pytest
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.runtime import tick
+from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity
 from jobrunner.storage import nodes
@@ -189,6 +190,19 @@ async def test_a_silent_node_is_lost_after_a_whole_lease_and_its_runs_are_rescue
     (audit,) = await house.rows("SELECT action, actor FROM {p}audit_log WHERE action = 'node_lost'")
     assert audit["actor"] == "jobrunner"
     beating.cancel()
+
+
+async def test_a_wall_clock_that_runs_away_makes_nobody_lost(house: House, monkeypatch: pytest.MonkeyPatch):
+    ahead = timedelta()
+    monkeypatch.setattr(SystemClock, "now", lambda _self: datetime.now(UTC) + ahead)
+    await join(house, "quiet")
+    node = await begun(house, nothing, lease=3600)
+    heartbeat = node._node._heartbeat  # type: ignore[union-attr]  # it runs
+    for _ in range(12):
+        ahead += timedelta(seconds=heartbeat.interval)
+        await heartbeat.pulse(house.db)
+    assert await house.rows("SELECT state FROM {p}nodes WHERE id = 'quiet'") == [{"state": "active"}]
+    assert await house.rows("SELECT id FROM {p}nodes WHERE state <> 'active'") == []
 
 
 async def test_a_dead_process_of_this_host_is_taken_over_from_at_the_start(house: House):
