@@ -40,6 +40,51 @@ def test_a_rolling_deploy_loses_and_doubles_nothing(make: Start, postgres_url: s
     assert check(postgres_url) == []
 
 
+def test_nodes_of_two_deploys_share_the_work_each_knows(make: Start, database_url: str):
+    c = make(database_url, tick_interval=0.5, max_concurrent=4)
+    (before,) = c.start(1, scenario="old")
+    c.trigger("dropped", count=5)
+    until(lambda: len(c.history()) == 5, what="the old node works alone")
+    (after,) = c.start(1, scenario="new")
+    c.trigger("dropped", count=5)
+    c.trigger("added", count=10)
+    c.trigger("shared", count=40)
+    until(lambda: not c.value("SELECT count(*) FROM {p}runs"), what="all runs end")
+    doers = {
+        name: {row["node_id"] for row in c.history(f"worker = '{name}'")} for name in ("dropped", "added", "shared")
+    }
+    assert doers["dropped"] == {c.node_id(before)}
+    assert doers["added"] == {c.node_id(after)}
+    assert doers["shared"] <= {c.node_id(before), c.node_id(after)}
+    before.terminate()
+    assert before.wait() == 0
+    c.trigger("dropped", count=2)
+    c.trigger("added")
+    until(lambda: len(c.history("worker = 'added'")) == 11, what="the new node goes on")
+    assert c.value("SELECT count(*) FROM {p}runs WHERE worker = 'dropped' AND state = 'pending' AND attempt = 1") == 2
+    assert {row["outcome"] for row in c.history()} == {"succeeded"}
+    assert check(database_url) == []
+
+
+def test_an_older_node_that_restarts_does_not_write_its_definitions_back(make: Start, database_url: str):
+    c = make(database_url, tick_interval=0.5)
+
+    def shared() -> tuple[str, float, int]:
+        (row,) = c.rows("SELECT * FROM {p}workers WHERE name = 'shared'")
+        return row["description"], row["timeout_seconds"], row["definition_version"]
+
+    (before,) = c.start(1, scenario="old", version=1)
+    assert shared() == ("old", 60, 1)
+    c.start(1, scenario="new", version=2)
+    assert shared() == ("new", 99, 2)
+    before.kill()
+    c.start(1, scenario="old", version=1)
+    assert shared() == ("new", 99, 2)
+    c.trigger("shared", count=10)
+    until(lambda: len(c.history()) == 10, what="both work on")
+    assert check(database_url) == []
+
+
 def test_a_node_whose_schema_was_upgraded_drains_and_says_why(make: Start, database_url: str):
     c = make(database_url, lease=1.2, tick_interval=60, drain_timeout=10)
     (node,) = c.start(1)

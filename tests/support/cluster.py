@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 45.0  # for a busy machine, on which a process may take half a minute to start
 
 
 class NodeProcess:

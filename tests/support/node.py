@@ -87,7 +87,25 @@ def crowd(o: WorkerOrchestrator) -> None:
         o.register_worker(f"free-{i}", work, **{**often, "interval_seconds": 0.2})
 
 
-SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {"simple": simple, "clock": clock, "crowd": crowd}
+def old(o: WorkerOrchestrator) -> None:
+    """A program before a deploy."""
+    o.register_worker("shared", work, execution_mode="triggered", max_running=10, description="old")
+    o.register_worker("dropped", work, execution_mode="triggered", max_running=10)
+
+
+def new(o: WorkerOrchestrator) -> None:
+    """The program after it: one worker redefined, one gone, one new."""
+    o.register_worker("shared", work, execution_mode="triggered", max_running=10, description="new", timeout_seconds=99)
+    o.register_worker("added", work, execution_mode="triggered", max_running=10)
+
+
+SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
+    "simple": simple,
+    "clock": clock,
+    "crowd": crowd,
+    "old": old,
+    "new": new,
+}
 
 
 # --- dying at a named point ---------------------------------------------------------------------------------------
@@ -174,6 +192,7 @@ def main() -> None:
     parser.add_argument("--elsewhere", type=int, default=0)
     parser.add_argument("--until-idle", type=int, default=0)
     parser.add_argument("--without-locks", type=int, default=0)
+    parser.add_argument("--version", type=int)
     parser.add_argument("--die-at", choices=list(POINTS))
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
