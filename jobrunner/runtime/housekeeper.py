@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROUND_SECONDS = 1.0
 FIRST_PRUNE_SECONDS = (30.0, 90.0)
 PRUNE_SECONDS = 600.0
-MOST_NEWS = 64  # runs in one statement: 4 MiB of output at most
+MOST_NEWS = 16  # runs in one statement: 1 MiB of output at most, some 10 ms of the loop's time
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
 
 
@@ -91,10 +91,10 @@ class Housekeeper:
 
     async def _show_news(self) -> None:
         """Write the progress and the output of what runs, as far as either is new."""
-        news = [each for attempt in self._held.values() if (each := _news_of(attempt)) is not None]
+        telling = [attempt for attempt in self._held.values() if _has_news(attempt)]
         try:
-            for start in range(0, len(news), MOST_NEWS):
-                some = news[start : start + MOST_NEWS]
+            for start in range(0, len(telling), MOST_NEWS):
+                some = [_news_of(attempt) for attempt in telling[start : start + MOST_NEWS]]
                 async with self._db.write() as conn:
                     written = await runs.show_news(conn, self._db.dialect, some)
                 for each in some:
@@ -113,10 +113,11 @@ class Housekeeper:
             attempt.context.output.shown_lines = news.output_lines
 
 
-def _news_of(attempt: Attempt) -> runs.News | None:
+def _has_news(attempt: Attempt) -> bool:
+    return attempt.context.latest_progress is not None or attempt.context.output.has_news
+
+
+def _news_of(attempt: Attempt) -> runs.News:
     context = attempt.context
-    progress, has_said = context.latest_progress, context.output.has_news
-    if progress is None and not has_said:
-        return None
-    output, lines = context.output.whole_lines() if has_said else (None, None)
-    return runs.News(attempt.claim.run.claim_key, progress, output, lines)
+    output, lines = context.output.whole_lines() if context.output.has_news else (None, None)
+    return runs.News(attempt.claim.run.claim_key, context.latest_progress, output, lines)

@@ -90,7 +90,7 @@ async def test_a_kill_loop_leaves_as_many_rows_as_succeeded_runs(database_url: s
 
 
 async def _until(is_so, node: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 60
     while not await is_so():
         assert time.monotonic() < give_up
         assert node.poll() is None, node.communicate()

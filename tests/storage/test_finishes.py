@@ -7,13 +7,16 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
 from jobrunner.storage import finishes, operations, rows, workers
+from jobrunner.storage import tables as t
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.history import MAX_TRACEBACK_BYTES, storable, tail
+from jobrunner.storage.runs import News, show_news
 from jobrunner.storage.tables import dead_letters
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
@@ -349,3 +352,27 @@ async def test_a_finish_sees_a_definition_that_changed_while_it_waited_for_its_l
         await workers.write_overrides(conn, stored, {"interval_seconds": 70}, stage.now)
     await ending
     assert (await stage.state("a")).next_run_at == T0 + seconds(70)
+
+
+async def test_what_a_run_says_is_written_for_its_own_claim_only_and_waits_for_nobody(stage: Stage, other_stage: Stage):
+    await stage.register(triggered("a", max_running=3))
+    for _ in range(3):
+        await stage.trigger("a")
+    first, second, third = await stage.tick(slots=3)
+    before = News(first.claim_key, {"fraction": 0.5}, None, None)
+    stale = News((second.id, (second.fence or 0) + 9), None, "not mine", 1)
+    async with stage.db.write() as conn:
+        assert await show_news(conn, stage.db.dialect, [before, stale]) == {first.claim_key}
+    news = [News(run.claim_key, None, f"{run.id}", 1) for run in (first, second, third)]
+    if not stage.db.is_sqlite:  # there only one writes at a time
+        async with other_stage.db.write() as ending:
+            await ending.execute(sa.delete(t.runs).where(t.runs.c.id == second.id))
+            async with stage.db.write() as conn:
+                assert await show_news(conn, stage.db.dialect, news) == {first.claim_key, third.claim_key}
+    else:
+        async with stage.db.write() as conn:
+            await show_news(conn, stage.db.dialect, [news[0], news[2]])
+    rows = await stage.rows("SELECT output, output_lines, progress FROM {p}runs WHERE slot <> 1 ORDER BY id")
+    assert [(row["output"], row["output_lines"]) for row in rows] == [(str(first.id), 1), (str(third.id), 1)]
+    assert rows[0]["progress"] is not None  # what is not new stays
+    assert rows[1]["progress"] is None

@@ -13,6 +13,7 @@ from jobrunner.model.run import OutcomeKind
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes
 from jobrunner.storage.claims import read_claims
+from jobrunner.storage.runs import News, show_news
 from tests.support.plans import Sent, plan, recorded
 from tests.support.stage import T0, Stage, scheduled, triggered
 
@@ -61,6 +62,9 @@ async def everyday(stage: Stage) -> list[Sent]:
     with recorded(stage.db) as sent:
         runs = await stage.tick(slots=4, handlers=["wide"])
         assert len(runs) == 4
+        async with stage.db.write() as conn:
+            news = [News(run.claim_key, {"fraction": 0.5}, "half of it", 1) for run in runs]
+            assert await show_news(conn, stage.db.dialect, news) == {run.claim_key for run in runs}
         await stage.end(runs[0])
         await stage.fail(runs[1])  # no retries: a dead letter
         await stage.end(runs[2], OutcomeKind.SNOOZED)
