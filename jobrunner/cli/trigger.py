@@ -47,7 +47,9 @@ def trigger(
         str | None, typer.Option(metavar="waiting|live", help="live: while one with this key has not ended.")
     ] = None,
     priority: Annotated[str | None, typer.Option(help="LOW, NORMAL, HIGH or CRITICAL; else the worker's.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended; exit 1 unless it succeeded.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Tell its output until it has ended; exit 1 unless it succeeded.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
     ] = False,

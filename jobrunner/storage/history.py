@@ -87,6 +87,8 @@ _NOTHING: dict[str, Any] = {
 
 def storable_outcome(outcome: Outcome) -> Outcome:
     """Return the outcome with texts that both databases take, capped, before anything is decided or written from it."""
+    if {outcome.error_type, outcome.error, outcome.traceback, outcome.reason, outcome.output} == {None}:
+        return outcome  # most are: nothing to look at
     return replace(
         outcome,
         error_type=storable(outcome.error_type, MAX_TRACEBACK_BYTES),
