@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +84,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         against=tuple(name for name in options.against.split(",") if name),
     )
     began = time.monotonic()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then nodes and servers are ended, as after Ctrl-C
     try:
         rows = CASES[options.case](bench) if options.case else plan.run(bench)
     finally:
