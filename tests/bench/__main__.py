@@ -29,6 +29,7 @@ from tests.bench.cases import (
     schedule,
 )
 from tests.bench.figures import Row, markdown, show
+from tests.bench.product import ROOT
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "drain": drain.run,
@@ -43,6 +44,9 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "raw": raw.run,
     "chart": chart.run,
 }
+
+BEGIN = "<!-- bench: begin; made by `scripts/bench --all --readme` -->"
+END = "<!-- bench: end -->"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +67,17 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--seconds", type=float, default=0.0, help="how long to watch, where a case has a time")
     it.add_argument("--json", type=Path, metavar="FILE", help="write all samples, and what machine it was")
     it.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
+    it.add_argument("--readme", action="store_true", help="write the table into README.md, between its marks")
     return it
+
+
+def write_readme(text: str, path: Path) -> None:
+    """Replace what stands between the two marks in the file."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path.name} has no marks {BEGIN} and {END}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
@@ -93,6 +107,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     facts = machine.facts()
     print(markdown(rows)) if options.markdown else show(rows, console)
     console.print(machine.sentence(facts, time.monotonic() - began))
+    if options.readme:
+        write_readme(f"{markdown(rows)}\n\n{machine.sentence(facts, time.monotonic() - began)}", ROOT / "README.md")
     if options.json:
         document = {"machine": facts, "seconds": time.monotonic() - began, "rows": [row.as_json() for row in rows]}
         options.json.write_text(json.dumps(document, indent=2) + "\n")

@@ -113,7 +113,8 @@ class SqliteStore(Store):
             connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.rows("ANALYZE")
             connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        os.sync()
+        with Path(plain_url(url)).open("rb") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

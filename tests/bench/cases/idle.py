@@ -22,7 +22,7 @@ def run(bench: Bench) -> list[Row]:
 
 def rows(bench: Bench, kind: str, workers: int = 1000) -> list[Row]:
     """Measured from outside: CPU and memory of the process, statements as the server logs them."""
-    seconds = bench.seconds or (15.0 if bench.is_quick else 40.0)
+    seconds = bench.seconds or (8.0 if bench.is_quick else 40.0)
     setup = bench.setup(f"idle:{workers}", max_concurrent=5)
     store = bench.store(kind)
     url = store.create(bench.template(kind, setup, 0))

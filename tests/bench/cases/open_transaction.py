@@ -20,7 +20,10 @@ FEEDER = """
 import sys, time
 from tests.bench.stores import Connection
 url, rate, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
-connection, began, sent = Connection(url), time.monotonic(), 0
+connection = Connection(url)
+print("ready", flush=True)
+sys.stdin.readline()
+began, sent = time.monotonic(), 0
 numbers = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) SELECT i FROM n)"
 if not connection.is_sqlite:
     numbers = "generate_series(1, {})"
@@ -59,16 +62,27 @@ def paced(url: str, setup: Setup, pace: Pace, windows: int = 1) -> Steady:
         wait_ready(connection, [node])
         time.sleep(1.0)
         history = f"{connection.p}run_history"
-        marks = [(time.time(), _last(connection), node.cpu_seconds())]
-        feeder = subprocess.Popen([sys.executable, "-c", FEEDER, url, str(pace.rate), str(pace.seconds)], cwd=ROOT)
+        feeder = subprocess.Popen(
+            [sys.executable, "-c", FEEDER, url, str(pace.rate), str(pace.seconds)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
+            assert feeder.stdin is not None
+            assert feeder.stdout is not None
+            feeder.stdout.readline()
+            marks = [(time.time(), _last(connection), node.cpu_seconds())]
+            feeder.stdin.write("go\n")
+            feeder.stdin.flush()
             for i in range(windows):
                 time.sleep(max(0.0, marks[0][0] + (i + 1) * pace.seconds / windows - time.time()))
                 marks.append((time.time(), _last(connection), node.cpu_seconds()))
             node.check()
         finally:
             feeder.kill()
-            feeder.wait()
+            feeder.communicate()
         found = []
         for (t0, id0, cpu0), (t1, id1, cpu1) in itertools.pairwise(marks):
             late = _late(connection, f"FROM {history} WHERE id > {id0} AND id <= {id1} AND worker = 'noop'")
