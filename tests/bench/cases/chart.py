@@ -1,4 +1,4 @@
-"""The picture in README.md: how drain rate and lateness go with load. `scripts/bench chart` draws scripts/bench.svg."""
+"""The picture in README.md: how drain rate and lateness go with load. `scripts/bench chart` draws tests/bench/chart.svg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bench.contest import take_turns
 from tests.bench.figures import Row, percentile
 from tests.bench.product import ROOT
 
-FILE = ROOT / "scripts/bench.svg"
+FILE = ROOT / "tests/bench/chart.svg"
 COLOURS = {"postgres": "#336791", "sqlite": "#2a9d55", "pgqueuer": "#b0563a", "huey": "#c9a227"}
 
 
