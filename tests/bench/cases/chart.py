@@ -1,4 +1,4 @@
-"""The picture in README.md: how drain rate and lateness go with load. `scripts/bench chart` draws tests/bench/chart.svg."""
+"""The picture in README.md: how drain rate and lateness go with load."""
 
 from __future__ import annotations
 
