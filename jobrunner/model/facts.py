@@ -74,6 +74,7 @@ class WorkerFacts:
     waiting_retry: datetime | None = None  # due time of the first pending run that has failed before
     counterparts: tuple[str, ...] = ()
     scheduled_run: int | None = None  # the live run that came from the schedule or loop
+    revision: int = 0  # of the definition; every change of it raises the number
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,3 +127,4 @@ class WorkerState:
     last_fence: int = 0
     total_runs: int = 0
     total_failures: int = 0
+    last_ended_at: datetime | None = None

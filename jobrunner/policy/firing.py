@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSchedule
 from jobrunner.model.run import Trigger
+from jobrunner.model.schedule import IntervalSchedule
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
 
@@ -48,6 +49,8 @@ def fire(config: WorkerConfig, state: WorkerState, now: datetime) -> Fired:
         return Fired(replace(state, next_run_at=None, last_error=f"its schedule cannot be used: {error}"))
     if schedule is None:
         return Fired(replace(state, next_run_at=None))
+    if state.last_due_at is None and isinstance(schedule, IntervalSchedule):
+        oldest = max(oldest, now)  # the grid begins with the first run: a thousand new workers spread by themselves
     firing = schedules.decide_firing(schedule, config.misfire, oldest, now)
     last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
     state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
@@ -56,12 +59,15 @@ def fire(config: WorkerConfig, state: WorkerState, now: datetime) -> Fired:
 
 
 def after_starts(
-    state: WorkerState, last_fence: int, now: datetime, *, has_begun: bool, probe_run_id: int | None
+    state: WorkerState, last_fence: int, begun_at: datetime | None, probe_run_id: int | None
 ) -> WorkerState:
-    """Return the state once runs have started: the last fence given out, and what a first try or a probe changes."""
+    """Return the state once runs have started: the last fence given out, and what a first try or a probe changes.
+
+    `begun_at` is when the first try of a run started, None when only retries did.
+    """
     changes: dict[str, Any] = {"last_fence": last_fence}
-    if has_begun:
-        changes["last_run_at"] = now
+    if begun_at is not None:
+        changes["last_run_at"] = begun_at
     if probe_run_id is not None:
         changes |= {"circuit_state": CircuitState.HALF_OPEN, "probe_run_id": probe_run_id}
     return replace(state, **changes)

@@ -138,7 +138,8 @@ def _later(moment: datetime, seconds: float) -> datetime:
 
 def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
     """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
-    changes: dict[str, Any] = {}
+    ended_at = outcome.finished_at if state.last_ended_at is None else max(state.last_ended_at, outcome.finished_at)
+    changes: dict[str, Any] = {"last_ended_at": ended_at}
     if outcome.duration_ms is not None:
         changes["last_duration_ms"] = outcome.duration_ms
     if outcome.kind in USES_UP_AN_ATTEMPT:
@@ -157,7 +158,7 @@ def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> Wo
     if ends_run is EndsRun.EXHAUSTED:
         changes["consecutive_failures"] = state.consecutive_failures + 1
         changes["last_run_outcome"] = str(outcome.kind)
-    return replace(state, **changes) if changes else state
+    return replace(state, **changes)
 
 
 def _move_circuit(

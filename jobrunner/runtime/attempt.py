@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, InvalidPayload, RetryAfter, Snooze
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.runtime.executors.code import came_of
 from jobrunner.runtime.results import RemoteError, storable_result
 
 if TYPE_CHECKING:
@@ -62,56 +63,93 @@ class Attempt:
         self._clock = clock
         self._launcher = launcher
         self._show_stopping = show_stopping
-        self._began = clock.monotonic()
-        self._attention: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.began = clock.monotonic()
+        self._code: Code | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_end: Callable[[Attempt, Outcome], None] | None = None
+        self._showing: asyncio.Task[None] | None = None
+
+    def start(self, on_end: Callable[[Attempt, Outcome], None]) -> None:
+        """Start the code; `on_end` is called once, with how the attempt ended. Does not raise.
+
+        Callbacks, not a task that waits: under load most handlers are shorter than a task takes to make.
+        """
+        self._on_end = on_end
+        self.began = self._clock.monotonic()
+        try:
+            arguments = {} if self._handler is None else self._handler.arguments(self.claim.run.payload)
+            self._code = code = self._launcher.start(self.claim, self._handler, self.context, arguments)
+        except InvalidPayload as error:
+            on_end(self, self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False))
+            return
+        except Exception as error:  # noqa: BLE001 - a validator of the handler's own, or no thread to be had
+            on_end(self, self._outcome(OutcomeKind.FAILED, error=error))
+            return
+        code.ended.add_done_callback(self._on_code_ended)
+        if code.started is None:
+            self._arm()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(START_SECONDS, self._on_started)
+            code.started.add_done_callback(self._on_started)
+
+    async def run(self) -> Outcome:
+        """Start the code and wait for its end."""
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.start(lambda _, outcome: ended.set_result(outcome))
+        return await ended
 
     def stop(self, reason: StopReason, detail: str | None = None) -> None:
         """Tell the code to stop; the first reason stands."""
         if self.stop_reason is None:
             self.stop_reason, self.stop_detail = reason, detail
-            self._look()
+            if self._is_started:
+                self._ask_to_stop()
 
-    def _look(self, _ended: object = None) -> None:
-        """Have `_watch` look up: the code has ended, or it is to stop."""
-        if not self._attention.done():
-            self._attention.set_result(None)
+    @property
+    def _is_started(self) -> bool:
+        return self._code is not None and (self._code.started is None or self._code.started.done())
 
-    async def run(self) -> Outcome:
-        """Run the code and return how the attempt ended; does not raise."""
-        self._began = self._clock.monotonic()
-        try:
-            arguments = {} if self._handler is None else self._handler.arguments(self.claim.run.payload)
-            code = self._launcher.start(self.claim, self._handler, self.context, arguments)
-        except InvalidPayload as error:
-            return self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False)
-        except Exception as error:  # noqa: BLE001 - a validator of the handler's own, or no thread to be had
-            return self._outcome(OutcomeKind.FAILED, error=error)
-        await self._watch(code)
-        return self._judge(*code.ended.result())
+    def _on_started(self, _started: object = None) -> None:
+        """Count the handler's time from here: its process is ready, or has been given long enough."""
+        self._set_timer(None)
+        self.began = self._clock.monotonic()
+        if self._code is not None and not self._code.ended.done():
+            self._arm()
 
-    async def _watch(self, code: Code) -> None:
-        """Wait for the code to end, telling it to stop when its time is up or someone asks."""
-        code.ended.add_done_callback(self._look)
-        if code.started is not None:
-            both: set[asyncio.Future[Any]] = {code.started, code.ended}
-            await asyncio.wait(both, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            self._began = self._clock.monotonic()
-        timeout = self.claim.config.timeout_seconds
-        timer = asyncio.get_running_loop().call_later(timeout, self.stop, StopReason.TIMEOUT)
-        await self._attention
-        timer.cancel()
-        if code.ended.done():
+    def _arm(self) -> None:
+        if self.stop_reason is not None:
+            self._ask_to_stop()
+        else:
+            timeout = self.claim.config.timeout_seconds
+            self._timer = asyncio.get_running_loop().call_later(timeout, self.stop, StopReason.TIMEOUT)
+
+    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _ask_to_stop(self) -> None:
+        code = self._code
+        if code is None or code.ended.done():
             return
         self.context.request_stop()
+        self._set_timer(asyncio.get_running_loop().call_later(code.grace_seconds, self._insist))
         code.ask_to_stop()
-        await asyncio.wait({code.ended}, timeout=code.grace_seconds)
-        if code.ended.done():
+
+    def _insist(self) -> None:
+        """End code that was asked in vain; show what cannot be ended."""
+        code = self._code
+        if code is None or code.ended.done():
             return
         if code.can_be_killed:
             code.kill()
         else:
-            await self._show_stopping(self.claim)
-        await asyncio.wait({code.ended})
+            self._showing = asyncio.ensure_future(self._show_stopping(self.claim))
+
+    def _on_code_ended(self, ended: asyncio.Future[Any]) -> None:
+        self._set_timer(None)
+        if self._on_end is not None:
+            self._on_end(self, self._judge(*came_of(ended)))
 
     def _judge(self, value: Any, error: BaseException | None) -> Outcome:
         reason = self.stop_reason
@@ -120,7 +158,7 @@ class Attempt:
             late = TimeoutError(f"timed out after {seconds:g} s")
             late.__traceback__ = None if error is None else error.__traceback__
             return self._outcome(OutcomeKind.TIMED_OUT, error=late)
-        if error is None and inspect.isawaitable(value):
+        if error is None and value is not None and inspect.isawaitable(value):
             _close(value)
             error = TypeError("the handler returned a coroutine that nobody awaits; make it an async def")
         if error is None:
@@ -153,7 +191,7 @@ class Attempt:
         return Outcome(
             kind,
             self._clock.now(),
-            duration_ms=max(0, round((self._clock.monotonic() - self._began) * 1000)),
+            duration_ms=max(0, round((self._clock.monotonic() - self.began) * 1000)),
             error_type=None if error is None else _kind(error),
             error=None if error is None else _message(error),
             traceback=_traceback(error) if error is not None and has_traceback else None,

@@ -27,7 +27,7 @@ class RunContext:
     def __init__(self, run: Run, deadline: datetime) -> None:
         self._run = run
         self._deadline = deadline
-        self._stop = threading.Event()
+        self._is_asked_to_stop = False
         self.output = Output()
         self.latest_progress: dict[str, Any] | None = None
         self.result: Any = None
@@ -73,7 +73,7 @@ class RunContext:
     @property
     def should_stop(self) -> bool:
         """True once the run was told to stop; code in a thread cannot be stopped otherwise."""
-        return self._stop.is_set()
+        return self._is_asked_to_stop
 
     def log(self, message: object) -> None:
         """Add a line to the attempt's output: the last 64 KiB are kept in `run_history.output`.
@@ -117,4 +117,4 @@ class RunContext:
 
     def request_stop(self) -> None:
         """Set `should_stop`; for the runtime."""
-        self._stop.set()
+        self._is_asked_to_stop = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
@@ -27,11 +28,12 @@ from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
-from jobrunner.runtime.transaction import RunTransaction
+from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer, warm_up
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
+from jobrunner.storage.flows import open_flow
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ class Node:
         self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
         self._wakeups = wakeups.open_wakeups(self.db)
-        self._recorder = Recorder(self.db, self._outage, events, self._free)
+        self._flow = open_flow(self.db)
+        on_sure = None if self._flow is None else lambda: self._ticker.wake()
+        self._recorder = Recorder(self.db, self._outage, events, self._free, on_sure)
         self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
@@ -160,8 +164,17 @@ class Node:
         self._on_crash(drain_timeout)
 
     def _new_ticker(self) -> Ticker:
-        interval = self._settings.tick_interval
-        return Ticker(self.db, self._clock, self._outage, self._claimer(), interval, self._free_slots, self._begin)
+        return Ticker(
+            self.db,
+            self._clock,
+            self._outage,
+            self._claimer(),
+            self._recorder,
+            self._flow,
+            self._settings.tick_interval,
+            self._free_slots,
+            self._begin,
+        )
 
     def _claimer(self) -> Claimer:
         return Claimer(self.identity.id, self._here())
@@ -209,9 +222,9 @@ class Node:
         if self._housekeeper.should_check_cancellations():
             self._run_service(self._housekeeper.stop_cancelled())
 
-    def _free_slots(self) -> int:
+    def _free_slots(self) -> int | None:
         may_claim = self._is_claiming and not self._is_stopping and not self._heartbeat.is_fenced
-        return self._settings.max_concurrent - len(self.held) if may_claim else 0
+        return self._settings.max_concurrent - len(self.held) if may_claim else None
 
     def _begin(self, claim: Claim) -> None:
         """Start the code of a claim."""
@@ -220,22 +233,23 @@ class Node:
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
         if claim.config.isolation is Isolation.INLINE:
-            context.open_transaction = RunTransaction(self.db, claim, context, self._clock).open
+            began = self._clock.monotonic()
+            context.open_transaction = partial(open_transaction, self.db, claim, context, self._clock, began)
         attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
-        task = asyncio.ensure_future(self._carry_out(attempt))
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
+        self.loop.call_soon(self._start_code, attempt)  # not at once: first the ticker sends off its next turn
 
-    async def _carry_out(self, attempt: Attempt) -> None:
-        run = attempt.claim.run
+    def _start_code(self, attempt: Attempt) -> None:
         if self._heartbeat.is_fenced:  # we were held up between the claim and this line: it may be another's by now
             reason = "the node could not renew its lease before the code was started"
-            outcome = Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason)
+            self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
-            self._events.emit(e.RunStarted(run))
-            outcome = await attempt.run()
+            self._events.emit(e.RunStarted(attempt.claim.run))
+            attempt.start(self._on_attempt_end)
+
+    def _on_attempt_end(self, attempt: Attempt, outcome: Outcome) -> None:
+        run = attempt.claim.run
         if attempt.context.finished is not None:
             if outcome.kind is not OutcomeKind.SUCCEEDED:
                 what = outcome.error or outcome.kind
@@ -348,7 +362,7 @@ class Node:
             self._events.emit(e.Warned("the database is away; outcomes not written are settled at the next start"))
         self.has_stuck_code = bool(self.held)
         await self._wakeups.stop()
-        self._ticker.close()
+        await self._ticker.close()
         self._launcher.close()
         await self._heartbeat.stop()
         for task in [*self._services, *self._attempts]:

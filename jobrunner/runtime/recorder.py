@@ -1,5 +1,6 @@
 """The recorder: writes the outcomes of ended attempts, all that wait at that moment in one transaction.
 
+Ends that are sure (`storage.flow`) are left to the ticker, which writes them with its next claims: see `take_sure`.
 There is no delay that waits for more: while one batch is being written the next one gathers, so batches grow with load.
 An outcome is held until its write is answered. While the database is away the recorder tries again with backoff and
 tells of the outage once. A slot is free only when the end is written, or refused because the claim is no longer ours.
@@ -13,14 +14,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
-from jobrunner.model.run import OutcomeKind
+from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.gates import show_time
 from jobrunner.storage import wakeups
 from jobrunner.storage.finishes import Ended, Finished, finish
+from jobrunner.storage.flow import is_sure
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.outage import Outage
@@ -34,22 +36,60 @@ class Recorder:
     """Writes outcomes in batches; `on_written` is called with the claims whose slots are free."""
 
     def __init__(
-        self, db: Database, outage: Outage, events: e.Events, on_written: Callable[[list[ClaimKey]], None]
+        self,
+        db: Database,
+        outage: Outage,
+        events: e.Events,
+        on_written: Callable[[list[ClaimKey]], None],
+        on_sure: Callable[[], None] | None = None,
     ) -> None:
         self._db = db
         self._outage = outage
         self._events = events
         self._on_written = on_written
+        self._on_sure = on_sure  # None: there is no short way
         self._waiting: list[Ended] = []
+        self._sure: list[Ended] = []
+        self._taken = 0
+        self._is_writing = False
         self._arrived = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
     def put(self, ended: Ended) -> None:
         """Hand over an ended attempt."""
-        self._waiting.append(ended)
         self._is_idle.clear()
-        self._arrived.set()
+        if self._on_sure is not None and is_sure(ended):
+            self._sure.append(ended)
+            self._on_sure()
+        else:
+            self._waiting.append(ended)
+            self._arrived.set()
+
+    def take_sure(self) -> list[Ended]:
+        """Hand out the sure ends that wait; whoever takes them must `settle` them."""
+        ended, self._sure = self._sure, []
+        self._taken += len(ended)
+        return ended
+
+    def settle(self, taken: list[Ended], written: Collection[int]) -> None:
+        """Take back sure ends: those `written` are done, the others go the long way."""
+        self._taken -= len(taken)
+        done = []
+        for item in taken:
+            if item.run.id in written:
+                done.append(item.run.claim_key)
+                self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None))
+            else:
+                self._waiting.append(item)
+                self._arrived.set()
+        if done:
+            self._on_written(done)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._waiting and not self._sure and not self._taken and not self._is_writing:
+            self._is_idle.set()
 
     def note_written(self, finished: Finished) -> None:
         """Tell of ends that a handler's own transaction has written, and free their slots."""
@@ -63,10 +103,11 @@ class Recorder:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
             if not self._waiting:
                 self._arrived.clear()
+            self._is_writing = True
             await self._write(batch)
+            self._is_writing = False
             self._on_written([item.run.claim_key for item in batch])
-            if not self._waiting:
-                self._is_idle.set()
+            self._note_idle()
 
     async def _write(self, batch: list[Ended]) -> None:
         """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""

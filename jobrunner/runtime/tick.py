@@ -1,9 +1,13 @@
-"""The tick loop: claim what is due, start it, sleep until there is something to do.
+"""The tick loop: write what has ended, claim what is due, start it, sleep until there is something to do.
 
 The loop sleeps until the next due time, a wake-up or `tick_interval`, whichever is first. A wake-up is a free slot, a
 trigger of this process, or word from the database that someone else changed something. Such word may come a moment
 before the change it tells of can be seen by us, or be throttled by the database; so the loop looks once more shortly
 after each.
+
+A pass begins with a turn of the short way (`storage.flow`) when there is something for it: sure ends, or plain workers
+known from the last look. Under load turns and handlers alternate: while the database works for one half of the slots,
+the code of the other half runs. What a turn leaves goes the long way.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
-from jobrunner.storage.claims import Claim, Claimer, claim_due
+from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,14 +25,23 @@ if TYPE_CHECKING:
 
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
+    from jobrunner.runtime.recorder import Recorder
     from jobrunner.storage.database import Database
+    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.flow import Plain, Turned
+    from jobrunner.storage.flows import Flow
 
 SECOND_LOOK_SECONDS = 0.012
 LOCKED_PAUSE_SECONDS = 0.01
+MOST_A_TURN = 250
+"""With 500 slots, 19,000 runs a second instead of 15,000 with all of them in one turn: the halves overlap."""
 
 
 class Ticker:
-    """Claims and starts; `start` is called with each claim, `free_slots` says how many the node can take."""
+    """Claims and starts; `start` is called with each claim.
+
+    `free_slots` says how many runs the node can take, None when it must not claim.
+    """
 
     def __init__(
         self,
@@ -35,17 +49,23 @@ class Ticker:
         clock: Clock,
         outage: Outage,
         claimer: Claimer,
+        recorder: Recorder,
+        flow: Flow | None,
         tick_interval: float,
-        free_slots: Callable[[], int],
+        free_slots: Callable[[], int | None],
         start: Callable[[Claim], None],
     ) -> None:
         self._db = db
         self._clock = clock
         self._outage = outage
         self._claimer = claimer
+        self._recorder = recorder
+        self._flow = flow
         self._tick_interval = tick_interval
         self._free_slots = free_slots
         self._start = start
+        self._plain: Plain | None = None
+        self._look_at = 0.0
         self._woken = asyncio.Event()
         self._second_look: asyncio.TimerHandle | None = None
         self.last_tick_at: datetime | None = None
@@ -106,14 +126,17 @@ class Ticker:
             self._at_rest.set()
 
     async def _pass(self) -> float:
-        free = self._free_slots()
         self.ticks += 1
-        if free <= 0:
+        if self._flow is not None and await self._take_turn(self._flow):
+            return 0.0
+        free = self._free_slots()
+        if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
-        claimed = await claim_due(self._db, self._claimer, free, self._clock.now)
+        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow)
         self._outage.worked()
         self.last_tick_at = self._clock.now()
+        self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
         for claim in claimed.claims:
             self._start(claim)
         if claimed.claims:
@@ -126,7 +149,37 @@ class Ticker:
         until = (claimed.next_due_at - self._clock.now()).total_seconds()
         return min(until, self._tick_interval)
 
-    def close(self) -> None:
+    async def _take_turn(self, flow: Flow) -> bool:
+        """Go the short way if there is something for it; say whether it gave runs, so that there may be more."""
+        ended = self._recorder.take_sure()
+        free = self._free_slots()
+        plain = None if free is None else self._plain
+        if plain is not None and plain.stuck and self._clock.monotonic() >= self._look_at:
+            plain = None
+        if not ended and (plain is None or not free or free < 0):
+            return False
+        most = min(free or 0, MOST_A_TURN - len(ended))
+        turned = await self._turn(flow, plain, ended, most)
+        self._outage.worked()
+        self.last_tick_at = self._clock.now()
+        if plain is None:
+            return False
+        for claim in claims_of(turned, plain):
+            self._start(claim)
+        return bool(turned.runs)
+
+    async def _turn(self, flow: Flow, plain: Plain | None, ended: list[Ended], most: int) -> Turned:
+        written = frozenset[int]()
+        try:
+            turned = await flow.turn(self._claimer.node_id, self._clock.now(), most, plain, ended)
+            written = turned.written
+        finally:
+            self._recorder.settle(ended, written)
+        return turned
+
+    async def close(self) -> None:
         """Forget a planned second look."""
         if self._second_look is not None:
             self._second_look.cancel()
+        if self._flow is not None:
+            await self._flow.close()

@@ -42,41 +42,34 @@ def refuse_inside_transaction(db: Database) -> None:
         raise Refused("inside run.transaction() SQLite can be written through its connection only; pass connection=")
 
 
-class RunTransaction:
-    """How one claim's run can end in a transaction of its handler's."""
+@asynccontextmanager
+async def open_transaction(
+    db: Database, claim: Claim, context: RunContext, clock: Clock, began: float
+) -> AsyncIterator[AsyncConnection]:
+    """See `RunContext.transaction`; `began` is when the attempt did, on the clock's monotonic side."""
+    if context.finished is not None:
+        raise Refused("the run has ended in a transaction already; a run has one end")
+    if _inside.get():
+        raise Refused("run.transaction() is open already")
 
-    def __init__(self, db: Database, claim: Claim, context: RunContext, clock: Clock) -> None:
-        self._db = db
-        self._claim = claim
-        self._context = context
-        self._clock = clock
-        self._began = clock.monotonic()
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[AsyncConnection]:
-        """See `RunContext.transaction`."""
-        if self._context.finished is not None:
-            raise Refused("the run has ended in a transaction already; a run has one end")
-        if _inside.get():
-            raise Refused("run.transaction() is open already")
-        token = _inside.set(True)
-        try:
-            async with finishing(self._db, self._claim.run, self._end, self._note) as connection:
-                yield connection
-        finally:
-            _inside.reset(token)
-
-    def _note(self, finished: Finished) -> None:
-        self._context.finished = finished
-
-    def _end(self) -> Ended:
-        result, remark = storable_result(self._context.result)
+    def end() -> Ended:
+        result, remark = storable_result(context.result)
         outcome = Outcome(
             OutcomeKind.SUCCEEDED,
-            self._clock.now(),
-            duration_ms=max(0, round((self._clock.monotonic() - self._began) * 1000)),
+            clock.now(),
+            duration_ms=max(0, round((clock.monotonic() - began) * 1000)),
             result=result,
             reason=remark,
-            output=self._context.output.text(),
+            output=context.output.text(),
         )
-        return Ended(self._claim.run, outcome, self._claim.config)
+        return Ended(claim.run, outcome, claim.config)
+
+    def note(finished: Finished) -> None:
+        context.finished = finished
+
+    token = _inside.set(True)
+    try:
+        async with finishing(db, claim.run, end, note) as connection:
+            yield connection
+    finally:
+        _inside.reset(token)

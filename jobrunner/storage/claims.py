@@ -6,8 +6,7 @@ it, and a run that was taken away and claimed again carries another.
 
 The protocol, one transaction per tick:
 
-1. Peek, outside the transaction: read the facts and decide. Nothing to start: nothing is locked. (Skipped when all that
-   is due belongs to workers without relations that gave runs a moment ago.)
+1. Peek, outside the transaction: read the facts and decide. Nothing to start: nothing is locked.
 2. Lock the `worker_state` rows involved, in the order of their names: each worker to be started, its counterparts, its
    dependencies. Rows with relations are waited for; a worker without any is skipped if another node holds it, since
    that node is deciding the same question. Enabling, disabling and the circuit write the same rows, so whatever they
@@ -17,6 +16,8 @@ The protocol, one transaction per tick:
    again, for the locked workers only. `started_at` is read after the lock is held.
 4. Write: waiting runs become `running`, firings are inserted as `running`, `worker_state` takes the new fence and next
    time, what was passed over becomes a `missed` row. Commit.
+
+Under load most ticks go a shorter way to the same end: `storage.flow`.
 
 What stands behind it, should any of this be wrong: the unique indexes on (worker, slot), on live scheduled runs, and on
 keys. A violation rolls the whole tick back; the next tick decides afresh.
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.model.facts import Facts, Start
+from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerConfig, WorkerState
 from jobrunner.policy.firing import after_starts, fire
@@ -41,6 +42,7 @@ from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
+from jobrunner.storage.flow import Plain, find_plain
 from jobrunner.storage.history import missed_row
 from jobrunner.storage.rows import RUN_COLUMNS, WRITTEN_STATE_FIELDS, names_json, run_of, state_values, to_json
 from jobrunner.storage.rowsets import built_once
@@ -54,8 +56,10 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
+    from jobrunner.storage.flow import Turned
+    from jobrunner.storage.flows import Flow
 
-SMALLEST_PAGE = 64
+SMALLEST_PAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Claimed:
     claims: tuple[Claim, ...]
     next_due_at: datetime | None
     has_more: bool = False  # due work was left because the slots ran out or a row was locked
+    plain: Plain | None = None  # who may go the short way at the next tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +86,6 @@ class Claimer:
 
     node_id: str
     here: reading.Here
-    # Workers without relations that gave us runs at the last tick. When nothing else is due, the next tick goes
-    # straight to the lock: under load the peek would only say what the locked reading is about to say again.
-    flowing: set[str] = field(default_factory=set, compare=False)
-
-    def note_flow(self, claims: Sequence[Claim], edges: reading.Edges | None) -> None:
-        """Remember which workers gave us runs; those with relations are always peeked at first."""
-        given = {claim.run.worker for claim in claims}
-        entangled = set() if edges is None else {name for name in given if len(edges.related({name})) > 1}
-        self.flowing.clear()
-        self.flowing.update(given - entangled)
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,7 @@ def statements(dialect: Dialect) -> _Statements:
     named = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name)), sa.not_(has_left)).order_by(s.c.worker)
     lock = named.with_for_update(key_share=True, of=s)
     lock_or_skip = named.with_for_update(key_share=True, of=s, skip_locked=True)
-    claim = dialect.rows("claims", id=sa.BigInteger(), slot=sa.Integer(), fence=sa.BigInteger())
-    now = sa.bindparam("now", type_=UtcDateTime())
+    claim = dialect.rows("claims", id=sa.BigInteger(), slot=sa.Integer(), fence=sa.BigInteger(), at=UtcDateTime())
     start_waiting = (
         sa.update(r)
         .values(
@@ -121,8 +115,8 @@ def statements(dialect: Dialect) -> _Statements:
             slot=claim.c.slot,
             fence=claim.c.fence,
             node_id=node_id,
-            started_at=now,
-            first_started_at=sa.func.coalesce(r.c.first_started_at, now),
+            started_at=claim.c.at,
+            first_started_at=sa.func.coalesce(r.c.first_started_at, claim.c.at),
         )
         .where(r.c.id == claim.c.id, sa.literal_column("runs.state = 'pending'"))
         .returning(*RUN_COLUMNS)
@@ -150,14 +144,16 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
         await reading.next_due_at(conn, db.dialect, now)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
     async with db.write() as conn:
-        await _lock(conn, db.dialect, nobody, None, claimer.node_id)
+        await _lock(conn, db.dialect, nobody, reading.Edges.none(), claimer.node_id)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
         await conn.execute(
-            statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id, "now": now}
+            statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id}
         )
 
 
-async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime]) -> Claimed:
+async def claim_due(
+    db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime], flow: Flow | None = None
+) -> Claimed:
     """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
 
     Args:
@@ -165,38 +161,47 @@ async def claim_due(db: Database, claimer: Claimer, free_slots: int, clock: Call
         claimer: the node and its handlers.
         free_slots: how many runs the node can take.
         clock: returns the time now, UTC; asked again once the locks are held.
+        flow: the short way, taken when all that may start is plain.
 
     Raises:
         DatabaseUnavailable: the database went away; nothing is known to have been claimed.
     """
-    page = max(SMALLEST_PAGE, 4 * free_slots)
+    page = max(SMALLEST_PAGE, free_slots)
     while True:
         now = clock()
         async with db.peek() as conn:
             names, has_more = await reading.due_names(conn, db.dialect, now, page)
             if not names or free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=bool(names))
-            wanted, edges = names, None
-            if not names <= claimer.flowing:
-                facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
-                wanted = {start.worker for start in decide_starts(facts)}
+            facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
+            wanted = {start.worker for start in decide_starts(facts)}
+            plain = None if has_more else find_plain(facts, wanted)
             next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
+        if wanted and flow is not None and plain is not None and wanted <= plain.configs.keys():
+            turned = await flow.turn(claimer.node_id, clock(), free_slots, plain, ())
+            if turned.runs:
+                return Claimed(claims_of(turned, plain), None, has_more=True, plain=plain)
         if wanted:
             claims, has_locked = await _claim(db, claimer, wanted, edges, free_slots, clock)
-            claimer.note_flow(claims, edges)
             if claims or has_locked or not has_more:
                 # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
-                return Claimed(claims, None, has_more=True)
+                return Claimed(claims, None, has_more=True, plain=plain)
         elif not has_more:
-            return Claimed((), next_due_at)
+            return Claimed((), next_due_at, plain=plain)
         page *= 4  # the first page of due schedules is stuck: look behind it
+
+
+def claims_of(turned: Turned, plain: Plain) -> tuple[Claim, ...]:
+    """Return the claims that a turn gave."""
+    configs = plain.configs
+    return tuple([Claim(run, configs[run.worker]) for run in turned.runs])
 
 
 async def _claim(
     db: Database,
     claimer: Claimer,
     wanted: set[str],
-    edges: reading.Edges | None,
+    edges: reading.Edges,
     free_slots: int,
     clock: Callable[[], datetime],
 ) -> tuple[tuple[Claim, ...], bool]:
@@ -213,7 +218,7 @@ async def _claim_locked(
     db: Database,
     claimer: Claimer,
     wanted: set[str],
-    edges: reading.Edges | None,
+    edges: reading.Edges,
     free_slots: int,
     clock: Callable[[], datetime],
 ) -> tuple[tuple[Claim, ...], bool]:
@@ -232,12 +237,12 @@ async def _claim_locked(
 
 
 async def _lock(
-    conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges | None, node_id: str
+    conn: AsyncConnection, dialect: Dialect, wanted: set[str], edges: reading.Edges, node_id: str
 ) -> set[str]:
     """Lock the rows involved in the order of names; return the workers whose rows are held: none for a lost node."""
     locked: set[str] = set()
-    related = set() if edges is None else {name for name in wanted if len(edges.related({name})) > 1}
-    if edges is not None and related:
+    related = {name for name in wanted if len(edges.related({name})) > 1}
+    if related:
         involved = edges.related(related)
         parameters = {"names": names_json(involved), "node_id": node_id}
         locked.update((await conn.execute(statements(dialect).lock, parameters)).scalars())
@@ -270,7 +275,7 @@ async def _write(
     prepared = statements(dialect)
     rows: list[Any] = []
     if batch.waiting:
-        parameters = {"claims": to_json(batch.waiting), "node_id": claimer.node_id, "now": facts.now}
+        parameters = {"claims": to_json(batch.waiting), "node_id": claimer.node_id}
         rows += (await conn.execute(prepared.start_waiting, parameters)).all()
     if batch.firings:
         rows += (await conn.execute(prepared.insert_firings, batch.firings)).all()
@@ -289,11 +294,18 @@ def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
     batch.fences[name] = fence
     if start.is_probe:
         batch.probes[name] = start.run_id
+    at = _start_time(facts, worker)
     if start.run_id is not None:
-        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": fence})
+        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": fence, "at": at})
     else:
-        claim = {"slot": start.slot, "fence": fence, "node_id": node_id}
+        claim = {"slot": start.slot, "fence": fence, "node_id": node_id, "started_at": at, "first_started_at": at}
         batch.states[name] = _fire(batch, worker.config, state, facts.now, claim)
+
+
+def _start_time(facts: Facts, worker: WorkerFacts) -> datetime:
+    """Return now, but no time before the last end it waited for: the clock of whoever wrote that may be ahead."""
+    ends = [worker.state.last_ended_at, *(facts.workers[name].state.last_ended_at for name in worker.counterparts)]
+    return max([facts.now, *(end for end in ends if end is not None)])
 
 
 def _fire(batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, claim: dict[str, Any]) -> WorkerState:
@@ -318,8 +330,6 @@ def _firing(
         "scheduled_for": scheduled_for,
         "due_at": scheduled_for,
         "payload": config.payload,
-        "started_at": now,
-        "first_started_at": now,
         "created_at": now,
     }
 
@@ -327,16 +337,13 @@ def _firing(
 async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs: list[Run]) -> None:
     """Write each worker's state once, in the order of names, with what its started runs change."""
     audits = []
-    first_started = {run.worker for run in runs if run.first_started_at == run.started_at}
+    first_started = {run.worker: run.started_at for run in runs if run.first_started_at == run.started_at}
     for name, state in batch.states.items():
         probe = _probe_of(batch, name, runs)
         probe_id = None if probe is None else probe.id
         if probe_id is not None:
             audits.append(audit_row("probe", name, {"run_id": probe_id}, facts.now))
-        has_begun = name in first_started
-        batch.states[name] = after_starts(
-            state, batch.fences[name], facts.now, has_begun=has_begun, probe_run_id=probe_id
-        )
+        batch.states[name] = after_starts(state, batch.fences[name], first_started.get(name), probe_id)
     if batch.states:
         values = [state_values(batch.states[name]) for name in sorted(batch.states)]
         await conn.execute(write_state_statement(), values)

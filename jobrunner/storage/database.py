@@ -28,7 +28,7 @@ from jobrunner.storage.postgres_driver import POOLER_TRANSACTION
 from jobrunner.storage.tables import SCHEMA_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -169,6 +169,25 @@ class Database:
             if failure is None:
                 raise
             raise failure from exc
+
+    async def visit_writer(self, work: Callable[[Any], None]) -> None:
+        """Do `work` with SQLite's plain write connection, in that connection's thread; it begins and ends itself.
+
+        Raises:
+            DatabaseError: as any use of the database.
+        """
+        async with self._write_turn:
+            conn = await self._connect(self._engines.writer)
+            try:
+                driver = (await conn.get_raw_connection()).driver_connection
+                await driver.visit(work, driver._conn)  # type: ignore[union-attr]  # ours, of sqlite_driver
+            except Exception as exc:
+                failure = self.dialect.failure(exc, self.shown_url)
+                if failure is None:
+                    raise
+                raise failure from exc
+            finally:
+                await conn.close()
 
     async def close(self) -> None:
         """Close all connections; call it when nothing uses the database any more."""

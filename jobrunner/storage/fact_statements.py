@@ -120,7 +120,7 @@ def _edges(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _workers(dialect: Dialect) -> sa.Select[Any]:
-    """Definition and state of :names, and as the last column whether the worker has any relation."""
+    """Definition and state of :names; as the last columns the revision, and whether the worker has any relation."""
     given = dialect.rows("names", name=sa.Text())
     d, b = t.worker_dependencies, t.worker_blocks
     is_entangled = sa.or_(
@@ -129,7 +129,7 @@ def _workers(dialect: Dialect) -> sa.Select[Any]:
         sa.exists().where(b.c.blocks == given.c.name),
     )
     return (
-        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, is_entangled)
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, t.workers.c.revision, is_entangled)
         .select_from(given)
         .join(t.workers, t.workers.c.name == given.c.name)
         .join(t.worker_state, t.worker_state.c.worker == given.c.name)

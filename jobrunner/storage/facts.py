@@ -47,6 +47,11 @@ class Edges:
     depends_on: defaultdict[str, list[Dependency]]
     counterparts: defaultdict[str, set[str]]
 
+    @classmethod
+    def none(cls) -> Edges:
+        """Return no edges at all."""
+        return cls(defaultdict(list), defaultdict(set))
+
     @property
     def is_empty(self) -> bool:
         """Say whether nothing is related to anything."""
@@ -79,7 +84,7 @@ async def next_due_at(conn: AsyncConnection, dialect: Dialect, now: datetime) ->
 
 async def read_edges(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> Edges:
     """Read the dependencies and blocks of the whole neighbourhood of `names`."""
-    edges = Edges(defaultdict(list), defaultdict(set))
+    edges = Edges.none()
     if not names:
         return edges
     rows = (await conn.execute(statements(dialect).edges, {"names": names_json(names)})).all()
@@ -96,7 +101,7 @@ async def read_around(
     conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str], here: Here, free_slots: int
 ) -> tuple[Facts, Edges]:
     """Read the relations of `names` and all that the gates need, asking for relations only where there are any."""
-    no_edges = Edges(defaultdict(list), defaultdict(set))
+    no_edges = Edges.none()
     if not names:
         return Facts(now, {}, free_slots), no_edges
     known, entangled = await _read_workers(conn, dialect, names)
@@ -152,7 +157,7 @@ async def _read_workers(
     entangled = set()
     for row in rows:
         config = config_of(row[:split])
-        known[config.name] = WorkerFacts(config, state_of(row[split:-1]))
+        known[config.name] = WorkerFacts(config, state_of(row[split:-2]), revision=row[-2])
         if row[-1]:
             entangled.add(config.name)
     return known, entangled

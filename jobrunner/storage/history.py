@@ -133,7 +133,8 @@ async def read_history(
     if worker is not None:
         statement = statement.where(h.c.worker == worker)
     if outcome is not None:
-        statement = statement.where(h.c.outcome == outcome)
+        given = sa.literal(outcome, literal_execute=True)  # a bound value would hide the partial index
+        statement = statement.where(h.c.outcome == given)
     if since is not None:
         statement = statement.where(h.c.finished_at >= since)
     if run_id is not None:

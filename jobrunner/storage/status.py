@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.dialect import Dialect
 
-_NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash"})
-_OURS = frozenset({"worker", "priority", "streak_since_id"})
+_NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
+_OURS = frozenset({"worker", "priority", "streak_since_id", "last_ended_at"})
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
 
 

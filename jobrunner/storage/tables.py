@@ -66,6 +66,8 @@ workers = sa.Table(
     sa.Column("description", sa.Text, nullable=False, server_default=""),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=NOW),
+    # Ours: raised by a database trigger with every change of the row, so that a node knows what it has read still holds.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
     on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
     on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),
     one_of("execution_mode", WorkerExecutionMode),
@@ -139,6 +141,8 @@ worker_state = sa.Table(
     sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+    # Ours: the latest end of an attempt; no run starts before it, whatever the clocks of two nodes say.
+    sa.Column("last_ended_at", UtcDateTime),
     # Ours: the worker's priority again, so that one index finds the due schedules in starting order.
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
@@ -155,6 +159,7 @@ worker_state = sa.Table(
         "last_due_at",
         "last_run_at",
         "last_success_at",
+        "last_ended_at",
     ),
 )
 partial_index(
@@ -270,11 +275,13 @@ run_history = sa.Table(
     sa.CheckConstraint("duration_ms >= 0", name="duration_ms"),
     sa.UniqueConstraint("run_id", "fence"),
     sa.Index("ix_run_history_worker", "worker", "id"),
-    sa.Index("ix_run_history_outcome", "outcome", "id"),
     sa.Index("ix_run_history_finished_at", "finished_at"),
     *time_shapes("scheduled_for", "due_at", "started_at", "finished_at"),
     sqlite_autoincrement=True,
 )
+
+# Nearly every row has succeeded: to find one of those needs no index, and each row less in it is time saved.
+partial_index("ix_run_history_outcome", run_history.c.outcome, run_history.c.id, where="outcome <> 'succeeded'")
 
 dead_letters = sa.Table(
     "dead_letters",

@@ -12,6 +12,8 @@ logger = logging.getLogger("jobrunner")
 
 def log_event(event: e.Event) -> None:
     """Write the line of `event`."""
+    if isinstance(event, e.RunStarted) and not logger.isEnabledFor(logging.DEBUG):
+        return  # once a run: even finding out what to say costs
     if isinstance(event, e.RunEnded):
         _log_end(event)
     elif isinstance(event, e.NodeCrashed):
@@ -50,6 +52,8 @@ def _line(event: e.Event) -> tuple[int, str]:  # noqa: C901 - one case an event,
 
 def _log_end(event: e.RunEnded) -> None:
     run, outcome = event.run, event.outcome
+    if outcome.kind is OutcomeKind.SUCCEEDED and not logger.isEnabledFor(logging.INFO):
+        return
     took = "" if outcome.duration_ms is None else f" in {outcome.duration_ms} ms"
     line = f"{run.worker}: run {run.id} {str(outcome.kind).replace('_', ' ')}{took}"
     if outcome.kind is OutcomeKind.SUCCEEDED:

@@ -115,7 +115,7 @@ class Picture:
         for name, fence in fences.items():
             worker = self._workers[name]
             begins = name in begun
-            worker.state = after_starts(worker.state, fence, now, has_begun=begins, probe_run_id=probes.get(name))
+            worker.state = after_starts(worker.state, fence, now if begins else None, probes.get(name))
             self._note_change(worker, now)
         self.starts.update(run.worker for run in runs)
         return [self._claimed(run) for run in sorted(runs, key=lambda run: run.id)], bool(starts)

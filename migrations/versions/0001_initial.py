@@ -69,7 +69,14 @@ def downgrade() -> None:
     ):
         op.drop_table(table, schema=_schema())  # its triggers and indexes go with it
     if not _is_sqlite():
-        for function in ("fill_run_priority()", "refuse_history_update()", "wake_nodes_at_commit()", "wake_nodes()"):
+        for function in (
+            "fill_run_priority",
+            "refuse_history_update",
+            "raise_revision",
+            "wake_nodes_at_commit",
+            "wake_nodes",
+            "take_turn",
+        ):
             op.execute(f"DROP FUNCTION {_p()}{function}")
         op.execute(f"DROP SEQUENCE {_p()}wakeup_clock")
 
@@ -180,6 +187,7 @@ def _create_workers() -> None:
         sa.Column("description", sa.Text, nullable=False, server_default=""),
         sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
         sa.Column("updated_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
         _primary_key("workers", "name"),
         _check("workers", "name", name_rule),
         _check("workers", "execution_mode", "execution_mode IN ('scheduled', 'triggered', 'continuous')"),
@@ -260,6 +268,7 @@ def _create_worker_state() -> None:
         sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("last_ended_at", _TIME),
         sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
         sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
         _primary_key("worker_state", "worker"),
@@ -277,6 +286,7 @@ def _create_worker_state() -> None:
             "last_due_at",
             "last_run_at",
             "last_success_at",
+            "last_ended_at",
         ),
     )
     _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")
@@ -393,7 +403,7 @@ def _create_run_history() -> None:
         sqlite_autoincrement=True,
     )
     _index("ix_run_history_worker", "run_history", "worker", "id")
-    _index("ix_run_history_outcome", "run_history", "outcome", "id")
+    _index("ix_run_history_outcome", "run_history", "outcome", "id", where="outcome <> 'succeeded'")
     _index("ix_run_history_finished_at", "run_history", "finished_at")
 
 
@@ -515,6 +525,14 @@ def _create_sqlite_triggers() -> None:
         END
         """
     )
+    op.execute(
+        """
+        CREATE TRIGGER workers_raise_revision AFTER UPDATE ON workers WHEN NEW.revision = OLD.revision
+        BEGIN
+            UPDATE workers SET revision = OLD.revision + 1 WHERE name = NEW.name;
+        END
+        """
+    )
 
 
 def _create_postgres_triggers() -> None:
@@ -548,7 +566,23 @@ def _create_postgres_triggers() -> None:
         FOR EACH STATEMENT EXECUTE FUNCTION {p}refuse_history_update()
         """
     )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}raise_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.revision := OLD.revision + 1;
+            RETURN NEW;
+        END $$
+        """
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER workers_raise_revision BEFORE UPDATE ON {p}workers
+        FOR EACH ROW EXECUTE FUNCTION {p}raise_revision()
+        """
+    )
     _create_postgres_wakeups()
+    _create_postgres_turn()
 
 
 def _create_postgres_wakeups() -> None:
@@ -597,6 +631,207 @@ def _create_postgres_wakeups() -> None:
         )
         EXECUTE FUNCTION {p}wake_nodes_at_commit()
         """
+    )
+
+
+def _create_postgres_turn() -> None:
+    """One turn of the short way through a tick in one round trip; storage/flow.py says what it does and why.
+
+    A statement in a VOLATILE function sees what was committed before that statement began: locking and looking are
+    two statements here as they are elsewhere. The settings keep a plan from following statistics that are older than
+    the queue is: every lookup here is by an index, of few rows.
+    """
+    p = _p()
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}take_turn(
+            this_node text, at timestamptz, free integer, names text[], revisions bigint[], stuck text[],
+            e_ids bigint[], e_fences bigint[], e_workers text[], e_finished timestamptz[], e_ms bigint[],
+            e_results jsonb[], e_reasons text[], e_outputs text[]
+        ) RETURNS TABLE (
+            kind text, id bigint, worker text, trigger text, priority integer, scheduled_for timestamptz,
+            due_at timestamptz, payload jsonb, key text, attempt integer, is_forced boolean, slot integer,
+            fence bigint, started_at timestamptz, first_started_at timestamptz, lost_in_a_row integer,
+            created_at timestamptz
+        ) LANGUAGE plpgsql
+        SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+        SET plan_cache_mode = force_generic_plan
+        AS $$
+        #variable_conflict use_column
+        DECLARE
+            unsure text[];
+            ids bigint[];
+            fences bigint[];
+            slots integer[];
+            starts timestamptz[];
+            ended integer := 0;
+            mine text[];
+            plain text[];
+        BEGIN
+            IF cardinality(e_ids) > 0 THEN
+                PERFORM FROM {p}worker_state s WHERE s.worker = ANY (e_workers)
+                ORDER BY s.worker FOR NO KEY UPDATE OF s;
+                unsure := ARRAY(  -- workers whose ends are never sure: a circuit's probe, a loop
+                    SELECT s.worker FROM {p}worker_state s JOIN {p}workers w ON w.name = s.worker
+                    WHERE s.worker = ANY (e_workers)
+                        AND (s.circuit_state = 'half_open' OR w.execution_mode = 'continuous')
+                );
+                WITH standing AS MATERIALIZED (  -- the claims that still stand
+                    SELECT r.*, e.finished_at, e.ms, e.result, e.reason, e.said
+                    FROM unnest(e_ids, e_fences, e_finished, e_ms, e_results, e_reasons, e_outputs)
+                        AS e (id, fence, finished_at, ms, result, reason, said)
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM {p}runs r WHERE r.id = e.id AND r.fence = e.fence OFFSET 0
+                    ) r
+                    WHERE r.worker <> ALL (unsure)
+                ), kept AS (
+                    INSERT INTO {p}run_history (
+                        run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at,
+                        started_at, finished_at, duration_ms, reason, payload, result, output, node_id
+                    )
+                    SELECT
+                        s.id, s.fence, s.worker, s.trigger, s.attempt, 'succeeded', 'succeeded', s.is_forced,
+                        s.scheduled_for, s.due_at, s.started_at, s.finished_at, s.ms, s.reason, s.payload, s.result,
+                        s.said, s.node_id
+                    FROM standing s ORDER BY s.id
+                ), by_worker AS MATERIALIZED (  -- what the last of a worker's runs leaves
+                    SELECT
+                        s.worker, count(*) AS runs, max(s.finished_at) AS latest,
+                        (array_agg(s.finished_at ORDER BY s.id DESC))[1] AS finished_at,
+                        (array_agg(s.ms ORDER BY s.id DESC))[1] AS ms
+                    FROM standing s GROUP BY s.worker
+                ), counted AS (
+                    UPDATE {p}worker_state s
+                    SET consecutive_failures = 0, last_run_outcome = 'succeeded', last_error = NULL,
+                        (last_success_at, last_duration_ms, total_runs, last_ended_at) = (
+                            SELECT
+                                c.finished_at, coalesce(c.ms, s.last_duration_ms), s.total_runs + c.runs,
+                                greatest(s.last_ended_at, c.latest)
+                            FROM by_worker c WHERE c.worker = s.worker
+                        )
+                    WHERE s.worker = ANY (ARRAY(SELECT c.worker FROM by_worker c))
+                )
+                SELECT array_agg(s.id), count(*) INTO ids, ended FROM standing s;
+                IF ended > 0 THEN
+                    DELETE FROM {p}runs r WHERE r.id = ANY (ids);
+                    IF NOT FOUND THEN
+                        RAISE 'runs were deleted by another program while they were being finished'
+                            USING ERRCODE = 'serialization_failure';
+                    END IF;
+                    RETURN QUERY SELECT  -- in one row: a hundred of them would cost a millisecond on the way
+                        'ended'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
+                        NULL::timestamptz, to_jsonb(ids), NULL::text, NULL::integer, NULL::boolean, NULL::integer,
+                        NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
+                END IF;
+            END IF;
+            free := free + ended;
+            IF free <= 0 OR cardinality(names) = 0 THEN
+                RETURN;
+            END IF;
+
+            mine := ARRAY(
+                SELECT l.worker FROM (
+                    SELECT s.worker FROM {p}worker_state s
+                    WHERE s.worker = ANY (names) ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
+                ) l
+            );
+            plain := ARRAY(
+                SELECT s.worker
+                FROM unnest(names, revisions) AS g (name, revision)
+                JOIN {p}worker_state s ON s.worker = g.name
+                JOIN {p}workers w ON w.name = g.name AND w.revision = g.revision
+                WHERE s.is_enabled AND s.paused_until IS NULL AND s.circuit_state = 'closed'
+                    AND NOT EXISTS (SELECT FROM {p}worker_dependencies d WHERE d.worker = g.name)
+                    AND NOT EXISTS (SELECT FROM {p}worker_blocks b WHERE b.worker = g.name)
+                    AND NOT EXISTS (SELECT FROM {p}worker_blocks b WHERE b.blocks = g.name)
+                    AND NOT EXISTS (SELECT FROM {p}nodes n WHERE n.id = this_node AND n.state IN ('lost', 'stopped'))
+            );
+            -- Something else is due, or a worker is no longer plain: the long way decides.
+            IF cardinality(plain) < cardinality(names) OR EXISTS (
+                WITH RECURSIVE waiting AS (
+                    SELECT min(r.worker) AS name FROM {p}runs r WHERE r.state = 'pending'
+                    UNION ALL
+                    SELECT (SELECT min(r.worker) FROM {p}runs r WHERE r.state = 'pending' AND r.worker > waiting.name)
+                    FROM waiting WHERE waiting.name IS NOT NULL
+                )
+                SELECT FROM waiting, generate_series(0, 3) AS level (p)
+                WHERE waiting.name IS NOT NULL AND waiting.name <> ALL (names) AND waiting.name <> ALL (stuck)
+                    AND (
+                        SELECT r.due_at FROM {p}runs r
+                        WHERE r.state = 'pending' AND r.worker = waiting.name
+                            AND r.priority >= level.p AND r.priority <= level.p
+                        ORDER BY r.priority, r.due_at LIMIT 1
+                    ) <= at
+            ) OR EXISTS (
+                SELECT FROM {p}worker_state s
+                WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= at AND s.worker <> ALL (stuck)
+            ) THEN
+                RETURN QUERY SELECT
+                    'other'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
+                    NULL::timestamptz, NULL::jsonb, NULL::text, NULL::integer, NULL::boolean, NULL::integer,
+                    NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
+                RETURN;
+            END IF;
+
+            WITH busy AS MATERIALIZED (  -- each worker's slots in use; counted, never stored
+                SELECT
+                    s.worker, s.last_fence, greatest(at, s.last_ended_at) AS now, w.max_running,
+                    ARRAY(SELECT r.slot FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL) AS taken
+                FROM {p}worker_state s JOIN {p}workers w ON w.name = s.worker
+                WHERE s.worker = ANY (mine)
+            ), room AS MATERIALIZED (  -- how many more of each may start, and its free slots, the lowest first
+                SELECT
+                    b.worker, b.last_fence, b.now, greatest(0, least(free, b.max_running - cardinality(b.taken))) AS n,
+                    ARRAY(
+                        SELECT generate_series(0, cardinality(b.taken) + free - 1)
+                        EXCEPT SELECT unnest(b.taken) ORDER BY 1
+                    ) AS slots
+                FROM busy b
+            ), first AS MATERIALIZED (  -- the first of all workers in starting order
+                SELECT f.*
+                FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
+                    SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
+                    WHERE r.state = 'pending' AND r.worker = room.worker AND r.due_at <= at
+                        AND r.priority >= level.p AND r.priority <= level.p
+                    ORDER BY r.priority, r.due_at, r.id LIMIT room.n
+                ) f
+                ORDER BY f.priority DESC, f.due_at, f.id
+                LIMIT free
+            ), numbered AS MATERIALIZED (
+                SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY f.priority DESC, f.due_at, f.id) AS n
+                FROM first f
+            ), chosen AS MATERIALIZED (
+                SELECT f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence, room.now
+                FROM numbered f JOIN room ON room.worker = f.worker WHERE f.n <= room.n
+            ), fenced AS (
+                UPDATE {p}worker_state s
+                SET (last_fence, last_run_at) = (
+                    SELECT max(c.fence), coalesce(max(c.now) FILTER (WHERE c.first_started_at IS NULL), s.last_run_at)
+                    FROM chosen c WHERE c.worker = s.worker
+                )
+                WHERE s.worker = ANY (ARRAY(SELECT c.worker FROM chosen c))
+            )
+            SELECT array_agg(c.id), array_agg(c.slot), array_agg(c.fence), array_agg(c.now)
+            INTO ids, slots, fences, starts FROM chosen c;
+            RETURN QUERY
+            UPDATE {p}runs r
+            SET state = 'running', node_id = this_node, (slot, fence, started_at, first_started_at) = (
+                SELECT slots[n], fences[n], starts[n], coalesce(r.first_started_at, starts[n])
+                FROM array_position(ids, r.id) AS n
+            )
+            WHERE r.id = ANY (ids) AND r.state = 'pending'
+            RETURNING
+                'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
+                r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
+                r.created_at;
+            IF NOT FOUND AND cardinality(mine) < cardinality(names) THEN  -- another node decides the same question
+                RETURN QUERY SELECT
+                    'locked'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
+                    NULL::timestamptz, NULL::jsonb, NULL::text, NULL::integer, NULL::boolean, NULL::integer,
+                    NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
+            END IF;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
@@ -18,11 +17,16 @@ Ended = tuple[Any, BaseException | None]
 """What the code returned and None, or None and what it raised."""
 
 
+def came_of(ended: asyncio.Future[Ended]) -> Ended:
+    """Return what came of code that has ended; a task cancelled before its first step never ran, and says so."""
+    return (None, asyncio.CancelledError()) if ended.cancelled() else ended.result()
+
+
 class Code(Protocol):
     """A handler's code, started."""
 
     ended: asyncio.Future[Ended]
-    """Done when, and only when, the code has ended: nothing of it runs any more."""
+    """Done when, and only when, the code has ended: nothing of it runs any more. `came_of` reads it."""
     started: asyncio.Future[None] | None
     """Done when the handler's code is called; None if it was called at once."""
 

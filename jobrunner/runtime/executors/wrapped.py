@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.runtime.executors.code import came_of
 from jobrunner.runtime.executors.inline import CANCEL_GRACE_SECONDS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class WrappedCode:
                 await asyncio.wait({code.ended})
             except asyncio.CancelledError:
                 code.ask_to_stop()  # a layer gave up waiting (a timeout of its own): it goes on when the code has ended
-        value, error = code.ended.result()
+        value, error = came_of(code.ended)
         if error is not None:
             raise error
         return value
@@ -87,7 +88,7 @@ class WrappedCode:
 
     def _on_done(self, task: asyncio.Task[Ended]) -> None:
         if not self.ended.done():
-            self.ended.set_result((None, asyncio.CancelledError()) if task.cancelled() else task.result())
+            self.ended.set_result(came_of(task))
 
     def ask_to_stop(self) -> None:
         """Ask the code to end; where none runs, cancel the layers."""

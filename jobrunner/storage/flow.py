@@ -1,0 +1,118 @@
+"""The short way through a tick: write what has succeeded and claim what is plain, in one transaction, by set.
+
+Terms. A worker is *plain* when nothing but its own limit can keep its waiting runs from starting: enabled, not paused,
+circuit closed, no dependency, no block in either direction, its handler here, nothing due from its schedule. An end is
+*sure* when it changes nothing but counters: a success of a run that is neither a circuit's probe nor a loop's own.
+Under load nearly all work is plain and nearly all ends are sure, and then neither needs a decision.
+
+The protocol. The long way (`claims`, `finishes`) decides by `policy.gates` and `policy.transitions`; when a tick of it
+finds plain workers it says which (`Plain`), with the revision of the definition it has read. While that holds, a turn
+
+1. locks the states of the workers whose runs have ended, in the order of names, and ends those runs by (id, fence);
+2. locks the states of the plain workers, passing by those that are locked;
+3. in statements that begin after that, looks whether they are still plain, under the same revision, and whether
+   anything is due that belongs to none of them. If so it claims nothing: the long way decides;
+4. claims in starting order, each run into its worker's lowest free slot under the next fence. Commits.
+
+What is not written in 1 was no longer this node's, or is not sure after all: the long way settles which. Workers that
+the long way has just found stuck (disabled, blocked, without a handler) are passed by for `LOOK_AGAIN_SECONDS`, so that
+what they have waiting does not keep everybody else on the long way.
+
+A failure before the commit changes nothing; after a commit whose answer is lost, the ends are found settled by the long
+way, and the claims are found without code by the heartbeat: both as if the long way had been gone.
+
+Measured, claiming and finishing 10,000 runs 50 at a time without handlers: PostgreSQL 1,800/s by the long way's 15
+round trips, 16,000 to 21,000/s by the one of `take_turn` (migration 0001).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.model.run import OutcomeKind, Trigger
+from jobrunner.model.worker import CircuitState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from jobrunner.model.facts import Facts, WorkerFacts
+    from jobrunner.model.run import Run
+    from jobrunner.model.worker import WorkerConfig
+    from jobrunner.storage.finishes import Ended
+
+LOOK_AGAIN_SECONDS = 0.1
+MOST_PLAIN = 100
+MOST_STUCK = 1000
+"""With more of either, passing their names costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """What the long way has found: plain workers by name, and the names of those with something due that is stuck."""
+
+    configs: Mapping[str, WorkerConfig]
+    revisions: Mapping[str, int]
+    stuck: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What a turn did: the runs claimed, and the ids of those whose ends were written.
+
+    `has_other`: something is due that only the long way can judge. `has_locked`: another node was deciding for some of
+    the workers, and the others had nothing to start.
+    """
+
+    runs: tuple[Run, ...] = ()
+    written: frozenset[int] = frozenset()
+    has_other: bool = False
+    has_locked: bool = False
+
+
+def find_plain(facts: Facts, started: set[str]) -> Plain | None:
+    """Return the workers of `facts` that may go the short way, or None when the next tick must go the long one.
+
+    `started` are the workers that gave runs at this tick. One of them that is not plain keeps all on the long way.
+    """
+    plain = {name: worker for name, worker in facts.workers.items() if _is_plain(worker, facts.now)}
+    if not plain or len(plain) > MOST_PLAIN or started - plain.keys():
+        return None
+    due = {name for name, worker in facts.workers.items() if worker.waiting or _is_schedule_due(worker, facts.now)}
+    stuck = due - plain.keys()
+    if len(stuck) > MOST_STUCK:
+        return None
+    return Plain(
+        {name: worker.config for name, worker in plain.items()},
+        {name: worker.revision for name, worker in plain.items()},
+        tuple(sorted(stuck)),
+    )
+
+
+def _is_plain(worker: WorkerFacts, now: datetime) -> bool:
+    state = worker.state
+    return (
+        state.is_enabled
+        and state.paused_until is None
+        and state.circuit_state is CircuitState.CLOSED
+        and worker.has_handler
+        and not worker.config.depends_on
+        and not worker.counterparts
+        and not _is_schedule_due(worker, now)
+    )
+
+
+def _is_schedule_due(worker: WorkerFacts, now: datetime) -> bool:
+    return worker.state.next_run_at is not None and worker.state.next_run_at <= now
+
+
+def is_sure(ended: Ended) -> bool:
+    """Say whether an end may go the short way; the database has the last word."""
+    return ended.outcome.kind is OutcomeKind.SUCCEEDED and ended.run.trigger is not Trigger.CONTINUOUS
+
+
+def result_json(value: Any) -> str | None:
+    """Write a result as both databases take it."""
+    return None if value is None else json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

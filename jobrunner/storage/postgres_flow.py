@@ -1,0 +1,117 @@
+"""PostgreSQL's short way through a tick: `storage.flow` says what a turn does. One call of a function in the database."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from jobrunner.errors import DatabaseUnavailable
+from jobrunner.model.run import Run, RunState, Trigger
+from jobrunner.storage import postgres_driver
+from jobrunner.storage.flow import Turned, result_json
+from jobrunner.storage.history import storable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.flow import Plain
+
+_TURN = (
+    "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text[]::jsonb[], $13, $14)"
+)
+_RUNNING = RunState.RUNNING
+_TRIGGERS = {str(trigger): trigger for trigger in Trigger}
+
+
+class PostgresFlow:
+    """The function `take_turn`, on a connection of its own: no pool, no SQLAlchemy, one round trip a turn."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._sql = _TURN.format(p=db.schema_prefix)
+        self._connection: Any = None
+
+    async def turn(
+        self, node_id: str, now: datetime, free_slots: int, plain: Plain | None, ended: Sequence[Ended]
+    ) -> Turned:
+        """See `Flow.turn`."""
+        names = list(plain.configs) if plain is not None else []
+        arguments = (
+            node_id,
+            now,
+            free_slots,
+            names,
+            [] if plain is None else [plain.revisions[name] for name in names],
+            [] if plain is None else plain.stuck,
+            [item.run.id for item in ended],
+            [item.run.fence for item in ended],
+            sorted({item.run.worker for item in ended}),
+            [item.outcome.finished_at for item in ended],
+            [item.outcome.duration_ms for item in ended],
+            [result_json(item.outcome.result) for item in ended],
+            [storable(item.outcome.reason) for item in ended],
+            [storable(item.outcome.output) for item in ended],
+        )
+        return _turned(await self._fetch(arguments), node_id)
+
+    async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await postgres_driver.connect(self._db.url)
+            rows: list[Any] = await self._connection.fetch(self._sql, *arguments)
+        except asyncpg.UniqueViolationError as error:  # someone wrote around the locks: the long way decides afresh
+            raise DatabaseUnavailable(f"{self._db.shown_url}: {error}; it is tried again") from error
+        except Exception as error:
+            failure = self._db.dialect.failure(error, self._db.shown_url)
+            await self.close()
+            if failure is None:
+                raise
+            raise failure from error
+        return rows
+
+    async def close(self) -> None:
+        """Close the connection at once: nothing is under way that would be waited for."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
+def _turned(rows: list[Any], node_id: str) -> Turned:
+    by_kind: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "locked": []}
+    for row in rows:
+        by_kind[row[0]].append(row)
+    return Turned(
+        runs=tuple(_run(row, node_id) for row in by_kind["claim"]),
+        written=frozenset(run_id for row in by_kind["ended"] for run_id in json.loads(row[7])),
+        has_other=bool(by_kind["other"]),
+        has_locked=bool(by_kind["locked"]),
+    )
+
+
+def _run(row: Any, node_id: str) -> Run:
+    return Run(
+        row[1],
+        row[2],
+        _TRIGGERS[row[3]],
+        _RUNNING,
+        row[4],
+        row[5],
+        row[6],
+        {} if row[7] == "{}" else json.loads(row[7]),
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        row[12],
+        node_id,
+        row[13],
+        row[14],
+        row[15],
+        None,
+        row[16],
+    )
