@@ -33,7 +33,6 @@ from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer, warm_up
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flows import open_flow
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -83,15 +82,13 @@ class Node:
         self._is_claiming = False
         self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._attempts: set[asyncio.Task[None]] = set()
+        self._judging: asyncio.Task[None] | None = None
         self._all_ended = asyncio.Event()
         self._all_ended.set()
         self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
         self._wakeups = wakeups.open_wakeups(self.db)
-        self._flow = open_flow(self.db)
-        on_sure = None if self._flow is None else lambda: self._ticker.wake()
-        self._recorder = Recorder(self.db, self._outage, events, self._free, on_sure)
+        self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
@@ -135,8 +132,7 @@ class Node:
             return
         error = task.exception()
         if error is not None:
-            self._attempts.add(judging := asyncio.ensure_future(self._judge_crash(error)))
-            judging.add_done_callback(self._attempts.discard)
+            self._judging = asyncio.ensure_future(self._judge_crash(error))
 
     async def _judge_crash(self, error: BaseException) -> None:
         """Leave at once after an error nobody expected; drain if a newer schema explains it."""
@@ -164,16 +160,9 @@ class Node:
         self._on_crash(drain_timeout)
 
     def _new_ticker(self) -> Ticker:
+        interval = self._settings.tick_interval
         return Ticker(
-            self.db,
-            self._clock,
-            self._outage,
-            self._claimer(),
-            self._recorder,
-            self._flow,
-            self._settings.tick_interval,
-            self._free_slots,
-            self._begin,
+            self.db, self._clock, self._outage, self._claimer(), self._recorder, interval, self._free_slots, self._begin
         )
 
     def _claimer(self) -> Claimer:
@@ -232,17 +221,16 @@ class Node:
         handler = None if is_command else self._handlers[claim.run.worker]
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
-        if claim.config.isolation is Isolation.INLINE:
-            began = self._clock.monotonic()
-            context.open_transaction = partial(open_transaction, self.db, claim, context, self._clock, began)
         attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
+        if claim.config.isolation is Isolation.INLINE:
+            context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
         self.loop.call_soon(self._start_code, attempt)  # not at once: first the ticker sends off its next turn
 
     def _start_code(self, attempt: Attempt) -> None:
-        if self._heartbeat.is_fenced:  # we were held up between the claim and this line: it may be another's by now
-            reason = "the node could not renew its lease before the code was started"
+        if self._heartbeat.is_fenced or attempt.stop_reason is not None:  # held up since the claim: is it still ours?
+            reason = attempt.stop_detail or "the node could not renew its lease before the code was started"
             self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
             self._events.emit(e.RunStarted(attempt.claim.run))
@@ -365,7 +353,7 @@ class Node:
         await self._ticker.close()
         self._launcher.close()
         await self._heartbeat.stop()
-        for task in [*self._services, *self._attempts]:
+        for task in [*self._services, *([] if self._judging is None else [self._judging])]:
             task.cancel()
         await asyncio.wait([*self._services], timeout=STOP_GRACE_SECONDS) if self._services else None
         await self._note_state("stopped")

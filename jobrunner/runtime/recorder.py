@@ -36,18 +36,13 @@ class Recorder:
     """Writes outcomes in batches; `on_written` is called with the claims whose slots are free."""
 
     def __init__(
-        self,
-        db: Database,
-        outage: Outage,
-        events: e.Events,
-        on_written: Callable[[list[ClaimKey]], None],
-        on_sure: Callable[[], None] | None = None,
+        self, db: Database, outage: Outage, events: e.Events, on_written: Callable[[list[ClaimKey]], None]
     ) -> None:
         self._db = db
         self._outage = outage
         self._events = events
         self._on_written = on_written
-        self._on_sure = on_sure  # None: there is no short way
+        self._on_sure: Callable[[], None] | None = None
         self._waiting: list[Ended] = []
         self._sure: list[Ended] = []
         self._taken = 0
@@ -55,6 +50,10 @@ class Recorder:
         self._arrived = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+
+    def leave_sure(self, on_sure: Callable[[], None]) -> None:
+        """From now on leave sure ends to be taken; `on_sure` is called for each."""
+        self._on_sure = on_sure
 
     def put(self, ended: Ended) -> None:
         """Hand over an ended attempt."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from jobrunner.errors import DatabaseError
 from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of
 from jobrunner.storage.flow import LOOK_AGAIN_SECONDS
+from jobrunner.storage.flows import open_flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +51,6 @@ class Ticker:
         outage: Outage,
         claimer: Claimer,
         recorder: Recorder,
-        flow: Flow | None,
         tick_interval: float,
         free_slots: Callable[[], int | None],
         start: Callable[[Claim], None],
@@ -60,7 +60,9 @@ class Ticker:
         self._outage = outage
         self._claimer = claimer
         self._recorder = recorder
-        self._flow = flow
+        self._flow = open_flow(db)
+        if self._flow is not None:
+            recorder.leave_sure(self.wake)
         self._tick_interval = tick_interval
         self._free_slots = free_slots
         self._start = start

@@ -23,9 +23,8 @@ from jobrunner.storage.transaction import finishing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from jobrunner.runtime.attempt import Attempt
     from jobrunner.runtime.clock import Clock
-    from jobrunner.runtime.context import RunContext
-    from jobrunner.storage.claims import Claim
     from jobrunner.storage.database import Database
     from jobrunner.storage.transaction import AsyncConnection
 
@@ -43,10 +42,9 @@ def refuse_inside_transaction(db: Database) -> None:
 
 
 @asynccontextmanager
-async def open_transaction(
-    db: Database, claim: Claim, context: RunContext, clock: Clock, began: float
-) -> AsyncIterator[AsyncConnection]:
-    """See `RunContext.transaction`; `began` is when the attempt did, on the clock's monotonic side."""
+async def open_transaction(db: Database, attempt: Attempt, clock: Clock) -> AsyncIterator[AsyncConnection]:
+    """See `RunContext.transaction`."""
+    claim, context = attempt.claim, attempt.context
     if context.finished is not None:
         raise Refused("the run has ended in a transaction already; a run has one end")
     if _inside.get():
@@ -57,7 +55,7 @@ async def open_transaction(
         outcome = Outcome(
             OutcomeKind.SUCCEEDED,
             clock.now(),
-            duration_ms=max(0, round((clock.monotonic() - began) * 1000)),
+            duration_ms=max(0, round((clock.monotonic() - attempt.began) * 1000)),
             result=result,
             reason=remark,
             output=context.output.text(),

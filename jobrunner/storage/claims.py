@@ -28,7 +28,6 @@ while it runs nothing of them; its next heartbeat finds claims without code and 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +43,19 @@ from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
 from jobrunner.storage.flow import Plain, find_plain
 from jobrunner.storage.history import missed_row
-from jobrunner.storage.rows import RUN_COLUMNS, WRITTEN_STATE_FIELDS, names_json, run_of, state_values, to_json
+from jobrunner.storage.rows import (
+    RUN_COLUMNS,
+    names_json,
+    run_of,
+    state_values,
+    to_json,
+    write_state_statement,
+)
 from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -125,14 +131,6 @@ def statements(dialect: Dialect) -> _Statements:
     return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
 
 
-@functools.cache
-def write_state_statement() -> sa.Update:
-    """Build the statement that writes one worker's whole state; its row is locked by whoever runs it."""
-    s = t.worker_state
-    values = {name: sa.bindparam(name, type_=s.c[name].type) for name in WRITTEN_STATE_FIELDS}
-    return sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(values)
-
-
 async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
     """Run the statements of a tick once with nothing in them, so that they are compiled and prepared.
 
@@ -146,9 +144,7 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
     async with db.write() as conn:
         await _lock(conn, db.dialect, nobody, reading.Edges.none(), claimer.node_id)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
-        await conn.execute(
-            statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id}
-        )
+        await conn.execute(statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id})
 
 
 async def claim_due(

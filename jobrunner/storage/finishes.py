@@ -34,9 +34,17 @@ from jobrunner.model.run import USES_UP_AN_ATTEMPT, Run
 from jobrunner.policy.transitions import Finish, decide_finish
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.claims import write_state_statement
 from jobrunner.storage.history import attempt_row, missed_row, outcome_error, storable_outcome
-from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, names_json, state_of, state_values, to_json
+from jobrunner.storage.rows import (
+    CONFIG_COLUMNS,
+    STATE_COLUMNS,
+    config_of,
+    names_json,
+    state_of,
+    state_values,
+    to_json,
+    write_state_statement,
+)
 from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 

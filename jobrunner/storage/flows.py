@@ -33,7 +33,7 @@ class Flow(Protocol):
 
 
 def open_flow(db: Database) -> Flow | None:
-    """Return the database's short way; None behind a transaction-pooling proxy, which the driver needs a session for."""
+    """Return the database's short way; None behind a transaction-pooling proxy: its statements need a session."""
     if db.is_sqlite:
         return SqliteFlow(db)
     return None if db.pooler else PostgresFlow(db)

@@ -17,9 +17,8 @@ from jobrunner.policy.transitions import decide_finish
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups, workers
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.claims import write_state_statement
 from jobrunner.storage.history import attempt_row, missed_row, storable_outcome
-from jobrunner.storage.rows import RUN_COLUMNS, run_of, state_values
+from jobrunner.storage.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""PostgreSQL's short way through a tick: `storage.flow` says what a turn does. One call of a function in the database."""
+"""PostgreSQL's short way through a tick: `storage.flow` says what a turn does. One call of a function there."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.finishes import Ended
     from jobrunner.storage.flow import Plain
 
-_TURN = (
-    "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text[]::jsonb[], $13, $14)"
-)
+_TURN = "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text[]::jsonb[], $13, $14)"
 _RUNNING = RunState.RUNNING
 _TRIGGERS = {str(trigger): trigger for trigger in Trigger}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
 
 from jobrunner.model.run import Run, RunState, Trigger
 from jobrunner.model.worker import (
@@ -21,8 +24,6 @@ from jobrunner.storage import tables as t
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    import sqlalchemy as sa
 
 _EDGES = {"depends_on", "blocks"}
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(WorkerConfig) if f.name not in _EDGES)
@@ -68,6 +69,14 @@ def state_values(state: WorkerState) -> dict[str, Any]:
     values["circuit_state"] = str(state.circuit_state)
     values["key_worker"] = state.worker
     return values
+
+
+@functools.cache
+def write_state_statement() -> sa.Update:
+    """Build the statement that writes one worker's whole state; its row is locked by whoever runs it."""
+    s = t.worker_state
+    values = {name: sa.bindparam(name, type_=s.c[name].type) for name in WRITTEN_STATE_FIELDS}
+    return sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(values)
 
 
 def to_json(rows: Iterable[Mapping[str, Any]]) -> str:

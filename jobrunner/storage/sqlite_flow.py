@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # Workers whose ends are never sure: a circuit's probe, a loop.
 _UNSURE = """
 SELECT json_group_array(s.worker) FROM worker_state s JOIN workers w ON w.name = s.worker
-WHERE s.worker IN (SELECT value FROM json_each(?)) AND (s.circuit_state = 'half_open' OR w.execution_mode = 'continuous')
+WHERE s.worker IN (SELECT value FROM json_each(?))
+    AND (s.circuit_state = 'half_open' OR w.execution_mode = 'continuous')
 """
 _KEEP = """
 INSERT INTO run_history (
@@ -60,7 +61,7 @@ WHERE s.is_enabled AND s.paused_until IS NULL AND s.circuit_state = 'closed'
     AND NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = ? AND n.state IN ('lost', 'stopped'))
 """
 _FIRST_DUE = "\n    OR ".join(
-    f"(SELECT r.due_at FROM runs r WHERE r.state = 'pending' AND r.worker = waiting.name AND r.priority = {priority}"
+    f"(SELECT r.due_at FROM runs r WHERE r.state = 'pending' AND r.worker = waiting.name AND r.priority = {priority}"  # noqa: S608 - made of constants
     " ORDER BY r.due_at LIMIT 1) <= :now"
     for priority in range(4)
 )
@@ -79,18 +80,16 @@ SELECT EXISTS (
     WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= :now AND s.worker NOT IN (SELECT value FROM json_each(:stuck))
 )
 """  # noqa: S608 - made of constants
-_RUN = "id, worker, trigger, priority, scheduled_for, due_at, payload, key, attempt, is_forced, first_started_at, lost_in_a_row, created_at"
-_FIRST = (
-    "SELECT json_group_array(json_array("
-    + _RUN
-    + ")) FROM (\n"
-    + "\nUNION ALL ".join(
-        f"SELECT * FROM (SELECT {_RUN} FROM runs WHERE state = 'pending' AND worker = :worker AND priority = {priority}"  # noqa: S608
-        " AND due_at <= :now ORDER BY due_at, id LIMIT :most)"
-        for priority in (3, 2, 1, 0)
-    )
-    + ")"
+_RUN = (
+    "id, worker, trigger, priority, scheduled_for, due_at, payload, key, attempt, is_forced, first_started_at,"
+    " lost_in_a_row, created_at"
 )
+_BY_PRIORITY = "\nUNION ALL ".join(
+    f"SELECT * FROM (SELECT {_RUN} FROM runs WHERE state = 'pending' AND worker = :worker AND priority = {priority}"  # noqa: S608 - made of constants
+    " AND due_at <= :now ORDER BY due_at, id LIMIT :most)"
+    for priority in (3, 2, 1, 0)
+)
+_FIRST = f"SELECT json_group_array(json_array({_RUN})) FROM ({_BY_PRIORITY})"  # noqa: S608 - made of constants
 _CLAIM = """
 UPDATE runs SET
     state = 'running', slot = e.value ->> 1, fence = e.value ->> 2, node_id = ?, started_at = e.value ->> 3,

@@ -66,7 +66,7 @@ workers = sa.Table(
     sa.Column("description", sa.Text, nullable=False, server_default=""),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=NOW),
-    # Ours: raised by a database trigger with every change of the row, so that a node knows what it has read still holds.
+    # Ours: a database trigger raises it with every change of the row: what a node has read under it still holds.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
     on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
     on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),

@@ -22,7 +22,6 @@ from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse
 from jobrunner.policy.firing import first_time
 from jobrunner.policy.transitions import next_time
 from jobrunner.storage import tables as t
-from jobrunner.storage.claims import write_state_statement
 from jobrunner.storage.rows import (
     CONFIG_COLUMNS,
     CONFIG_FIELDS,
@@ -31,6 +30,7 @@ from jobrunner.storage.rows import (
     names_json,
     state_of,
     state_values,
+    write_state_statement,
 )
 
 if TYPE_CHECKING:

@@ -801,7 +801,9 @@ def _create_postgres_turn() -> None:
                 SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY f.priority DESC, f.due_at, f.id) AS n
                 FROM first f
             ), chosen AS MATERIALIZED (
-                SELECT f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence, room.now
+                SELECT
+                    f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence,
+                    room.now
                 FROM numbered f JOIN room ON room.worker = f.worker WHERE f.n <= room.n
             ), fenced AS (
                 UPDATE {p}worker_state s

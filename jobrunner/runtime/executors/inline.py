@@ -21,7 +21,7 @@ class InlineCode:
     grace_seconds = CANCEL_GRACE_SECONDS
 
     def __init__(self, function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-        self.ended: asyncio.Task[Ended] = asyncio.get_running_loop().create_task(
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_task(
             _body(function, positional, arguments)
         )
 
