@@ -82,7 +82,6 @@ class Node:
         self._is_claiming = False
         self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._judging: asyncio.Task[None] | None = None
         self._all_ended = asyncio.Event()
         self._all_ended.set()
         self._hurried = asyncio.Event()
@@ -132,7 +131,7 @@ class Node:
             return
         error = task.exception()
         if error is not None:
-            self._judging = asyncio.ensure_future(self._judge_crash(error))
+            self._run_service(self._judge_crash(error))
 
     async def _judge_crash(self, error: BaseException) -> None:
         """Leave at once after an error nobody expected; drain if a newer schema explains it."""
@@ -353,7 +352,7 @@ class Node:
         await self._ticker.close()
         self._launcher.close()
         await self._heartbeat.stop()
-        for task in [*self._services, *([] if self._judging is None else [self._judging])]:
+        for task in self._services:
             task.cancel()
         await asyncio.wait([*self._services], timeout=STOP_GRACE_SECONDS) if self._services else None
         await self._note_state("stopped")
