@@ -1,8 +1,7 @@
 """A node: one operating-system process (or one orchestrator in it) that claims and runs.
 
 It wires the services together: the ticker claims and starts, an attempt runs a handler's code, the recorder writes how
-it ended, the heartbeat proves that the node lives. `held` is the node's own account of its claims, from the moment a
-claim is made to the moment its end is written; its size is what the slots are counted by.
+it ended, the heartbeat proves that the node lives. `held` are its claims until their ends are written: slots in use.
 """
 
 from __future__ import annotations
