@@ -22,7 +22,7 @@ import jobrunner.runtime.identity as identities
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.runtime import node as nodes
 from jobrunner.runtime import recorder, tick
-from jobrunner.storage import claims, finishes
+from jobrunner.storage import claims, finishes, postgres_flow, sqlite_flow
 from jobrunner.storage import nodes as node_store
 
 _notes: Path | None = None
@@ -153,7 +153,38 @@ def _has_starts(*arguments: Any) -> bool:
     return bool(arguments[4])
 
 
+def _in_turn(is_due: Callable[..., bool], *, after: bool) -> Callable[[], None]:
+    """Die before or after the commit of a turn of the short way, on whatever database."""
+
+    def patch() -> None:
+        for owner in (postgres_flow.PostgresFlow, sqlite_flow.SqliteFlow):
+            _around(owner, "turn", is_due, after=after)()
+
+    return patch
+
+
+def _once_sent() -> None:
+    """Die with a turn under way that ends runs: the database may or may not come to commit it."""
+    for owner in (postgres_flow.PostgresFlow, sqlite_flow.SqliteFlow):
+        real = owner.turn
+
+        async def patched(*arguments: Any, real: Callable[..., Any] = real) -> Any:
+            if arguments[5]:
+                asyncio.get_running_loop().call_later(0.001, die)
+            return await real(*arguments)
+
+        owner.turn = patched  # type: ignore[attr-defined]
+
+
+def _has_ends(*arguments: Any) -> bool:
+    return bool(arguments[5])
+
+
 POINTS: dict[str, Callable[[], None]] = {
+    "turn, before the ends are written": _in_turn(_has_ends, after=False),
+    "turn, sent off with ends": _once_sent,
+    "turn, after the commit of ends": _in_turn(lambda *a: bool(a[-1].written), after=True),
+    "turn, after the commit of claims": _in_turn(lambda *a: bool(a[-1].runs), after=True),
     "claim, before the write": _around(claims, "_write", _has_starts, after=False),
     "claim, before the commit": _around(claims, "_write", _has_starts, after=True),
     "claim, after the commit": _around(tick, "claim_due", lambda *a: bool(a[-1].claims), after=True),
@@ -167,6 +198,14 @@ POINTS: dict[str, Callable[[], None]] = {
     "rescue, after the commit": _around(node_store, "rescue", lambda *a: bool(a[-1].written), after=True),
     "declared lost, before the commit": _around(node_store, "declare_lost", lambda *a: a[-1], after=True),
 }
+
+
+LONG_WAY = ("claim, before", "finish")
+"""Points of the long way, which nodes go that have no short one."""
+
+
+def go_the_long_way() -> None:
+    tick.open_flow = lambda _db: None
 
 
 def take_the_locks_away() -> None:
@@ -204,6 +243,8 @@ def main() -> None:
         take_the_locks_away()
     if point := options.pop("die_at"):
         POINTS[point]()
+        if point.startswith(LONG_WAY):
+            go_the_long_way()
     orchestrator = WorkerOrchestrator(url, sqlite_synchronous="NORMAL", **options)
     SCENARIOS[scenario](orchestrator)
     asyncio.run(orchestrator.run(until_idle=bool(until_idle)))
