@@ -787,7 +787,7 @@ def _create_postgres_turn() -> None:
                         EXCEPT SELECT unnest(b.taken) ORDER BY 1
                     ) AS slots
                 FROM busy b
-            ), first AS MATERIALIZED (  -- the first of all workers in starting order
+            ), first AS (  -- as many as could start at most, of each priority
                 SELECT f.*
                 FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
                     SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
@@ -795,16 +795,16 @@ def _create_postgres_turn() -> None:
                         AND r.priority >= level.p AND r.priority <= level.p
                     ORDER BY r.priority, r.due_at, r.id LIMIT room.n
                 ) f
-                ORDER BY f.priority DESC, f.due_at, f.id
-                LIMIT free
-            ), numbered AS MATERIALIZED (
+            ), numbered AS (
                 SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY f.priority DESC, f.due_at, f.id) AS n
                 FROM first f
-            ), chosen AS MATERIALIZED (
+            ), chosen AS MATERIALIZED (  -- the first of all workers in starting order
                 SELECT
                     f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence,
                     room.now
                 FROM numbered f JOIN room ON room.worker = f.worker WHERE f.n <= room.n
+                ORDER BY f.priority DESC, f.due_at, f.id
+                LIMIT free
             ), fenced AS (
                 UPDATE {p}worker_state s
                 SET (last_fence, last_run_at) = (

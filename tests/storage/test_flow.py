@@ -1,0 +1,242 @@
+"""The short way through a tick decides what the long way would, and leaves to it what is not plain."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jobrunner.model.run import OutcomeKind, Run
+from jobrunner.model.worker import JobPriority
+from jobrunner.policy.gates import decide_starts
+from jobrunner.storage import facts as reading
+from jobrunner.storage import nodes, operations
+from jobrunner.storage.claims import Claimer, claim_due, read_claims
+from jobrunner.storage.finishes import Ended
+from jobrunner.storage.flow import Plain, Turned, find_plain, is_sure
+from jobrunner.storage.flows import Flow, open_flow
+from tests.support.checker import check
+from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
+
+NODE = "n1"
+
+
+def seconds(count: float) -> timedelta:
+    return timedelta(seconds=count)
+
+
+@pytest.fixture
+async def flow(stage: Stage) -> AsyncIterator[Flow]:
+    flow = open_flow(stage.db)
+    assert flow is not None
+    yield flow
+    await flow.close()
+
+
+async def facts_of(stage: Stage, slots: int) -> Any:
+    here = reading.Here(frozenset(stage._names))
+    async with stage.db.peek() as conn:
+        names, _ = await reading.due_names(conn, stage.db.dialect, stage.now, 100)
+        facts, _ = await reading.read_around(conn, stage.db.dialect, stage.now, names, here, slots)
+    return facts
+
+
+async def plain_of(stage: Stage) -> Plain:
+    plain = find_plain(await facts_of(stage, 50), set())
+    assert plain is not None
+    return plain
+
+
+def ended(stage: Stage, run: Run, **more: Any) -> Ended:
+    return Ended(run, stage.outcome(**more))
+
+
+async def turn(stage: Stage, flow: Flow, plain: Plain | None, free: int = 10, ends: Any = ()) -> Turned:
+    return await flow.turn(NODE, stage.now, free, plain, list(ends))
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, seed: int):
+    draw = random.Random(seed)
+    names = [f"w{n}" for n in range(draw.randint(1, 4))]
+    await stage.register(*(triggered(name, max_running=draw.randint(1, 6)) for name in names))
+    await stage.join(NODE)
+    for _ in range(draw.randint(1, 40)):
+        priority = draw.choice([None, *JobPriority])
+        due_at = stage.now + seconds(draw.randint(-20, 4))
+        await stage.trigger(draw.choice(names), priority=priority, due_at=due_at, payload={"n": draw.random()})
+    running: list[Run] = []
+    while True:
+        stage.after(1)
+        ending = [run for run in running if draw.random() < 0.6]
+        free = draw.randint(0, 8)
+        first = await turn(stage, flow, None, 0, (ended(stage, run, result={"n": 1}) for run in ending))
+        assert first.written == {run.id for run in ending}
+        running = [run for run in running if run not in ending]
+        facts = await facts_of(stage, free)
+        expected = [] if free == 0 else decide_starts(facts)
+        plain = find_plain(facts, set())
+        if plain is None:
+            if not running:
+                break
+            continue
+        turned = await turn(stage, flow, plain, free)
+        assert not turned.has_other
+        started = {(run.worker, run.id, run.slot) for run in turned.runs}
+        assert started == {(start.worker, start.run_id, start.slot) for start in expected}
+        running += turned.runs
+    assert check(stage.url) == []
+
+
+async def test_a_claim_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
+    await stage.register(triggered("a", max_running=5, payload={"k": 1}))
+    await stage.join(NODE)
+    await stage.trigger("a", key="x", payload={"to": "ann"})
+    stage.after(3)
+    (run,) = (await turn(stage, flow, await plain_of(stage))).runs
+    async with stage.db.peek() as conn:
+        assert await read_claims(conn, NODE) == [run]
+    assert (run.fence, run.slot, run.started_at, run.first_started_at) == (1, 0, stage.now, stage.now)
+    state = await stage.state("a")
+    assert (state.last_fence, state.last_run_at) == (1, stage.now)
+
+
+async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
+    await stage.register(triggered("short", max_running=2), triggered("long", max_running=2))
+    await stage.join(NODE)
+    for name in ("short", "long"):
+        await stage.trigger(name, payload={"to": name})
+    by_name = {run.worker: run for run in await stage.tick()}
+    stage.after(2)
+    more = {"result": {"rows": [1, "ä"]}, "output": "said", "reason": "a remark"}
+    await stage.end(by_name["long"], **more)
+    turned = await turn(stage, flow, None, 0, [ended(stage, by_name["short"], **more)])
+    assert turned.written == {by_name["short"].id}
+    rows = await stage.rows("SELECT * FROM {p}run_history ORDER BY worker")
+    differ = {"id", "run_id", "worker", "payload"}
+    assert {k: v for k, v in rows[0].items() if k not in differ} == {
+        k: v for k, v in rows[1].items() if k not in differ
+    }
+    long, short = await stage.state("long"), await stage.state("short")
+    assert replace(short, worker="long") == long
+    assert short.last_ended_at == stage.now
+
+
+async def test_a_failure_is_not_sure(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.trigger("a")
+    run = await stage.start_one()
+    assert is_sure(ended(stage, run))
+    assert not is_sure(Ended(run, stage.outcome(OutcomeKind.FAILED)))
+
+
+async def test_an_end_that_is_no_longer_ours_writes_nothing(stage: Stage, flow: Flow):
+    await stage.register(triggered("a", max_running=2))
+    await stage.join(NODE)
+    await stage.trigger("a")
+    await stage.trigger("a")
+    gone, ours = await stage.tick()
+    await stage.end(gone, OutcomeKind.INTERRUPTED)
+    await stage.tick()  # the same run again, under another fence
+    for _ in range(2):
+        turned = await turn(stage, flow, None, 0, [ended(stage, gone), ended(stage, ours)])
+        assert gone.id not in turned.written
+    assert await stage.value(f"SELECT count(*) FROM {{p}}run_history WHERE run_id = {gone.id}") == 1
+    assert check(stage.url) == []
+
+
+async def test_the_end_of_a_probe_and_of_a_loop_is_left_to_the_long_way(stage: Stage, flow: Flow):
+    await stage.register(
+        triggered("a", max_consecutive_failures=1, max_retries=0, cooldown_seconds=5), continuous("loop")
+    )
+    await stage.join(NODE)
+    await stage.trigger("a")
+    await stage.trigger("loop")
+    runs = await stage.tick()
+    await stage.fail(next(run for run in runs if run.worker == "a"))
+    stage.after(6)
+    await stage.trigger("a")
+    runs = [run for run in [*runs, *await stage.tick()] if run.worker == "loop" or run.attempt == 1]
+    probe = max((run for run in runs if run.worker == "a"), key=lambda run: run.id)
+    loops = [run for run in runs if run.worker == "loop"]
+    turned = await turn(stage, flow, None, 0, [ended(stage, run) for run in (probe, *loops)])
+    assert turned.written == frozenset()
+    assert (await stage.state("a")).circuit_state == "half_open"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["disable", "pause", "redefine", "by hand", "block", "dependency", "other due", "schedule due", "lost"],
+)
+async def test_what_changed_since_the_look_sends_it_the_long_way(stage: Stage, flow: Flow, change: str):
+    await stage.register(triggered("a", max_running=5), triggered("b"), scheduled("s", interval_seconds=60))
+    await stage.join(NODE)
+    for run in await stage.tick():
+        await stage.end(run)
+    await stage.trigger("a")
+    seen = await stage.join("n2")
+    plain = await plain_of(stage)
+    assert set(plain.configs) == {"a"}
+    db = stage.db
+    if change == "disable":
+        await operations.disable(db, "a", stage.now, ACTOR, None)
+    elif change == "pause":
+        await operations.pause(db, "a", stage.now, ACTOR, T0 + seconds(3600), None)
+    elif change == "redefine":
+        await stage.register(triggered("a", max_running=1))
+    elif change == "by hand":
+        await stage.sql("UPDATE {p}workers SET max_running = 1 WHERE name = 'a'")
+    elif change == "block":
+        await stage.register(triggered("b", blocks=("a",)))
+    elif change == "dependency":
+        await stage.sql("INSERT INTO {p}worker_dependencies (worker, depends_on) VALUES ('a', 'b')")
+    elif change == "other due":
+        await stage.trigger("b")
+    elif change == "schedule due":
+        stage.after(61)
+    else:
+        async with db.write() as conn:
+            assert await nodes.declare_lost(conn, replace(seen, id=NODE), stage.now, "for the test")
+    turned = await turn(stage, flow, plain)
+    assert turned.has_other
+    assert turned.runs == ()
+
+
+async def test_what_is_stuck_keeps_nobody_on_the_long_way(stage: Stage, flow: Flow):
+    await stage.register(triggered("a", max_running=5), triggered("off"))
+    await stage.join(NODE)
+    await operations.disable(stage.db, "off", stage.now, ACTOR, None)
+    await stage.trigger("off")
+    await stage.trigger("a")
+    plain = await plain_of(stage)
+    assert (set(plain.configs), plain.stuck) == ({"a"}, ("off",))
+    assert [run.worker for run in (await turn(stage, flow, plain)).runs] == ["a"]
+
+
+async def test_a_tick_goes_the_short_way_when_all_is_plain(stage: Stage, flow: Flow):
+    await stage.register(triggered("a", max_running=3))
+    await stage.join(NODE)
+    for _ in range(4):
+        await stage.trigger("a")
+    claimer = Claimer(NODE, reading.Here(frozenset({"a"})))
+    claimed = await claim_due(stage.db, claimer, 10, lambda: stage.now, flow)
+    assert [claim.run.slot for claim in claimed.claims] == [0, 1, 2]
+    assert claimed.plain is not None
+
+
+async def test_no_run_starts_before_the_last_end_whatever_the_clocks_say(stage: Stage, flow: Flow):
+    await stage.register(triggered("a"))
+    await stage.join(NODE)
+    await stage.trigger("a")
+    await stage.trigger("a")
+    run = await stage.start_one()
+    now: datetime = stage.after(10)
+    await stage.end(run)
+    stage.after(-7)  # another node, whose clock is behind
+    (second,) = (await turn(stage, flow, await plain_of(stage))).runs
+    assert second.started_at == now
+    assert check(stage.url) == []
