@@ -112,7 +112,7 @@ async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
         await stage.trigger(name, payload={"to": name})
     by_name = {run.worker: run for run in await stage.tick()}
     stage.after(2)
-    more = {"result": {"rows": [1, "ä"]}, "output": "said", "reason": "a remark"}
+    more: dict[str, Any] = {"result": {"rows": [1, "ä"]}, "output": "said", "reason": "a remark"}
     await stage.end(by_name["long"], **more)
     turned = await turn(stage, flow, None, 0, [ended(stage, by_name["short"], **more)])
     assert turned.written == {by_name["short"].id}
