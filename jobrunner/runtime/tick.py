@@ -68,6 +68,8 @@ class Ticker:
         self._start = start
         self._plain: Plain | None = None
         self._look_at = 0.0
+        self._gave_runs = False
+        self._has_reason = False  # the last pass gave runs, or something has woken us: a turn is worth its while
         self._woken = asyncio.Event()
         self._second_look: asyncio.TimerHandle | None = None
         self.last_tick_at: datetime | None = None
@@ -107,6 +109,7 @@ class Ticker:
         """Tick until cancelled."""
         failures = 0
         while True:
+            self._has_reason = self._gave_runs or self._woken.is_set()
             self._woken.clear()
             try:
                 pause = await self.tick()
@@ -129,7 +132,8 @@ class Ticker:
 
     async def _pass(self) -> float:
         self.ticks += 1
-        if self._flow is not None and await self._take_turn(self._flow):
+        self._gave_runs = self._flow is not None and await self._take_turn(self._flow)
+        if self._gave_runs:
             return 0.0
         free = self._free_slots()
         if not free or free < 0:
@@ -138,10 +142,12 @@ class Ticker:
         claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow)
         self._outage.worked()
         self.last_tick_at = self._clock.now()
-        self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
+        if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
+            self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
         for claim in claimed.claims:
             self._start(claim)
         if claimed.claims:
+            self._gave_runs = True
             return 0.0
         if claimed.has_more:
             return LOCKED_PAUSE_SECONDS
@@ -155,7 +161,7 @@ class Ticker:
         """Go the short way if there is something for it; say whether it gave runs, so that there may be more."""
         ended = self._recorder.take_sure()
         free = self._free_slots()
-        plain = None if free is None else self._plain
+        plain = self._plain if free is not None and self._has_reason else None
         if plain is not None and plain.stuck and self._clock.monotonic() >= self._look_at:
             plain = None
         if not ended and (plain is None or not free or free < 0):
