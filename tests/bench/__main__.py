@@ -59,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--waiting", type=int, default=10_000, help="runs that wait at the start; 10,000 unless given")
     it.add_argument("--nodes", type=int, default=1)
     it.add_argument("--synchronous", choices=["FULL", "NORMAL"], default="FULL", help="on SQLite")
-    it.add_argument("--uvloop", action="store_true", help="start our nodes with JOBRUNNER_UVLOOP=1")
     it.add_argument("--against", default="", help="peers, with commas: pgqueuer,procrastinate,oban,huey,apscheduler")
     it.add_argument("--repeats", type=int, default=None, help="measurements of each; 3 unless given")
     it.add_argument("--all", action="store_true", help="every row of the table, in under 20 minutes")
@@ -92,7 +91,6 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         nodes=options.nodes,
         repeats=options.repeats or (2 if options.quick and not options.case else 3),
         synchronous=options.synchronous,
-        is_uvloop=options.uvloop,
         is_quick=options.quick,
         seconds=options.seconds,
         against=tuple(name for name in options.against.split(",") if name),

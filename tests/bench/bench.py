@@ -24,7 +24,6 @@ class Bench:
     nodes: int = 1
     repeats: int = 3
     synchronous: str = "FULL"
-    is_uvloop: bool = False
     is_quick: bool = False
     against: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -47,7 +46,6 @@ class Bench:
         given: dict[str, Any] = {
             "max_concurrent": self.concurrency,
             "synchronous": self.synchronous,
-            "is_uvloop": self.is_uvloop,
         }
         return Setup(workers, **{**given, **more})
 

@@ -46,7 +46,6 @@ class Setup:
     workers: str = "noop"
     max_concurrent: int = 50
     synchronous: str = "FULL"
-    is_uvloop: bool = False
     more: dict[str, str] = field(default_factory=dict)
 
     def environment(self, url: str) -> dict[str, str]:
@@ -58,7 +57,6 @@ class Setup:
             "JOBRUNNER_MAX_CONCURRENT": str(self.max_concurrent),
             "JOBRUNNER_SQLITE_SYNCHRONOUS": self.synchronous,
             "JOBRUNNER_LOG_LEVEL": "WARNING",
-            "JOBRUNNER_UVLOOP": "1" if self.is_uvloop else "0",
             **self.more,
         }
 
