@@ -9,9 +9,9 @@ The order of judgement for an attempt that used up a try (`failed`, `timed_out`,
 3. the payload never fitted: the run ends `discarded`, the streak is untouched;
 4. else the run is exhausted: a dead letter, one more on the streak, and the circuit may open.
 
-The retry delay counts from the end of the attempt: of one whose node died, from the node's last sign of life, so that
-the time it took to find out is not added. With the defaults (a lease of 30 s, delays of 5, 10 and 20 s) such a run is
-due again as soon as it is rescued.
+A run that is lost for the first time in a row is due again at once: its node has died, nothing speaks against the work.
+Lost again it waits, since it may be what kills nodes. Its retry delay then counts from the node's last sign of life, so
+that the time it took to find out is not added; that of other attempts from their end.
 
 The streak and the circuit change here only, and in `policy.switches` when an operator enables or disables.
 """
@@ -121,7 +121,7 @@ def _end_or_retry(
     if has_tries and not is_probe(run, state):
         delay = outcome.delay_seconds
         if delay is None:
-            delay = _retry_delay(rules, run.attempt, jitter)
+            delay = 0.0 if lost_in_a_row == 1 else _retry_delay(rules, run.attempt, jitter)
         due_at = max(_later(outcome.retry_from or now, delay), now)
         return None, Retry(run.attempt + 1, due_at, lost_in_a_row)
     return (EndsRun.DISCARDED if outcome.does_not_fit else EndsRun.EXHAUSTED), None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
 from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned
 from jobrunner.storage.flows import open_flow
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.recorder import Recorder
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.flow import Plain, Turned
+    from jobrunner.storage.flow import Plain
     from jobrunner.storage.flows import Flow
 
 SECOND_LOOK_SECONDS = 0.012
@@ -177,12 +177,17 @@ class Ticker:
         return bool(turned.runs)
 
     async def _turn(self, flow: Flow, plain: Plain | None, ended: list[Ended], most: int) -> Turned:
-        written = frozenset[int]()
+        turned = Turned(has_other=True)
         try:
             turned = await flow.turn(self._claimer.node_id, self._clock.now(), most, plain, ended)
-            written = turned.written
+        except DatabaseError:
+            raise
+        except Exception:
+            # The database refused what is in one of the outcomes: the long way writes each alone, and says so.
+            if not ended:
+                raise
         finally:
-            self._recorder.settle(ended, written)
+            self._recorder.settle(ended, turned.written)
         return turned
 
     async def close(self) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import Run, RunState, Trigger
 from jobrunner.storage import postgres_driver
 from jobrunner.storage.flow import Turned, result_json
@@ -55,15 +54,18 @@ class PostgresFlow:
             [storable(item.outcome.reason) for item in ended],
             [storable(item.outcome.output) for item in ended],
         )
-        return _turned(await self._fetch(arguments), node_id)
+        try:
+            return _turned(await self._fetch(arguments), node_id)
+        except asyncpg.UniqueViolationError:
+            return Turned(has_other=True)  # someone wrote around the locks: the long way decides afresh
 
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
         try:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await postgres_driver.connect(self._db.url)
             rows: list[Any] = await self._connection.fetch(self._sql, *arguments)
-        except asyncpg.UniqueViolationError as error:  # someone wrote around the locks: the long way decides afresh
-            raise DatabaseUnavailable(f"{self._db.shown_url}: {error}; it is tried again") from error
+        except asyncpg.UniqueViolationError:
+            raise
         except Exception as error:
             failure = self._db.dialect.failure(error, self._db.shown_url)
             await self.close()

@@ -7,6 +7,7 @@ and must win it back from the event loop; packed into one JSON text, a hundred r
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.run import Run, RunState, Trigger
@@ -15,7 +16,6 @@ from jobrunner.storage.history import storable
 from jobrunner.storage.types import from_text, to_text
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
@@ -115,7 +115,10 @@ class SqliteFlow:
     ) -> Turned:
         """See `Flow.turn`."""
         turn = _Turn(node_id, now, free_slots, plain, ended)
-        await self._db.visit_writer(turn.take)
+        try:
+            await self._db.visit_writer(turn.take)
+        except sqlite3.IntegrityError:
+            return Turned(has_other=True)  # someone wrote around the rules: the long way decides afresh
         return turn.turned()
 
     async def close(self) -> None:

@@ -231,11 +231,12 @@ class Machine(RuleBasedStateMachine):
             self._over(run.id, "cancelled")
         elif kind in USED_UP:
             wait = DELAY if delay is None else delay
-            # The delay of a lost run counts from its start: nodes do not beat here.
+            # A run lost once is due at once; the delay of one lost again counts from its start: nodes do not beat here.
             past = (
                 (self.stage.now - run.started_at).total_seconds() if kind is OutcomeKind.LOST and run.started_at else 0
             )
-            assert max(0.0, 0.9 * DELAY - past) - 1e-3 <= wait <= max(0.0, 1.1 * DELAY - past) + 1e-3
+            most, least = (0.0, 0.0) if lost == 1 else (1.1 * DELAY - past, 0.9 * DELAY - past)
+            assert max(0.0, least) - 1e-3 <= wait <= max(0.0, most) + 1e-3
             due = self.seconds + wait
             self.live[run.id] = replace(known, claim=None, attempt=known.attempt + 1, due=due, lost=lost)
         elif kind is OutcomeKind.SNOOZED:

@@ -194,10 +194,11 @@ async def test_the_runs_of_a_lost_node_are_ended_as_lost_and_tried_again(stage: 
 
 
 @pytest.mark.parametrize(("beaten", "found", "delay"), [(None, 30, 0), (None, 2, 3), (3, 4, 4), (3, 9, 0), (99, 30, 0)])
-async def test_the_retry_delay_of_a_lost_run_counts_from_the_last_sign_of_life(stage: Stage, beaten, found, delay):
+async def test_the_delay_of_a_run_lost_again_counts_from_the_last_sign_of_life(stage: Stage, beaten, found, delay):
     await stage.register(triggered("a", retry_delay_seconds=5))
     await stage.join("n1")
     await stage.trigger("a")
+    await stage.sql("UPDATE {p}runs SET lost_in_a_row = 1")
     await stage.start_one(node="n1")
     if beaten is not None:  # 99: by a clock that was ahead, which nobody waits for
         stage.after(beaten)

@@ -47,7 +47,7 @@ def test_an_attempt_that_failed_is_tried_again_later(kind):
     decided = end(kind, state=before)
     assert decided.ends_run is None
     assert decided.retry is not None
-    assert (decided.retry.attempt, decided.retry.due_at) == (2, at(5))
+    assert (decided.retry.attempt, decided.retry.due_at) == (2, at(0 if kind == "lost" else 5))
     assert decided.state.last_error == "no luck"
     assert decided.state.consecutive_failures == 2
     assert decided.state.last_run_outcome == "succeeded"
@@ -76,9 +76,15 @@ def test_delay_backoff_and_longest_delay_are_the_workers():
 
 @pytest.mark.parametrize(("seconds_ago", "delay"), [(2, 3), (5, 0), (30, 0)])
 def test_the_delay_of_a_lost_run_counts_from_its_nodes_last_sign_of_life(seconds_ago, delay):
-    retry = end("lost", retry_from=at(-seconds_ago)).retry
+    retry = end("lost", replace(a_run(), lost_in_a_row=1), retry_from=at(-seconds_ago)).retry
     assert retry is not None
     assert retry.due_at == at(delay)
+
+
+def test_a_run_lost_once_is_due_at_once():
+    retry = end("lost").retry
+    assert retry is not None
+    assert (retry.attempt, retry.due_at, retry.lost_in_a_row) == (2, at(0), 1)
 
 
 def test_a_run_keeps_the_retries_it_was_claimed_with():
