@@ -126,9 +126,9 @@ async def test_a_long_blocking_def_delays_neither_heartbeats_nor_other_starts(
         nonlocal asked
         late.clear()
         for _ in range(25):
+            count = len(late) + 1
             asked = time.monotonic()
             await orchestrator.trigger_worker("quick")
-            count = len(late) + 1
             await house.until(lambda count=count: len(late) >= count)
             await asyncio.sleep(0.03)
         return sorted(late)
