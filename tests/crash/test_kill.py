@@ -202,7 +202,9 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_overlapped_or_out_of_order
     process = program.start()
     program.until(lambda: "runs 30 workers" in program.said(), process)
     accepted = asyncio.run(kill_again_and_again(program, KILLS - 1)) if program.end(process, signal.SIGKILL) else set()
+    starts = program.said().count("runs 30 workers")
     last = program.start()
+    program.until(lambda: program.said().count("runs 30 workers") > starts, last)
     time.sleep(2.0)
     assert program.end(last) == 0, program.said()[-3000:]
     assert check(program.url, accepted=accepted) == []
