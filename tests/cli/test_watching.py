@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobrunner.cli.watching import show_progress
@@ -66,6 +67,9 @@ def test_waiting_streams_progress_and_output_and_following_shows_every_change(
     node: subprocess.Popen[str], tmp_path: Path
 ):
     follower = start_jobrunner("runs --follow", tmp_path)
+    give_up = time.monotonic() + 30
+    while not psutil.Process(follower.pid).open_files() and time.monotonic() < give_up:
+        time.sleep(0.02)  # until it has the database open
     waiter = start_jobrunner("trigger copy --wait", tmp_path)
     before = read_until(waiter, "40 % of 10 files")
     tries = ["  try 1", "attempt 1 failed, to be tried again: disk is busy", "  try 2"]

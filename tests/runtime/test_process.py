@@ -142,6 +142,7 @@ async def test_a_killed_pool_process_fails_one_attempt_only(house: House, tmp_pa
     await house.attempts(1, "pid")
     idle = document((await house.history("pid"))[0]["result"])
     os.kill(idle, signal.SIGSEGV)  # an idle one
+    await house.until(lambda: not psutil.pid_exists(idle) or psutil.Process(idle).status() == psutil.STATUS_ZOMBIE)
     await orchestrator.trigger_worker("pid")
     await house.attempts(2, "pid")
     assert [row["outcome"] for row in await house.history("pid")] == ["succeeded", "succeeded"]
