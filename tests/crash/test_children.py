@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.cli.program import jobrunner, start_jobrunner
+from tests.support.processes import alive, is_alive
 
 pytestmark = pytest.mark.crash
 
@@ -60,19 +61,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "pids").mkdir()
     yield tmp_path
-    for pid in alive(tmp_path):
+    for pid in alive(tmp_path / "pids"):
         os.kill(pid, signal.SIGKILL)
-
-
-def alive(folder: Path) -> list[int]:
-    found = []
-    for entry in (folder / "pids").iterdir():
-        try:
-            if psutil.Process(int(entry.name)).status() != psutil.STATUS_ZOMBIE:
-                found.append(int(entry.name))
-        except psutil.Error:
-            pass
-    return found
 
 
 def rows(folder: Path, sql: str) -> list[tuple]:
@@ -103,12 +93,12 @@ def test_children_and_grandchildren_die_with_their_node(folder: Path):
     assert added.returncode == 0, added.stderr
     for worker in ("process", "command"):
         assert jobrunner(f"trigger {worker}", folder).returncode == 0
-    until(lambda: len(alive(folder)) == 5, node=node)
+    until(lambda: len(alive(folder / "pids")) == 5, node=node)
     relatives = psutil.Process(node.pid).children(recursive=True)
     node.kill()
     node.communicate()
-    assert until(lambda: not alive(folder)) < 1
-    until(lambda: not [p for p in relatives if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5)
+    assert until(lambda: not alive(folder / "pids")) < 1
+    until(lambda: not [p for p in relatives if is_alive(p)], 5)
 
 
 def test_a_pool_process_of_jobrunner_run_finds_the_module(folder: Path):

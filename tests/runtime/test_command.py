@@ -19,6 +19,7 @@ from jobrunner.model.worker import Isolation
 from jobrunner.runtime.executors.command import CommandCode
 from jobrunner.storage import commands
 from tests.runtime.conftest import House
+from tests.support.processes import alive, is_alive
 
 MIB = 1024 * 1024
 
@@ -57,17 +58,6 @@ async def end_of(house: House, command: str | list[str], payload: Any = None, **
 
 def python(script: str) -> list[str]:
     return [sys.executable, "-c", script]
-
-
-def alive(folder: Path) -> list[int]:
-    found = []
-    for entry in folder.iterdir():
-        try:
-            if psutil.Process(int(entry.name)).status() != psutil.STATUS_ZOMBIE:
-                found.append(int(entry.name))
-        except (psutil.Error, ValueError):
-            pass
-    return found
 
 
 NOTE = "import os, pathlib, signal, subprocess, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch()\n"
@@ -218,7 +208,7 @@ async def test_two_hundred_commands_leak_neither_processes_nor_files(house: Hous
     await asyncio.sleep(0.05)
     assert me.num_fds() <= files + 4
     assert me.num_threads() <= threads + 4
-    assert [p for p in me.children() if p.status() == psutil.STATUS_ZOMBIE] == []
+    await house.until(lambda: all(is_alive(child) for child in me.children()))
 
 
 def test_a_command_with_a_cap_keeps_its_words() -> None:

@@ -17,6 +17,7 @@ from jobrunner.errors import InvalidWorker
 from jobrunner.runtime.executors import code
 from tests.runtime.conftest import House
 from tests.support import tasks
+from tests.support.processes import alive, is_alive
 
 PROCESS: dict[str, Any] = {"isolation": "process", "execution_mode": "triggered", "max_retries": 0}
 
@@ -31,24 +32,12 @@ def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommandCode, "grace_seconds", 0.5)
 
 
-def alive(folder: Path) -> list[int]:
-    """The processes that noted themselves in `folder` and are still there."""
-    found = []
-    for entry in folder.iterdir():
-        try:
-            if psutil.Process(int(entry.name)).status() != psutil.STATUS_ZOMBIE:
-                found.append(int(entry.name))
-        except (psutil.Error, ValueError):
-            pass
-    return found
-
-
 def is_pool(process: psutil.Process) -> bool:
     """Say whether it is alive, and neither multiprocessing's own nor the database server."""
     try:
         command = " ".join(process.cmdline())
         others = ("forkserver import main", "resource_tracker", "postgres", "jobrunner-pg")
-        return process.status() != psutil.STATUS_ZOMBIE and not any(other in command for other in others)
+        return is_alive(process) and not any(other in command for other in others)
     except psutil.Error:
         return False
 
@@ -142,7 +131,7 @@ async def test_a_killed_pool_process_fails_one_attempt_only(house: House, tmp_pa
     await house.attempts(1, "pid")
     idle = document((await house.history("pid"))[0]["result"])
     os.kill(idle, signal.SIGSEGV)  # an idle one
-    await house.until(lambda: not psutil.pid_exists(idle) or psutil.Process(idle).status() == psutil.STATUS_ZOMBIE)
+    await house.until(lambda: not is_alive(idle))
     await orchestrator.trigger_worker("pid")
     await house.attempts(2, "pid")
     assert [row["outcome"] for row in await house.history("pid")] == ["succeeded", "succeeded"]
@@ -278,7 +267,7 @@ async def test_two_hundred_runs_leak_neither_processes_nor_files(house: House):
     await orchestrator.trigger_many("leave", [None] * 40)
     await house.attempts(220)
     await asyncio.sleep(0.05)
-    children = [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    children = [p for p in me.children(recursive=True) if is_alive(p)]
     assert me.num_fds() <= files + 12  # the pool may have grown to four, three files each
     assert me.num_threads() <= threads + 4
     assert len({document(r["result"]) for r in await house.history("pid")}) <= 10 + 50
