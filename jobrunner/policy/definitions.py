@@ -12,7 +12,7 @@ import json
 import math
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobrunner.errors import InvalidPayload, InvalidSchedule, InvalidWorker
 from jobrunner.model.worker import (
@@ -36,6 +36,7 @@ LONGEST_KEY = 200
 MAX_PAYLOAD_BYTES = 1024 * 1024
 _MAX_COUNT = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
+_write_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
@@ -217,27 +218,34 @@ def check_key(key: object) -> str | None:
 
 
 def check_payload(payload: object) -> dict[str, Any]:
-    """Return `payload` if it is a JSON object of at most 1 MiB.
+    """Return `payload` if it is a JSON object of at most 1 MiB; None is the empty one.
 
     Raises:
         InvalidPayload: it is something else, holds something JSON cannot say, or is too large.
     """
     if payload is None:
         return {}
+    payload_text(payload)
+    return cast("dict[str, Any]", payload)
+
+
+def payload_text(payload: object) -> str:
+    """Write a payload as JSON, checked as by `check_payload`."""
     if not isinstance(payload, dict):
         raise InvalidPayload(f"the payload must be a JSON object, not {_json_kind(payload)}")
     try:
-        text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())
+        text = _write_json(payload)
+        size = len(text) if text.isascii() else len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload cannot be written as JSON: {error}") from None
-    if _NUL.search(text):
+    if "u0000" in text and _NUL.search(text):
         raise InvalidPayload("the payload holds a NUL character, which a database cannot store; take it out")
-    if not all(isinstance(key, str) for key in payload):
-        raise InvalidPayload("the payload's keys must be text")
+    for key in payload:
+        if not isinstance(key, str):
+            raise InvalidPayload("the payload's keys must be text")
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidPayload(f"the payload is {size:,} bytes, the most is {MAX_PAYLOAD_BYTES:,} (1 MiB)")
-    return payload
+    return text
 
 
 def _json_kind(value: object) -> str:

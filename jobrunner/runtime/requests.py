@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
 from jobrunner.policy import definitions
-from jobrunner.storage.enqueue import Request
+from jobrunner.storage.enqueue import WORKERS_OWN, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from jobrunner.runtime.handlers import Handler
@@ -48,6 +49,28 @@ def read_request(
         raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
     level = None if priority is None else int(definitions.parse_priority(name, priority))
     return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, force)
+
+
+def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler, dict[str, Any]] | None) -> list[str]:
+    """Check the payloads of triggers as `read_request` does each; return them as `enqueue_many` takes them.
+
+    Raises:
+        InvalidPayload: one is no JSON object, too large, or does not fit the handler.
+    """
+    handler = None if code is None or code[0].fields is None else code[0]
+    texts, has_own = [], False
+    for payload in payloads:
+        if payload is None:
+            if code is not None and not has_own:
+                code[0].arguments(code[1])
+            has_own = True
+            texts.append(WORKERS_OWN)
+            continue
+        text = definitions.payload_text(payload)
+        if handler is not None:
+            handler.check(text)
+        texts.append(text)
+    return texts
 
 
 def _due_at(now: datetime, at: datetime | None, delay: float | None) -> datetime | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobrunner.errors import Refused
-from jobrunner.runtime.requests import read_request
+from jobrunner.policy import definitions
+from jobrunner.runtime.requests import read_payloads, read_request
 from jobrunner.storage import enqueue, wakeups
 from jobrunner.storage.callers import callers_connection, is_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
     from jobrunner.storage.database import Database
+
+T = TypeVar("T")
 
 
 class Diversion(Protocol):
@@ -78,8 +81,9 @@ class Triggers:
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
         request = self._request(name, payload, **options)
-        (run_id,) = await self._enqueue([request], connection)
-        return run_id
+        if self._diversion is not None:
+            return self._diversion.enqueue([request])[0]
+        return await self._write(connection, enqueue.enqueue, request, self._clock.now())
 
     async def trigger_many(
         self,
@@ -93,7 +97,11 @@ class Triggers:
 
         Raises as `trigger_worker`; then none is added.
         """
-        return await self._enqueue([self._request(name, each, priority=priority) for each in payloads], connection)
+        if self._diversion is not None:
+            return self._diversion.enqueue([self._request(name, each, priority=priority) for each in payloads])
+        level = None if priority is None else int(definitions.parse_priority(name, priority))
+        texts = read_payloads(payloads, self._code(name))
+        return await self._write(connection, enqueue.enqueue_many, name, texts, self._clock.now(), level)
 
     def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
         """Do `trigger_worker` from code that has no event loop; options as there."""
@@ -110,28 +118,24 @@ class Triggers:
             return asyncio.run_coroutine_threadsafe(work, self._node.loop).result()
         return _finished(work) if connection is not None else asyncio.run(work)
 
-    def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
-        code = (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
-        return read_request(name, payload, (self._diversion or self._clock).now(), code, **options)
+    def _code(self, name: str) -> tuple[Handler, dict[str, Any]] | None:
+        return (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
 
-    async def _enqueue(self, requests: list[enqueue.Request], connection: Any) -> list[int]:
-        if self._diversion is not None:
-            return self._diversion.enqueue(requests)
+    def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
+        return read_request(name, payload, (self._diversion or self._clock).now(), self._code(name), **options)
+
+    async def _write(self, connection: Any, add: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Add runs in the caller's transaction, or in one of our own that wakes the nodes."""
         if connection is not None:
             db = self._open_database(1)  # opens nothing
-            return await self._write(db, callers_connection(db, connection), requests)
+            return await add(callers_connection(db, connection), db.dialect, *arguments)
         async with self._database() as db:
             async with db.write() as conn:
-                run_ids = await self._write(db, conn, requests)
+                added = await add(conn, db.dialect, *arguments)
                 await wakeups.notify(db, conn)
             if self._node is not None:
                 self._node.wake()
-            return run_ids
-
-    async def _write(self, db: Database, conn: Any, requests: list[enqueue.Request]) -> list[int]:
-        if len(requests) == 1:
-            return [await enqueue.enqueue(conn, db.dialect, requests[0], self._clock.now())]
-        return await enqueue.enqueue_many(conn, db.dialect, requests, self._clock.now())
+            return added
 
 
 def _finished(work: Coroutine[Any, Any, int]) -> int:

@@ -55,6 +55,9 @@ class Dialect(Protocol):
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """The row set that the JSON array bound as `parameter` holds, one object a row."""
 
+    def elements(self, parameter: str) -> sa.FromClause:
+        """The row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
+
     def first_runs(
         self,
         names: sa.FromClause,

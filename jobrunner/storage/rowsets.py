@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.storage import tables as t
-from jobrunner.storage.types import UtcDateTime
+from jobrunner.storage.types import Json, UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,13 @@ class SqliteRows:
         fields = [_extracted(each.c.value, name, kind).label(name) for name, kind in columns.items()]
         return sa.select(*fields).subquery(parameter)
 
+    def elements(self, parameter: str) -> sa.FromClause:
+        """Return the row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
+        array = sa.bindparam(parameter, type_=sa.Text())
+        each = sa.func.json_each(array).table_valued(sa.column("key", sa.Integer()), sa.column("value", Json))
+        each = each.alias(f"{parameter}_each")
+        return sa.select(each.c.key.label("n"), each.c.value).subquery(parameter)
+
     def first_runs(
         self,
         names: sa.FromClause,
@@ -126,6 +133,14 @@ class PostgresRows:
         value = sa.cast(sa.bindparam(parameter, type_=sa.Text()), JSONB)
         fields = [sa.column(name, kind) for name, kind in columns.items()]
         return sa.func.jsonb_to_recordset(value).table_valued(*fields).render_derived(name=parameter, with_types=True)
+
+    def elements(self, parameter: str) -> sa.FromClause:
+        """Return the row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
+        array = sa.cast(sa.bindparam(parameter, type_=sa.Text()), JSONB)
+        each = sa.func.jsonb_array_elements(array).table_valued(sa.column("value", JSONB), with_ordinality="n")
+        each = each.render_derived(name=f"{parameter}_each")
+        null = sa.literal_column("'null'::jsonb", JSONB)
+        return sa.select(each.c.n, sa.func.nullif(each.c.value, null).label("value")).subquery(parameter)
 
     def first_runs(
         self,

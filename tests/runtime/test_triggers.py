@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from jobrunner import RunContext, WorkerOrchestrator
-from jobrunner.errors import InvalidPayload, InvalidSetting, Refused, UsageError
+from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, Refused, UsageError
 from jobrunner.storage import sqlite_driver
 from jobrunner.telemetry import events as e
 from tests.cli.program import ROOT
@@ -291,6 +291,30 @@ async def test_options_that_cannot_be_used_are_refused(sqlite_url: str, options:
 
 
 # --- keys, and processes without handlers -------------------------------------------------------------------------
+
+
+async def test_of_many_triggers_one_that_does_not_fit_refuses_all(house: House):
+    maker = house.orchestrator()
+
+    async def it(n: int) -> None: ...
+
+    maker.register_worker("it", it, payload={"n": 7}, **TRIGGERED)
+    await maker.start()
+    await maker.disable_worker("it")
+    for wrong in ({"n": "1"}, {"m": 1}, {}, {"n": {1}}, [1], {"n": 1, "x": "\0"}):
+        with pytest.raises(InvalidPayload):
+            await maker.trigger_many("it", [{"n": 1}, wrong])  # type: ignore[list-item]
+    with pytest.raises(InvalidWorker):
+        await maker.trigger_many("it", [{"n": 1}], priority="URGENT")
+    assert await house.rows("SELECT id FROM {p}runs") == []
+    ids = await maker.trigger_many("it", ({"n": n} if n else None for n in range(3)), priority="LOW")
+    assert [row["id"] for row in await house.rows("SELECT id FROM {p}runs WHERE priority = 0 ORDER BY id")] == ids
+    await maker.enable_worker("it")
+    await house.attempts(3)
+    rows = sorted(await house.history(), key=lambda row: int(row["run_id"]))
+    payloads = [json.loads(p) if isinstance(p, str) else p for p in (row["payload"] for row in rows)]
+    assert payloads == [{"n": 7}, {"n": 1}, {"n": 2}]
+
 
 RACER = """
 import asyncio, sys

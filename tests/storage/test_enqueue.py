@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from jobrunner.errors import WorkerNotFound
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import JobPriority
-from jobrunner.storage.enqueue import Request, enqueue, enqueue_many
+from jobrunner.storage.enqueue import WORKERS_OWN, Request, enqueue, enqueue_many
 from jobrunner.storage.tables import runs
-from tests.support.stage import T0, Stage, scheduled, triggered
+from tests.support.stage import T0, Stage, triggered
 
 
 async def row_of(stage: Stage, run_id: int):
@@ -176,35 +176,48 @@ async def test_a_trigger_waits_for_an_uncommitted_one_with_its_key(stage: Stage,
 # --- many at once -------------------------------------------------------------------------------------------------
 
 
-async def many(stage: Stage, *requests: Request) -> list[int]:
+async def many(stage: Stage, worker: str, *payloads: str, priority: int | None = None) -> list[int]:
     async with stage.db.write() as conn:
-        return await enqueue_many(conn, stage.db.dialect, requests, stage.now)
+        return await enqueue_many(conn, stage.db.dialect, worker, payloads, stage.now, priority)
 
 
-async def test_many_triggers_keep_their_order(stage: Stage):
-    await stage.register(triggered("a", payload={"k": "v"}, priority=JobPriority.HIGH), scheduled("b"))
-    later = T0 + timedelta(seconds=90)
-    ids = await many(
-        stage, Request("b", payload={"n": 1}), Request("a"), Request("a", payload={}, priority=0, due_at=later)
-    )
+async def test_many_triggers_keep_their_order_and_take_their_workers_payload_and_priority(stage: Stage):
+    await stage.register(triggered("a", payload={"k": "v"}, priority=JobPriority.HIGH))
+    ids = await many(stage, "a", '{"n": 1}', WORKERS_OWN, "{}")
     rows = [await row_of(stage, run_id) for run_id in ids]
-    assert [(row.worker, row.payload, row.priority, row.due_at) for row in rows] == [
-        ("b", {"n": 1}, 1, T0),
-        ("a", {"k": "v"}, 2, T0),
-        ("a", {}, 0, later),
+    assert [(row.worker, row.payload, row.priority) for row in rows] == [
+        ("a", {"n": 1}, 2),
+        ("a", {"k": "v"}, 2),
+        ("a", {}, 2),
     ]
+    assert {(row.trigger, row.state, row.due_at, row.scheduled_for, row.created_at) for row in rows} == {
+        ("manual", "pending", T0, T0, T0)
+    }
     assert ids == sorted(ids)
+    (low,) = await many(stage, "a", WORKERS_OWN, priority=0)
+    assert (await row_of(stage, low)).priority == 0
 
 
 async def test_thousands_of_triggers_are_enqueued_whole(stage: Stage):
     await stage.register(triggered("a"))
-    ids = await many(stage, *(Request("a", payload={"n": n, "text": "ä"}) for n in range(6000)))
-    assert len(set(ids)) == 6000
-    assert (await row_of(stage, ids[5500])).payload == {"n": 5500, "text": "ä"}
+    ids = await many(stage, "a", *(f'{{"n": {n}, "text": "ä"}}' for n in range(12_000)))
+    assert len(set(ids)) == 12_000
+    for n in (0, 4999, 5000, 11_999):
+        assert (await row_of(stage, ids[n])).payload == {"n": n, "text": "ä"}
 
 
-async def test_many_triggers_with_one_unknown_worker_are_refused_whole(stage: Stage):
+async def test_payloads_of_many_mebibytes_are_enqueued_in_several_statements(stage: Stage):
     await stage.register(triggered("a"))
+    ids = await many(stage, "a", *(f'{{"n": {n}, "x": "{"y" * 1_000_000}"}}' for n in range(12)))
+    assert [(await row_of(stage, run_id)).payload["n"] for run_id in ids] == list(range(12))
+
+
+async def test_no_triggers_at_all_are_none(stage: Stage):
+    await stage.register(triggered("a"))
+    assert await many(stage, "a") == []
+
+
+async def test_many_triggers_of_an_unknown_worker_are_refused(stage: Stage):
     with pytest.raises(WorkerNotFound, match="nobody"):
-        await many(stage, Request("a"), Request("nobody"))
+        await many(stage, "nobody", WORKERS_OWN, "{}")
     assert await stage.value("SELECT count(*) FROM {p}runs") == 0
