@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Code, Starter
     from jobrunner.runtime.handlers import Handler
+    from jobrunner.runtime.timeouts import Timeouts
     from jobrunner.storage.claims import Claim
 
 START_SECONDS = 60.0  # how long a process may take to be ready before its handler's time counts
@@ -53,6 +54,7 @@ class Attempt:
         context: RunContext,
         clock: Clock,
         launcher: Starter,
+        timeouts: Timeouts,
         show_stopping: Callable[[Claim], Awaitable[None]],
     ) -> None:
         self.claim = claim
@@ -62,6 +64,7 @@ class Attempt:
         self._handler = handler
         self._clock = clock
         self._launcher = launcher
+        self._timeouts = timeouts
         self._show_stopping = show_stopping
         self.began = clock.monotonic()
         self._code: Code | None = None
@@ -120,10 +123,13 @@ class Attempt:
         if self.stop_reason is not None:
             self._ask_to_stop()
         else:
-            timeout = self.claim.config.timeout_seconds
-            self._timer = asyncio.get_running_loop().call_later(timeout, self.stop, StopReason.TIMEOUT)
+            self._timeouts.add(self.claim.config.timeout_seconds, self._time_out)
+
+    def _time_out(self) -> None:
+        self.stop(StopReason.TIMEOUT)
 
     def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        self._timeouts.remove(self.claim.config.timeout_seconds, self._time_out)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = timer

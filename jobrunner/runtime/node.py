@@ -27,6 +27,7 @@ from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
+from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer, warm_up
@@ -85,6 +86,7 @@ class Node:
         self._all_ended.set()
         self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
+        self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
@@ -219,16 +221,13 @@ class Node:
         handler = None if is_command else self._handlers[claim.run.worker]
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
-        attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._show_stopping)
+        attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping)
         if claim.config.isolation is Isolation.INLINE:
             context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
-        self.loop.call_soon(self._start_code, attempt)  # not at once: first the ticker sends off its next turn
-
-    def _start_code(self, attempt: Attempt) -> None:
-        if self._heartbeat.is_fenced or attempt.stop_reason is not None:  # held up since the claim: is it still ours?
-            reason = attempt.stop_detail or "the node could not renew its lease before the code was started"
+        if self._heartbeat.is_fenced:  # held up since the claim: is it still ours?
+            reason = "the node could not renew its lease before the code was started"
             self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
             self._events.emit(e.RunStarted(attempt.claim.run))

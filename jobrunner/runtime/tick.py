@@ -5,9 +5,9 @@ trigger of this process, or word from the database that someone else changed som
 before the change it tells of can be seen by us, or be throttled by the database; so the loop looks once more shortly
 after each.
 
-A pass begins with a turn of the short way (`storage.flow`) when there is something for it: sure ends, or plain workers
-known from the last look. Under load turns and handlers alternate: while the database works for one half of the slots,
-the code of the other half runs. What a turn leaves goes the long way.
+A pass begins with turns of the short way (`storage.flow`) as long as there is something for it: sure ends, or plain
+workers known from the last look. Under load turns and handlers alternate: while the database works for one half of the
+slots, the code of the other half is started and runs. What the turns leave goes the long way.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Ticker:
 
     async def _pass(self) -> float:
         self.ticks += 1
-        self._gave_runs = self._flow is not None and await self._take_turn(self._flow)
+        self._gave_runs = self._flow is not None and await self._take_turns(self._flow)
         if self._gave_runs:
             return 0.0
         free = self._free_slots()
@@ -144,8 +144,7 @@ class Ticker:
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
             self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
-        for claim in claimed.claims:
-            self._start(claim)
+        self._start_all(claimed.claims)
         if claimed.claims:
             self._gave_runs = True
             return 0.0
@@ -157,24 +156,40 @@ class Ticker:
         until = (claimed.next_due_at - self._clock.now()).total_seconds()
         return min(until, self._tick_interval)
 
-    async def _take_turn(self, flow: Flow) -> bool:
-        """Go the short way if there is something for it; say whether it gave runs, so that there may be more."""
-        ended = self._recorder.take_sure()
-        free = self._free_slots()
-        plain = self._plain if free is not None and self._has_reason else None
-        if plain is not None and plain.stuck and self._clock.monotonic() >= self._look_at:
-            plain = None
-        if not ended and (plain is None or not free or free < 0):
-            return False
-        most = min(free or 0, MOST_A_TURN - len(ended))
-        turned = await self._turn(flow, plain, ended, most)
-        self._outage.worked()
-        self.last_tick_at = self._clock.now()
-        if plain is None:
-            return False
-        for claim in claims_of(turned, plain):
+    async def _take_turns(self, flow: Flow) -> bool:
+        """Go the short way while there is something for it; say whether it gave runs, so that there may be more.
+
+        The runs of a turn are started when the next turn has been sent off.
+        """
+        gave_runs = False
+        claims: tuple[Claim, ...] = ()
+        while True:
+            free = (self._free_slots() or 0) - len(claims)
+            plain = self._known_plain()
+            ended = self._recorder.take_sure()
+            if not ended and (plain is None or free <= 0):
+                self._start_all(claims)
+                return gave_runs
+            turn = asyncio.ensure_future(self._turn(flow, plain, ended, min(free, MOST_A_TURN - len(ended))))
+            asyncio.get_running_loop().call_soon(self._start_all, claims)  # when the turn has begun
+            turned = await turn
+            self._outage.worked()
+            self.last_tick_at = self._clock.now()
+            if plain is None or not turned.runs:
+                return gave_runs
+            claims = claims_of(turned, plain)
+            gave_runs = self._has_reason = True
+
+    def _known_plain(self) -> Plain | None:
+        """Return the workers that may go the short way now, as far as the last look still holds."""
+        plain = self._plain
+        if plain is None or not self._has_reason or self._free_slots() is None:
+            return None
+        return None if plain.stuck and self._clock.monotonic() >= self._look_at else plain
+
+    def _start_all(self, claims: tuple[Claim, ...]) -> None:
+        for claim in claims:
             self._start(claim)
-        return bool(turned.runs)
 
     async def _turn(self, flow: Flow, plain: Plain | None, ended: list[Ended], most: int) -> Turned:
         turned = Turned(has_other=True)

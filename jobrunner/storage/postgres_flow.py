@@ -13,7 +13,7 @@ from jobrunner.storage.flow import Turned, result_json
 from jobrunner.storage.history import storable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from jobrunner.storage.database import Database
@@ -50,9 +50,9 @@ class PostgresFlow:
             sorted({item.run.worker for item in ended}),
             [item.outcome.finished_at for item in ended],
             [item.outcome.duration_ms for item in ended],
-            [result_json(item.outcome.result) for item in ended],
-            [storable(item.outcome.reason) for item in ended],
-            [storable(item.outcome.output) for item in ended],
+            _unless_empty(result_json(item.outcome.result) for item in ended),
+            _unless_empty(storable(item.outcome.reason) for item in ended),
+            _unless_empty(storable(item.outcome.output) for item in ended),
         )
         try:
             return _turned(await self._fetch(arguments), node_id)
@@ -79,6 +79,12 @@ class PostgresFlow:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
+
+
+def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
+    """Return the texts, or nothing where there is none: the driver looks at each, and UNNEST fills up with NULL."""
+    found = list(texts)
+    return found if any(text is not None for text in found) else []
 
 
 def _turned(rows: list[Any], node_id: str) -> Turned:

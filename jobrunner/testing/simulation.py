@@ -21,6 +21,7 @@ from jobrunner.errors import Refused
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
+from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.storage import schema
 from jobrunner.storage.database import Database
 from jobrunner.storage.history import read_history
@@ -126,7 +127,7 @@ class _Loop:
         deadline = self._clock.now() + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
         handler = self._handlers[claim.run.worker]
-        return await Attempt(claim, handler, context, self._clock, _Inline(), _shows_nothing).run()
+        return await Attempt(claim, handler, context, self._clock, _Inline(), Timeouts(), _shows_nothing).run()
 
     def _refuse_to_stand_still(self, now: datetime) -> None:
         name, starts = self.picture.starts.most_common(1)[0]

@@ -25,7 +25,7 @@ from jobrunner import WorkerOrchestrator
 orchestrator = WorkerOrchestrator()
 
 
-@orchestrator.worker("fetch-data", interval_seconds=1, max_retries=0, max_consecutive_failures=5)
+@orchestrator.worker("fetch-data", interval_seconds=2, max_retries=0, max_consecutive_failures=5)
 async def fetch_data() -> None:
     raise ConnectionError("no route to example.org")
 """
@@ -50,7 +50,7 @@ def test_the_streak_goes_on_after_a_kill_and_the_fifth_failure_disables(program:
 
     second = program.start()
     program.until(lambda: failures() == 5, second)
-    time.sleep(1.3)  # the next firing would come in this time
+    time.sleep(2.3)  # the next firing would come in this time
     after = status()
     assert failures() == 5
     assert (after["consecutive_failures"], after["is_enabled"], after["disabled_by"]) == (5, False, "circuit")

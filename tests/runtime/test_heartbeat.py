@@ -244,7 +244,7 @@ async def test_what_a_stopped_node_left_behind_is_taken_after_five_seconds_and_n
 
 async def test_a_node_that_was_declared_lost_stops_its_runs_and_joins_anew(house: House):
     sleeper = Sleeper()
-    node = await begun(house, sleeper.work)
+    node = await begun(house, sleeper.work, lease=6)  # it learns of it within a second, and is not late by itself
     first_id = node_id(node)
     run_id = await node.trigger_worker("it")
     await sleeper.started.wait()

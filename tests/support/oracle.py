@@ -11,6 +11,7 @@ from typing import Any
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.runtime.attempt import Attempt
+from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.storage import nodes, workers
 from jobrunner.storage.claims import Claim, Claimer, claim_due
 from jobrunner.storage.database import Database
@@ -34,7 +35,7 @@ async def live_in_tables(
     async def carry_out(claim: Claim) -> Ended:
         context = RunContext(claim.run, clock.now() + timedelta(seconds=claim.config.timeout_seconds))
         handler = handlers[claim.run.worker]
-        outcome = await Attempt(claim, handler, context, clock, _Inline(), _shows_nothing).run()
+        outcome = await Attempt(claim, handler, context, clock, _Inline(), Timeouts(), _shows_nothing).run()
         return Ended(claim.run, outcome, claim.config)
 
     try:
