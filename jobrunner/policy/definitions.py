@@ -40,6 +40,9 @@ _write_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
+_TO_TEXT = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_DOCUMENT_FIELDS = tuple(field.name for field in dataclasses.fields(WorkerConfig) if field.name != "name")
+
 OVERRIDABLE = (
     "interval_seconds",
     "cron",
@@ -75,9 +78,11 @@ def check_definition(config: WorkerConfig) -> WorkerConfig:
         InvalidWorker: a value is out of range or two contradict each other; the message says which.
     """
     name = check_name(config.name)
-    checked = dataclasses.replace(
+    mode = _enum(name, "execution_mode", WorkerExecutionMode, config.execution_mode)
+    return dataclasses.replace(
         config,
-        execution_mode=_enum(name, "execution_mode", WorkerExecutionMode, config.execution_mode),
+        execution_mode=mode,
+        interval_seconds=_interval(config, mode),
         priority=parse_priority(name, config.priority),
         misfire=_enum(name, "misfire", Misfire, config.misfire),
         isolation=None if config.isolation is None else _enum(name, "isolation", Isolation, config.isolation),
@@ -102,12 +107,11 @@ def check_definition(config: WorkerConfig) -> WorkerConfig:
         blocks=_blocks(name, config.blocks),
         payload=_payload(name, config.payload),
     )
-    return _with_schedule(checked)
 
 
-def _with_schedule(config: WorkerConfig) -> WorkerConfig:
-    name, mode = config.name, config.execution_mode
-    interval = config.interval_seconds
+def _interval(config: WorkerConfig, mode: WorkerExecutionMode) -> float | None:
+    """Check what makes the worker due; return its `interval_seconds`, the mode's default if it has none."""
+    name, interval = config.name, config.interval_seconds
     if config.interval_seconds is not None and config.cron is not None:
         raise InvalidWorker(name, "has both interval_seconds and cron; keep one")
     try:
@@ -119,20 +123,22 @@ def _with_schedule(config: WorkerConfig) -> WorkerConfig:
     if mode is WorkerExecutionMode.TRIGGERED:
         if interval is not None or config.cron is not None:
             raise InvalidWorker(name, "is triggered, so it takes no interval_seconds and no cron")
-        return config
+        return None
     if mode is WorkerExecutionMode.CONTINUOUS:
         if config.cron is not None:
             raise InvalidWorker(name, "is continuous, so it takes no cron; interval_seconds is its pause")
         interval = DEFAULT_PAUSE_SECONDS if interval is None else interval
-        return dataclasses.replace(config, interval_seconds=_seconds(name, "interval_seconds", interval, least=0.0))
+        return _seconds(name, "interval_seconds", interval, least=0.0)
     if config.cron is not None:
-        return config
+        return None
     interval = DEFAULT_INTERVAL_SECONDS if interval is None else interval
-    return dataclasses.replace(config, interval_seconds=_seconds(name, "interval_seconds", interval, least=0.001))
+    return _seconds(name, "interval_seconds", interval, least=0.001)
 
 
 def parse_priority(name: str, value: object) -> JobPriority:
     """Read a priority given as a member, a number 0 to 3 or a name in any case."""
+    if isinstance(value, JobPriority):
+        return value
     if isinstance(value, str) and value.upper() in JobPriority.__members__:
         return JobPriority[value.upper()]
     if isinstance(value, int) and not isinstance(value, bool) and value in JobPriority.__members__.values():
@@ -141,6 +147,8 @@ def parse_priority(name: str, value: object) -> JobPriority:
 
 
 def _enum(name: str, field: str, kind: type[_Choice], value: object) -> _Choice:
+    if isinstance(value, kind):
+        return value
     try:
         return kind(str(value))
     except ValueError:
@@ -233,6 +241,8 @@ def payload_text(payload: object) -> str:
     """Write a payload as JSON, checked as by `check_payload`."""
     if not isinstance(payload, dict):
         raise InvalidPayload(f"the payload must be a JSON object, not {_json_kind(payload)}")
+    if not payload:
+        return "{}"
     try:
         text = _write_json(payload)
         size = len(text) if text.isascii() else len(text.encode())
@@ -257,8 +267,7 @@ def _json_kind(value: object) -> str:
 
 def to_document(config: WorkerConfig) -> dict[str, Any]:
     """Write a definition as the JSON document kept in `workers.definition`."""
-    document = dataclasses.asdict(config)
-    del document["name"]
+    document = {name: getattr(config, name) for name in _DOCUMENT_FIELDS}
     document["depends_on"] = [dataclasses.asdict(edge) for edge in config.depends_on]
     document["blocks"] = list(config.blocks)
     document["priority"] = int(config.priority)
@@ -294,5 +303,5 @@ def still_fitting(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 def definition_hash(document: Mapping[str, Any]) -> str:
     """Return a stable hash of a definition document, by which an unchanged one is not written again."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    text = _TO_TEXT.encode(document)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

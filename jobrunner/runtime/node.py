@@ -29,7 +29,7 @@ from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
-from jobrunner.storage import nodes, runs, wakeups
+from jobrunner.storage import nodes, repairs, runs, wakeups
 from jobrunner.storage.claims import Claimer, warm_up
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
@@ -108,7 +108,7 @@ class Node:
             names = ", ".join(registered.kept_newer)
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
         await take_over(self.db, self.identity, self._clock, self._events)
-        await worker_store.repair_schedules(self.db, self._clock.now())
+        await repairs.repair_schedules(self.db, self._clock.now())
         await warm_up(self.db, self._claimer(), self._clock.now())
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())

@@ -89,6 +89,7 @@ class WorkerOrchestrator(Triggers):
         self.events.subscribe(log_event)
         self._clock = clock or SystemClock()
         self._handlers: dict[str, Handler] = {}
+        self._read_handlers: dict[int, Handler] = {}
         self._configs: dict[str, WorkerConfig] = {}
         self._middleware: list[Middleware] = []
         self._node: Node | None = None
@@ -154,8 +155,10 @@ class WorkerOrchestrator(Triggers):
             raise InvalidWorker(name, f"{unknown[0]!r} is no option; these are: {', '.join(sorted(_OPTIONS))}")
         if self._node is not None:
             raise InvalidWorker(name, "is registered after the start; register all workers before")
-        rule = read_retry_rule(name, options.pop("retry_on", None), options.pop("retry_delay", None))
-        code = replace(read_handler(name, handler), retry=rule)
+        code = self._read_code(name, handler)
+        rules = options.pop("retry_on", None), options.pop("retry_delay", None)
+        if rules != (None, None):
+            code = replace(code, retry=read_retry_rule(name, *rules))
         self._refuse_other_code(name, code)
         isolation = options.pop("isolation", None) or code.default_isolation
         given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(options))
@@ -164,6 +167,13 @@ class WorkerOrchestrator(Triggers):
         self._handlers[name] = code
         self._configs[name] = config
         return config
+
+    def _read_code(self, name: str, function: Callable[..., Any]) -> Handler:
+        """Read a function's signature, once: there may be 100,000 workers of one function."""
+        known = self._read_handlers.get(id(function))  # what is there holds the function, so that no other gets its id
+        if known is None:
+            known = self._read_handlers[id(function)] = read_handler(name, function)
+        return known
 
     def middleware(self, layer: M) -> M:
         """Wrap `async def layer(run, call_next)` around every attempt; also a decorator. The first one is outermost.
@@ -183,10 +193,10 @@ class WorkerOrchestrator(Triggers):
 
     def _refuse_other_code(self, name: str, code: Handler) -> None:
         for other in list(_orchestrators):
-            if other is not self and (other._state == "stopped" or not other._same_database(self)):
-                continue
             known = other._handlers.get(name)
-            if known is not None and not known.same_code(code):
+            if known is None or (other is not self and (other._state == "stopped" or not other._same_database(self))):
+                continue
+            if not known.same_code(code):
                 where = "" if other is self else " by another orchestrator of this process"
                 raise InvalidWorker(name, f"is registered already{where}, as {known.label}; choose another name")
 

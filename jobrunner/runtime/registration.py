@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidWorker
-from jobrunner.model.worker import Dependency, WorkerConfig, WorkerExecutionMode
+from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.runtime.executors.process import importable
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def normalised(options: dict[str, Any]) -> dict[str, Any]:
 
 def check_isolation(config: WorkerConfig, code: Handler) -> None:
     """Refuse an isolation that does not fit the function, and a payload of the worker's own that does not."""
-    if str(config.isolation) == "inline" and not code.is_async:
+    if config.isolation is Isolation.INLINE and not code.is_async:
         raise InvalidWorker(config.name, "isolation 'inline' needs an async def; a def runs in a 'thread'")
-    if str(config.isolation) == "thread" and code.is_async:
+    if config.isolation is Isolation.THREAD and code.is_async:
         raise InvalidWorker(config.name, "isolation 'thread' needs a def; an async def runs 'inline'")
-    if str(config.isolation) == "command":
+    if config.isolation is Isolation.COMMAND:
         raise InvalidWorker(config.name, "command workers have no Python code; add them with `jobrunner admin add`")
-    problem = importable(code.function) if str(config.isolation) == "process" else None
+    problem = importable(code.function) if config.isolation is Isolation.PROCESS else None
     if problem is not None:
         raise InvalidWorker(config.name, problem)
     if config.execution_mode is not WorkerExecutionMode.TRIGGERED:

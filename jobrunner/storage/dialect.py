@@ -58,6 +58,9 @@ class Dialect(Protocol):
     def elements(self, parameter: str) -> sa.FromClause:
         """The row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
 
+    def epoch(self, moment: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Return a time as a number of seconds, to a millisecond."""
+
     def first_runs(
         self,
         names: sa.FromClause,

@@ -68,6 +68,10 @@ def _levels(priorities: Sequence[int]) -> sa.FromClause:
 class SqliteRows:
     """`json_each`, and a correlated IN with a LIMIT where PostgreSQL has LATERAL."""
 
+    def epoch(self, moment: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Return a time as a number of seconds, to a millisecond."""
+        return sa.func.julianday(moment, type_=sa.Double()) * 86400.0
+
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """Return the row set that the JSON array bound as `parameter` holds, one object a row."""
         each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text())).table_valued(
@@ -127,6 +131,10 @@ class SqliteRows:
 
 class PostgresRows:
     """`jsonb_to_recordset` and LATERAL."""
+
+    def epoch(self, moment: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Return a time as a number of seconds."""
+        return sa.cast(sa.extract("epoch", moment), sa.Double())
 
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """Return the row set that the JSON array bound as `parameter` holds, one object a row."""

@@ -21,7 +21,7 @@ from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy.switches import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.workers import repair_schedules
+from jobrunner.storage.repairs import repair_schedules
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

@@ -13,7 +13,7 @@ from jobrunner.model.worker import Dependency, DependencyCondition, JobPriority,
 from jobrunner.policy.switches import UNTIL_RESUMED
 from jobrunner.storage import operations, workers
 from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.workers import repair_schedules
+from jobrunner.storage.repairs import repair_schedules
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 
