@@ -9,6 +9,7 @@ import os
 import weakref
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.config import Settings
@@ -17,6 +18,7 @@ from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
+from jobrunner.runtime.kept import KeptDatabases
 from jobrunner.runtime.node import Node
 from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, normalised
@@ -95,6 +97,7 @@ class WorkerOrchestrator(Triggers):
         self._node: Node | None = None
         self._state = "new"
         self._leaving: asyncio.Future[None] | None = None
+        self._databases = self._new_databases()
         _orchestrators.add(self)
 
     def configure(self, **settings: Any) -> None:
@@ -108,6 +111,8 @@ class WorkerOrchestrator(Triggers):
             raise Refused("the orchestrator has started; configure it before")
         self._explicit.update({name: value for name, value in settings.items() if value is not None})
         self.settings = Settings.load(os.environ, **self._explicit)
+        self._databases.forget()
+        self._databases = self._new_databases()
 
     @property
     def workers(self) -> dict[str, WorkerConfig]:
@@ -253,12 +258,18 @@ class WorkerOrchestrator(Triggers):
             pool_size=pool_size,
         )
 
+    def _new_databases(self) -> KeptDatabases:
+        open_database = partial(self._open_database, self.settings.pool_size)
+        return KeptDatabases(open_database, partial(_prepare, is_migrating=False), schema.require_current)
+
     async def stop(self, drain_timeout: float | None = None) -> None:
         """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest.
 
-        Called again while it stops, it waits for the same end.
+        Called again while it stops, it waits for the same end. Where no node has run, it closes the connection that
+        triggers have opened in this event loop; the end of the loop does so, too.
         """
         if self._node is None:
+            await self._databases.close()
             return
         if self._leaving is None:
             seconds = self.settings.drain_timeout if drain_timeout is None else drain_timeout
@@ -309,19 +320,14 @@ class WorkerOrchestrator(Triggers):
 
     @contextlib.asynccontextmanager
     async def _database(self) -> Any:
-        """The running node's database, or (also in an event loop other than the node's) one opened for this use."""
+        """The running node's database, or (also in an event loop other than the node's) the one kept for this loop."""
         if self._diversion is not None:
             raise Refused("a simulation has no database: only triggers are simulated")
         if self._node is not None and self._node.loop is asyncio.get_running_loop():
             refuse_inside_transaction(self._node.db)
             yield self._node.db
             return
-        db = self._open_database(1)
-        try:
-            await _prepare(db, is_migrating=False)
-            yield db
-        finally:
-            await db.close()
+        yield await self._databases.get()
 
     async def enable_worker(self, name: str, *, actor: str = "api") -> None:
         """Enable a worker, zero its streak and close its circuit. Raises `WorkerNotFound`."""

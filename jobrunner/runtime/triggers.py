@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from jobrunner.errors import Refused
 from jobrunner.policy import definitions
 from jobrunner.runtime.requests import read_payloads, read_request
-from jobrunner.storage import enqueue, wakeups
+from jobrunner.storage import enqueue
 from jobrunner.storage.callers import callers_connection, is_async
 
 if TYPE_CHECKING:
@@ -125,14 +125,13 @@ class Triggers:
         return read_request(name, payload, (self._diversion or self._clock).now(), self._code(name), **options)
 
     async def _write(self, connection: Any, add: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Add runs in the caller's transaction, or in one of our own that wakes the nodes."""
+        """Add runs in the caller's transaction, or in one of our own."""
         if connection is not None:
             db = self._open_database(1)  # opens nothing
             return await add(callers_connection(db, connection), db.dialect, *arguments)
         async with self._database() as db:
             async with db.write() as conn:
-                added = await add(conn, db.dialect, *arguments)
-                await wakeups.notify(db, conn)
+                added = await add(conn, db.dialect, *arguments)  # a row in `runs` wakes the nodes by itself
             if self._node is not None:
                 self._node.wake()
             return added
