@@ -30,7 +30,7 @@ from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage import nodes, repairs, runs, wakeups
-from jobrunner.storage.claims import Claimer, warm_up
+from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
 from jobrunner.telemetry import events as e
@@ -109,7 +109,7 @@ class Node:
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
         await take_over(self.db, self.identity, self._clock, self._events)
         await repairs.repair_schedules(self.db, self._clock.now())
-        await warm_up(self.db, self._claimer(), self._clock.now())
+        await self._ticker.warm_up()
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
@@ -379,6 +379,7 @@ class Node:
         for task in self._services:
             task.cancel()
         await self._wakeups.stop()
+        await self._ticker.close()
         await self.db.close()
 
     async def _wait_ended(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
-from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of
+from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of, warm_up
 from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned
 from jobrunner.storage.flows import open_flow
 
@@ -86,6 +86,10 @@ class Ticker:
     async def at_rest(self) -> None:
         """Wait for the end of the pass that is under way, if there is one."""
         await self._at_rest.wait()
+
+    async def warm_up(self) -> None:
+        """Have ready, before the first tick, what a tick needs."""
+        await warm_up(self._db, self._claimer, self._clock.now(), self._flow)
 
     def claim_as(self, claimer: Claimer) -> None:
         """Claim in another name from now on."""

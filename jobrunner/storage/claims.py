@@ -35,7 +35,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
-from jobrunner.model.worker import WorkerConfig, WorkerState
+from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.firing import after_starts, fire
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
@@ -131,12 +131,16 @@ def statements(dialect: Dialect) -> _Statements:
     return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
 
 
-async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
+async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | None) -> None:
     """Run the statements of a tick once with nothing in them, so that they are compiled and prepared.
 
-    Without this the first run after a node's start waits some 50 ms longer than all others.
+    Without this the first run after a node's start waits some 50 ms longer than all others, and on PostgreSQL as long
+    again for the connection of the short way.
     """
     nobody = {""}
+    if flow is not None:
+        no_worker = WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)
+        await flow.turn(claimer.node_id, now, 1, Plain({"": no_worker}, {"": 0}, ()), ())
     async with db.peek() as conn:
         await reading.due_names(conn, db.dialect, now, SMALLEST_PAGE)
         await reading.next_due_at(conn, db.dialect, now)
