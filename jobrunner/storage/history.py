@@ -135,8 +135,14 @@ async def read_history(
     if outcome is not None:
         given = sa.literal(outcome, literal_execute=True)  # a bound value would hide the partial index
         statement = statement.where(h.c.outcome == given)
+        if (
+            outcome != OutcomeKind.SUCCEEDED
+        ):  # SQLite takes a partial index only if its condition is there in so many words
+            statement = statement.where(sa.literal_column("run_history.outcome <> 'succeeded'"))
     if since is not None:
         statement = statement.where(h.c.finished_at >= since)
+        if worker is None and outcome is None:  # in the order of ids, all of history would be looked through for few
+            statement = statement.order_by(None).order_by(h.c.finished_at.desc(), h.c.id.desc())
     if run_id is not None:
         statement = statement.where(h.c.run_id == run_id)
     if ids is not None:

@@ -76,14 +76,19 @@ async def read_runs(
     """
     r = t.runs
     columns = [column for column in r.c if has_output or column.name != "output"]
-    active = sa.select(*columns).where(r.c.slot.is_not(None)).order_by(r.c.started_at, r.c.id).limit(limit)
+    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
+    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
     waiting = sa.select(*columns).where(_PENDING).order_by(r.c.due_at, r.c.id)
     if worker is not None:
         if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
             raise WorkerNotFound(worker)
         active = active.where(r.c.worker == worker)
         waiting = waiting.where(r.c.worker == worker)
-    rows = [dict(row) for row in (await conn.execute(active)).mappings()]
+    first = [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))[:limit]]
+    found = {
+        row["id"]: dict(row) for row in (await conn.execute(sa.select(*columns).where(r.c.id.in_(first)))).mappings()
+    }
+    rows = [found[run_id] for run_id in first if run_id in found]
     if len(rows) < limit:
         rows += [dict(row) for row in (await conn.execute(waiting.limit(limit - len(rows)))).mappings()]
     return rows
@@ -174,9 +179,10 @@ async def read_upcoming(
 async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]]:
     """Return what the active runs say of their progress, by worker."""
     r = t.runs
-    told = sa.select(r.c.worker, r.c.progress).where(r.c.slot.is_not(None), r.c.progress.is_not(None)).order_by(r.c.id)
+    told = sa.select(r.c.id, r.c.worker, r.c.progress).where(r.c.slot.is_not(None), r.c.progress.is_not(None))
+    rows = (await conn.execute(told.order_by(r.c.worker, r.c.slot))).all()  # the order of the index on slots
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, progress in await conn.execute(told):
+    for _, name, progress in sorted(rows, key=lambda row: row.id):
         found.setdefault(name, []).append(progress)
     return found
 
