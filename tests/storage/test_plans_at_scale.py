@@ -1,0 +1,278 @@
+"""What the product touches of an SQLite database with 100,000 workers and a million rows of runs and history.
+
+Each piece of work is done as the product does it, and measured (`tests.support.touched`): it must use its index, read
+no large table from end to end, and touch no more than a bounded number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from jobrunner.model.run import OutcomeKind
+from jobrunner.storage import dead_letters, nodes, retention, status
+from jobrunner.storage import facts as reading
+from jobrunner.storage import tables as t
+from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.enqueue import WORKERS_OWN, enqueue_many
+from jobrunner.storage.explain import explain
+from jobrunner.storage.finishes import Ended
+from jobrunner.storage.flows import open_flow
+from jobrunner.storage.history import read_history
+from tests.support.stage import T0, Stage, scheduled, triggered
+from tests.support.touched import Meter, SqliteMeter, Touched
+
+WORKERS = 100_000
+WAITING = 250_000  # of one worker, which is full; another has 50,000 that are not due yet
+HISTORY = 700_000  # of 1,000 workers, over 40 days; every hundredth failed
+LARGE = {"runs", "run_history", "workers", "worker_state"}
+HANDLERS = ["busy", "wide", *(f"w{n:06}" for n in range(100))]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work: the index each database must use for it, and how much it may touch at most.
+
+    `rows` is for PostgreSQL; each may cost SQLite 100 steps. `whole` are the large tables it may read from end to end;
+    SQLite says so, too, of a table that is read along its primary key as far as a page reaches (its `index` is "").
+    """
+
+    work: Callable[[Stage], Awaitable[object]]
+    index: str
+    rows: int
+    whole: frozenset[str] = frozenset()
+
+
+async def tick(stage: Stage) -> None:
+    """Claim and end, the long way: a schedule, and runs that were triggered; the worker that is full stays so."""
+    for _ in range(4):
+        await stage.trigger("wide")
+    runs = await stage.tick(slots=4, handlers=HANDLERS)
+    assert "busy" not in {run.worker for run in runs}
+    assert len(runs) == 4
+    await stage.end(runs[0])
+    await stage.fail(runs[1])
+    await stage.end(runs[2], OutcomeKind.SNOOZED)
+    await stage.end(runs[3], OutcomeKind.INTERRUPTED)
+    stage.after(6)
+
+
+async def turns(stage: Stage) -> None:
+    """Claim, then end and claim in one turn, the short way."""
+    for _ in range(4):
+        await stage.trigger("wide", priority=3)
+    flow = open_flow(stage.db)
+    assert flow is not None
+    claimer = Claimer("n1", reading.Here(frozenset({"wide"})))
+    try:
+        claimed = await claim_due(stage.db, claimer, 2, lambda: stage.now, flow)
+        assert len(claimed.claims) == 2
+        assert claimed.plain is not None
+        ended = [Ended(claim.run, stage.outcome(), claim.config) for claim in claimed.claims]
+        turned = await flow.turn("n1", stage.now, 0, claimed.plain, ended)
+        assert len(turned.written) == 2
+        assert len(turned.runs) == 2
+        wide = claimed.plain.configs["wide"]
+        await flow.turn("n1", stage.now, 0, None, [Ended(run, stage.outcome(), wide) for run in turned.runs])
+    finally:
+        await flow.close()
+
+
+async def look(stage: Stage) -> None:
+    """Find nothing to do."""
+    assert (await stage.claim(slots=4, handlers=["later"])).claims == ()
+
+
+async def enqueue(stage: Stage) -> None:
+    added = [await stage.trigger("w050000")]
+    async with stage.db.write() as conn:
+        tomorrow = stage.now + timedelta(days=1)
+        added += await enqueue_many(conn, stage.db.dialect, "w060000", [WORKERS_OWN] * 100, tomorrow)
+    await stage.sql(f"DELETE FROM {{p}}runs WHERE id IN ({', '.join(map(str, added))})")
+
+
+async def status_of_one(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        (row,) = await status.read_status(conn, "busy")
+        assert row["pending_runs"] == 10_001
+        assert (await status.read_worker(conn, "w000123"))["pending_runs"] == 0
+        await status.read_counts(conn)
+        await status.read_progress(conn)
+        await status.require_trace(conn, "w000123")
+
+
+async def status_of_all(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await status.read_status(conn)) == WORKERS + 4
+
+
+async def live_runs(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await status.read_runs(conn, limit=50)) == 50
+        assert len(await status.read_runs(conn, worker="busy", limit=50)) == 50
+
+
+async def explained(stage: Stage) -> None:
+    assert (await explain(stage.db, "busy", stage.now))["starts"] is False
+
+
+async def history_page(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await read_history(conn)) == 50
+
+
+async def history_of_a_worker(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await read_history(conn, worker="w000123")) == 50
+        assert len(await read_history(conn, worker="w000100", outcome="failed")) == 50
+
+
+async def history_of_an_outcome(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await read_history(conn, outcome="failed")) == 50
+        assert await read_history(conn, outcome="lost") == []
+
+
+async def history_of_a_run(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert len(await read_history(conn, run_id=-5000)) == 1
+
+
+async def history_since(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        assert await read_history(conn, since=stage.now + timedelta(days=1)) == []
+        assert len(await read_history(conn, since=T0 - timedelta(minutes=3))) >= 30
+
+
+async def prune(stage: Stage) -> None:
+    """Let an hour's rows go: what that costs follows from how many they are."""
+    oldest = stage.time(await stage.value("SELECT min(finished_at) FROM {p}run_history WHERE outcome = 'succeeded'"))
+    keep = (stage.now - oldest) / timedelta(days=1) - 1 / 24
+    pruned = await retention.prune(stage.db, stage.now, keep, 90.0)
+    assert 650 <= pruned.run_history <= 720
+
+
+async def node(stage: Stage) -> None:
+    """Beat, look for lost runs, read what is said to be held."""
+    async with stage.db.write() as conn:
+        assert await nodes.beat(conn, "n1", stage.now, stage.now) == "active"
+    await nodes.rescue(stage.db, stage.now, stage.now - timedelta(seconds=5))
+
+
+async def letters(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        await dead_letters.list_letters(conn)
+
+
+PIECES = {
+    "tick": Piece(tick, "ix_runs_pending", 500),
+    "turns": Piece(turns, "ix_runs_pending", 500),
+    "look": Piece(look, "ix_worker_state_due", 500),
+    "enqueue": Piece(enqueue, "workers", 2000),
+    "status of one": Piece(status_of_one, "ix_runs_pending", 21_000),
+    "status of all": Piece(
+        status_of_all, "uq_runs_worker_slot", 6 * WORKERS, frozenset({"workers", "worker_state", "w", "s"})
+    ),
+    "live runs": Piece(live_runs, "ix_runs_due_at", 600_000),
+    "explain": Piece(explained, "ix_runs_pending", 500),
+    "history page": Piece(history_page, "", 100, frozenset({"run_history"})),
+    "history of a worker": Piece(history_of_a_worker, "ix_run_history_worker", 10_000),
+    "history of an outcome": Piece(history_of_an_outcome, "ix_run_history_outcome", 500),
+    "history of a run": Piece(history_of_a_run, "run_history_", 10),
+    "history since": Piece(history_since, "ix_run_history_finished_at", 500),
+    "prune": Piece(prune, "ix_run_history_finished_at", 12_000),
+    "node": Piece(node, "ix_runs_node_id", 200),
+    "dead letters": Piece(letters, "dead_letters", 200),
+}
+
+
+async def fill(stage: Stage) -> None:
+    """Fill the database from a few rows of the product's own, by plain SQL."""
+    await stage.register(triggered("busy"), triggered("later"), triggered("wide", max_running=20), scheduled("model"))
+    await stage.trigger("busy")
+    await stage.join("n1", handlers=HANDLERS)
+    await stage.start_one(handlers=["busy"])
+    await stage.sql("UPDATE {p}worker_state SET next_run_at = NULL WHERE worker = 'model'")
+    copied = ", ".join(column.name for column in t.workers.columns if column.name != "name")
+
+    def series(count: int) -> str:
+        rows = f"SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1}"
+        return f"(WITH RECURSIVE n(i) AS ({rows}) SELECT i FROM n) AS n"
+
+    def name(i: str) -> str:
+        return f"printf('w%06d', {i})" if stage.db.is_sqlite else f"'w' || to_char({i}, 'FM000000')"
+
+    def later(seconds: str) -> str:
+        """So many seconds after T0."""
+        if stage.db.is_sqlite:
+            return f"strftime('%Y-%m-%d %H:%M:%S', '{T0:%Y-%m-%d %H:%M:%S}', ({seconds}) || ' seconds') || '.000000'"
+        return f"timestamptz '{T0.isoformat()}' + ({seconds}) * interval '1 second'"
+
+    await stage.sql(
+        f"INSERT INTO {{p}}workers (name, {copied}) SELECT {name('i')}, {copied}"
+        f" FROM {series(WORKERS)}, {{p}}workers AS w WHERE w.name = 'model'"
+    )
+    await stage.sql(  # one after the other falls due
+        f"INSERT INTO {{p}}worker_state (worker, next_run_at)"
+        f" SELECT {name('i')}, {later('6 * i')} FROM {series(WORKERS)}"
+    )
+    for worker, count, due in (("busy", WAITING, "-3600"), ("later", 50_000, "86400 + i")):
+        await stage.sql(
+            "INSERT INTO {p}runs (worker, priority, due_at, scheduled_for)"
+            f" SELECT '{worker}', i % 4, {later(due)}, {later(due)} FROM {series(count)}"
+        )
+    ended = later(f"5 * (i - {HISTORY})")
+    await stage.sql(
+        "INSERT INTO {p}run_history (run_id, fence, worker, trigger, attempt, outcome, started_at, finished_at)"
+        f" SELECT -i, i, {name('i % 1000')}, 'manual', 1, CASE WHEN i % 100 = 0 THEN 'failed' ELSE 'succeeded' END,"
+        f" {ended}, {ended} FROM {series(HISTORY)}"
+    )
+
+
+@pytest.fixture
+def meter(sqlite_url: str) -> Iterator[Meter]:
+    meter = SqliteMeter(str(make_url(sqlite_url).database))
+    yield meter
+    meter.close()
+
+
+def faults(piece: Piece, touched: Touched, *, is_sqlite: bool) -> list[str]:
+    """Say what is wrong with what a piece of work touched."""
+    most = piece.rows * (100 if is_sqlite else 1)
+    found = []
+    if touched.work > most:
+        found.append(f"touched {touched.work:,}, not at most {most:,}")
+    if whole := touched.whole & LARGE - piece.whole:
+        found.append(f"read {', '.join(sorted(whole))} from end to end")
+    if piece.index and not any(piece.index in index for index in touched.indexes):
+        found.append(f"used {', '.join(sorted(touched.indexes))}, not {piece.index}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # 20 s of work; others may be at work on the machine
+async def test_every_piece_of_work_uses_its_index_with_100_000_workers_and_a_million_rows(
+    sqlite_url: str, meter: Meter
+):
+    stage = Stage(sqlite_url)
+    await fill(stage)
+    await stage.sql("ANALYZE")
+    await stage.db.close()
+    wrong = []
+    for name, piece in PIECES.items():
+        again = Stage(sqlite_url)
+        again.now = stage.now
+        with meter.measured() as touched:
+            try:
+                await piece.work(again)
+            finally:
+                await again.db.close()
+        stage.now = again.now
+        found = faults(piece, touched, is_sqlite=isinstance(meter, SqliteMeter))
+        print(name, touched.work, sorted(touched.whole), sorted(touched.indexes), found)
+        wrong += ["\n".join([f"{name}: {fault}", *touched.details]) for fault in found]
+    assert not wrong, "\n\n".join(wrong)
