@@ -16,6 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
+from jobrunner.runtime.timetable import Timetable
 from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of, warm_up
 from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned
 from jobrunner.storage.flows import open_flow
@@ -67,6 +68,7 @@ class Ticker:
         self._free_slots = free_slots
         self._start = start
         self._plain: Plain | None = None
+        self._timetable = Timetable()
         self._look_at = 0.0
         self._gave_runs = False
         self._has_reason = False  # the last pass gave runs, or something has woken us: a turn is worth its while
@@ -148,6 +150,7 @@ class Ticker:
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
             self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
+        self._timetable.learn(claimed.planned)
         self._start_all(claimed.claims)
         if claimed.claims:
             self._gave_runs = True
@@ -169,7 +172,7 @@ class Ticker:
         claims: tuple[Claim, ...] = ()
         while True:
             free = (self._free_slots() or 0) - len(claims)
-            plain = self._known_plain()
+            plain = self._due_firings(free) or self._known_plain()
             ended = self._recorder.take_sure()
             if not ended and (plain is None or free <= 0):
                 self._start_all(claims)
@@ -184,10 +187,18 @@ class Ticker:
             claims = claims_of(turned, plain)
             gave_runs = self._has_reason = True
 
+    def _due_firings(self, free: int) -> Plain | None:
+        """Return the known schedules that are due and fit."""
+        if free <= 0:
+            return None
+        is_fresh = self._plain is not None and self._clock.monotonic() < self._look_at
+        stuck = self._plain.stuck if self._plain is not None and is_fresh else ()
+        return self._timetable.due(self._clock.now(), free, stuck)
+
     def _known_plain(self) -> Plain | None:
-        """Return the workers that may go the short way now, as far as the last look still holds."""
+        """Return the workers whose runs may go the short way now, as far as the last look still holds."""
         plain = self._plain
-        if plain is None or not self._has_reason or self._free_slots() is None:
+        if plain is None or not plain.configs or not self._has_reason or self._free_slots() is None:
             return None
         return None if plain.stuck and self._clock.monotonic() >= self._look_at else plain
 
@@ -207,6 +218,8 @@ class Ticker:
                 raise
         finally:
             self._recorder.settle(ended, turned.written)
+            if plain is not None:
+                self._timetable.settle(plain, turned)
         return turned
 
     async def close(self) -> None:

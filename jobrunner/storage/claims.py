@@ -41,7 +41,7 @@ from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.flow import Plain, find_plain
+from jobrunner.storage.flow import Plain, Planned, find_plain, find_planned
 from jobrunner.storage.history import missed_row
 from jobrunner.storage.rows import (
     RUN_COLUMNS,
@@ -55,7 +55,7 @@ from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -84,6 +84,7 @@ class Claimed:
     next_due_at: datetime | None
     has_more: bool = False  # due work was left because the slots ran out or a row was locked
     plain: Plain | None = None  # who may go the short way at the next tick
+    planned: tuple[Planned, ...] = ()  # who may be fired the short way the next time
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,15 @@ def statements(dialect: Dialect) -> _Statements:
     )
     insert_firings = sa.insert(r).returning(*RUN_COLUMNS)
     return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What came of locking and deciding: the claims, whether a row was locked, who was fired and is plain otherwise."""
+
+    claims: tuple[Claim, ...] = ()
+    has_locked: bool = False
+    planned: tuple[Planned, ...] = ()
 
 
 async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | None) -> None:
@@ -182,10 +192,10 @@ async def claim_due(
             if turned.runs:
                 return Claimed(claims_of(turned, plain), None, has_more=True, plain=plain)
         if wanted:
-            claims, has_locked = await _claim(db, claimer, wanted, edges, free_slots, clock)
-            if claims or has_locked or not has_more:
+            taken = await _claim(db, claimer, wanted, edges, free_slots, clock)
+            if taken.claims or taken.has_locked or not has_more:
                 # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
-                return Claimed(claims, None, has_more=True, plain=plain)
+                return Claimed(taken.claims, None, has_more=True, plain=plain, planned=taken.planned)
         elif not has_more:
             return Claimed((), next_due_at, plain=plain)
         page *= 4  # the first page of due schedules is stuck: look behind it
@@ -204,14 +214,14 @@ async def _claim(
     edges: reading.Edges,
     free_slots: int,
     clock: Callable[[], datetime],
-) -> tuple[tuple[Claim, ...], bool]:
+) -> _Taken:
     try:
         return await _claim_locked(db, claimer, wanted, edges, free_slots, clock)
     except sa.exc.IntegrityError as error:
         if not db.dialect.is_unique_violation(error):
             raise
         # The constraints had the last word: someone wrote around our locks. The next tick decides afresh.
-        return (), True
+        return _Taken(has_locked=True)
 
 
 async def _claim_locked(
@@ -221,19 +231,19 @@ async def _claim_locked(
     edges: reading.Edges,
     free_slots: int,
     clock: Callable[[], datetime],
-) -> tuple[tuple[Claim, ...], bool]:
+) -> _Taken:
     asked = len(wanted)
     async with db.write() as conn:
         locked = await _lock(conn, db.dialect, wanted, edges, claimer.node_id)
         wanted &= locked
         if not wanted:
-            return (), True
+            return _Taken(has_locked=True)
         now = clock()
         facts, edges_now = await reading.read_around(conn, db.dialect, now, wanted, claimer.here, free_slots)
         wanted = {name for name in wanted if edges_now.related({name}) <= locked}
         chosen = [start for start in decide_starts(facts) if start.worker in wanted]
-        claims = await _write(conn, db.dialect, claimer, facts, chosen)
-        return claims, len(wanted) < asked
+        claims, states = await _write(conn, db.dialect, claimer, facts, chosen)
+        return _Taken(claims, len(wanted) < asked, find_planned(facts, states))
 
 
 async def _lock(
@@ -268,7 +278,7 @@ class _Batch:
 
 async def _write(
     conn: AsyncConnection, dialect: Dialect, claimer: Claimer, facts: Facts, starts: list[Start]
-) -> tuple[Claim, ...]:
+) -> tuple[tuple[Claim, ...], Mapping[str, WorkerState]]:
     batch = _Batch()
     for start in starts:
         _add(batch, facts, start, claimer.node_id)
@@ -283,7 +293,7 @@ async def _write(
     await _write_states(conn, batch, facts, runs)
     if batch.missed:
         await conn.execute(sa.insert(t.run_history), batch.missed)
-    return tuple(Claim(run, facts.workers[run.worker].config) for run in runs)
+    return tuple(Claim(run, facts.workers[run.worker].config) for run in runs), batch.states
 
 
 def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:

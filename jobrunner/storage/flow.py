@@ -5,6 +5,9 @@ circuit closed, no dependency, no block in either direction, its handler here, n
 *sure* when it changes nothing but counters: a success of a run that is neither a circuit's probe nor a loop's own.
 Under load nearly all work is plain and nearly all ends are sure, and then neither needs a decision.
 
+A *firing* goes the short way, too, when its worker is plain but for the schedule, has no run at all, and was fired
+the long way before: then the node knows what its schedule says next, and the database need only agree.
+
 The protocol. The long way (`claims`, `finishes`) decides by `policy.gates` and `policy.transitions`; when a tick of it
 finds plain workers it says which (`Plain`), with the revision of the definition it has read. While that holds, a turn
 
@@ -12,7 +15,9 @@ finds plain workers it says which (`Plain`), with the revision of the definition
 2. locks the states of the plain workers, passing by those that are locked;
 3. in statements that begin after that, looks whether they are still plain, under the same revision, and whether
    anything is due that belongs to none of them. If so it claims nothing: the long way decides;
-4. claims in starting order, each run into its worker's lowest free slot under the next fence. Commits.
+4. claims in starting order, each run into its worker's lowest free slot under the next fence; or, when schedules are
+   due, fires those whose `next_run_at` is what the node expects. Never both: what is due is then either all runs or
+   all firings, and starting order needs no comparison between them. Commits.
 
 What is not written in 1 was no longer this node's, or is not sure after all: the long way settles which. Workers that
 the long way has just found stuck (disabled, blocked, without a handler) are passed by for `LOOK_AGAIN_SECONDS`, so that
@@ -28,11 +33,11 @@ round trips, 16,000 to 21,000/s by the one of `take_turn` (migration 0001).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.run import OutcomeKind, Trigger
-from jobrunner.model.worker import CircuitState
+from jobrunner.model.worker import CircuitState, WorkerExecutionMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
 
     from jobrunner.model.facts import Facts, WorkerFacts
     from jobrunner.model.run import Run
-    from jobrunner.model.worker import WorkerConfig
+    from jobrunner.model.worker import WorkerConfig, WorkerState
     from jobrunner.storage.finishes import Ended
 
 LOOK_AGAIN_SECONDS = 0.1
@@ -50,38 +55,60 @@ MOST_STUCK = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A scheduled worker as its last firing left it."""
+
+    config: WorkerConfig
+    revision: int
+    state: WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """A schedule that is due: what `next_run_at` must still be, what is fired, and what comes after."""
+
+    expected: datetime
+    scheduled_for: datetime
+    after: WorkerState
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
-    """What the long way has found: plain workers by name, and the names of those with something due that is stuck."""
+    """Plain workers by name, and the names of those with something due that is to be passed by.
+
+    With `firings`, for some of the workers, the first of them, it is schedules that are due, and not runs that wait.
+    """
 
     configs: Mapping[str, WorkerConfig]
     revisions: Mapping[str, int]
     stuck: tuple[str, ...]
+    firings: Mapping[str, Firing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Turned:
     """What a turn did: the runs claimed, and the ids of those whose ends were written.
 
-    `has_other`: something is due that only the long way can judge. `has_locked`: another node was deciding for some of
-    the workers, and the others had nothing to start.
+    `has_other`: something is due that only the long way can judge.
     """
 
     runs: tuple[Run, ...] = ()
     written: frozenset[int] = frozenset()
     has_other: bool = False
-    has_locked: bool = False
 
 
 def find_plain(facts: Facts, started: set[str]) -> Plain | None:
     """Return the workers of `facts` that may go the short way, or None when the next tick must go the long one.
 
-    `started` are the workers that gave runs at this tick. One of them that is not plain keeps all on the long way.
+    `started` are the workers that gave runs at this tick. One of them that is not plain, and was not merely fired,
+    keeps all on the long way.
     """
     plain = {name: worker for name, worker in facts.workers.items() if _is_plain(worker, facts.now)}
-    if not plain or len(plain) > MOST_PLAIN or started - plain.keys():
+    fired = {name for name in started if _is_unhindered(facts.workers[name]) and not facts.workers[name].waiting}
+    if len(plain) > MOST_PLAIN or started - plain.keys() - fired:
         return None
     due = {name for name, worker in facts.workers.items() if worker.waiting or _is_schedule_due(worker, facts.now)}
-    stuck = due - plain.keys()
+    stuck = due - plain.keys() - fired
     if len(stuck) > MOST_STUCK:
         return None
     return Plain(
@@ -91,7 +118,22 @@ def find_plain(facts: Facts, started: set[str]) -> Plain | None:
     )
 
 
+def find_planned(facts: Facts, after: Mapping[str, WorkerState]) -> tuple[Planned, ...]:
+    """Return, of the workers that were just fired, those whose next firing may go the short way."""
+    found = []
+    for name, state in after.items():
+        worker = facts.workers[name]
+        is_scheduled = worker.config.execution_mode is WorkerExecutionMode.SCHEDULED
+        if is_scheduled and state.next_run_at is not None and _is_unhindered(worker):
+            found.append(Planned(worker.config, worker.revision, state))
+    return tuple(found)
+
+
 def _is_plain(worker: WorkerFacts, now: datetime) -> bool:
+    return _is_unhindered(worker) and not _is_schedule_due(worker, now)
+
+
+def _is_unhindered(worker: WorkerFacts) -> bool:
     state = worker.state
     return (
         state.is_enabled
@@ -100,7 +142,6 @@ def _is_plain(worker: WorkerFacts, now: datetime) -> bool:
         and worker.has_handler
         and not worker.config.depends_on
         and not worker.counterparts
-        and not _is_schedule_due(worker, now)
     )
 
 

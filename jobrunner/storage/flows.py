@@ -22,7 +22,7 @@ class Flow(Protocol):
     async def turn(
         self, node_id: str, now: datetime, free_slots: int, plain: Plain | None, ended: Sequence[Ended]
     ) -> Turned:
-        """Write the sure ends, then claim plain runs, at most `free_slots` and one for each end written.
+        """Write the sure ends, then claim plain runs, at most `free_slots` and one for each end written; or fire.
 
         Raises:
             DatabaseError: nothing is known to have been written.

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from jobrunner.storage.finishes import Ended
     from jobrunner.storage.flow import Plain
 
-_TURN = "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text[]::jsonb[], $13, $14)"
+_TURN = (
+    "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::text[]::jsonb[],"
+    " $16, $17)"
+)
 _RUNNING = RunState.RUNNING
 _TRIGGERS = {str(trigger): trigger for trigger in Trigger}
 
@@ -38,6 +41,7 @@ class PostgresFlow:
     ) -> Turned:
         """See `Flow.turn`."""
         names = list(plain.configs) if plain is not None else []
+        firings = [] if plain is None else list(plain.firings.values())
         arguments = (
             node_id,
             now,
@@ -45,6 +49,9 @@ class PostgresFlow:
             names,
             [] if plain is None else [plain.revisions[name] for name in names],
             [] if plain is None else plain.stuck,
+            [firing.expected for firing in firings],
+            [firing.scheduled_for for firing in firings],
+            [firing.after.next_run_at for firing in firings],
             [item.run.id for item in ended],
             [item.run.fence for item in ended],
             sorted({item.run.worker for item in ended}),
@@ -88,14 +95,13 @@ def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
 
 
 def _turned(rows: list[Any], node_id: str) -> Turned:
-    by_kind: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "locked": []}
+    by_kind: dict[str, list[Any]] = {"claim": [], "ended": [], "other": []}
     for row in rows:
         by_kind[row[0]].append(row)
     return Turned(
         runs=tuple(_run(row, node_id) for row in by_kind["claim"]),
         written=frozenset(run_id for row in by_kind["ended"] for run_id in json.loads(row[7])),
         has_other=bool(by_kind["other"]),
-        has_locked=bool(by_kind["locked"]),
     )
 
 

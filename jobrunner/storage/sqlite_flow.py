@@ -16,12 +16,12 @@ from jobrunner.storage.history import storable
 from jobrunner.storage.types import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.flow import Plain
+    from jobrunner.storage.flow import Firing, Plain
 
 # Workers whose ends are never sure: a circuit's probe, a loop.
 _UNSURE = """
@@ -74,10 +74,11 @@ WITH RECURSIVE waiting (name) AS (
 )
 SELECT EXISTS (
     SELECT 1 FROM waiting
-    WHERE name IS NOT NULL AND name NOT IN (SELECT value FROM json_each(:known)) AND ({_FIRST_DUE})
+    WHERE name IS NOT NULL AND name NOT IN (SELECT value FROM json_each(:runs)) AND ({_FIRST_DUE})
 ) OR EXISTS (
     SELECT 1 FROM worker_state s
-    WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= :now AND s.worker NOT IN (SELECT value FROM json_each(:stuck))
+    WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= :now
+        AND s.worker NOT IN (SELECT value FROM json_each(:schedules))
 )
 """  # noqa: S608 - made of constants
 _RUN = (
@@ -100,6 +101,31 @@ _FENCE = """
 UPDATE worker_state SET last_fence = e.value ->> 1, last_run_at = coalesce(e.value ->> 2, last_run_at)
 FROM json_each(?) e WHERE worker = e.value ->> 0
 """
+_IDLE = """
+SELECT json_group_array(json_array(s.worker, s.last_fence, s.last_ended_at))
+FROM json_each(?) g CROSS JOIN worker_state s ON s.worker = g.value ->> 0 AND s.next_run_at = g.value ->> 1
+WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.worker = s.worker AND r.state = 'pending')
+    AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL)
+"""
+_FIRE = """
+INSERT INTO runs (
+    worker, trigger, state, priority, scheduled_for, due_at, payload, slot, fence, node_id, started_at,
+    first_started_at, created_at
+)
+SELECT
+    w.name, 'schedule', 'running', w.priority, e.value ->> 1, e.value ->> 1, w.payload, 0, e.value ->> 3, :node,
+    e.value ->> 4, e.value ->> 4, :now
+FROM json_each(:fired) e CROSS JOIN workers w ON w.name = e.value ->> 0
+"""
+_PLAN = """
+UPDATE worker_state SET
+    last_due_at = e.value ->> 1, next_run_at = e.value ->> 2, last_fence = e.value ->> 3, last_run_at = e.value ->> 4
+FROM json_each(?) e WHERE worker = e.value ->> 0
+"""
+_FIRED = f"""
+SELECT json_group_array(json_array({_RUN}, slot, fence, started_at))
+FROM runs WHERE worker IN (SELECT e.value ->> 0 FROM json_each(?) e) AND slot = 0
+"""  # noqa: S608 - made of constants
 _TRIGGERS = {str(trigger): trigger for trigger in Trigger}
 _RUNNING = RunState.RUNNING
 
@@ -138,6 +164,7 @@ class _Turn:
         self._ended = sorted(ended, key=lambda item: item.run.id)
         self._written: list[Ended] = []
         self._claims: list[tuple[list[Any], int, int, str]] = []
+        self._rows: list[Any] = []
         self._has_other = False
 
     def turned(self) -> Turned:
@@ -151,8 +178,11 @@ class _Turn:
         try:
             if self._ended:
                 self._end(connection)
-            if self._plain is not None and self._free > 0:
-                self._claim(connection, self._plain)
+            if self._plain is not None and self._free > 0 and self._is_plain(connection, self._plain):
+                if self._plain.firings:
+                    self._fire(connection, self._plain.firings)
+                else:
+                    self._claim(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -177,17 +207,42 @@ class _Turn:
         self._written = sure
         self._free += kept
 
-    def _claim(self, connection: sqlite3.Connection, plain: Plain) -> None:
+    def _is_plain(self, connection: sqlite3.Connection, plain: Plain) -> bool:
+        """Look whether the workers still are, and whether nothing else is due."""
         given = json.dumps(list(plain.revisions.items()))
-        rows = _one(connection, _PLAIN, (given, self._node_id))
-        stuck = json.dumps(plain.stuck)
-        known = json.dumps([*plain.configs, *plain.stuck])
-        self._has_other = len(rows) < len(plain.configs) or bool(
-            connection.execute(_OTHER, {"now": self._now, "known": known, "stuck": stuck}).fetchone()[0]
+        self._rows = _one(connection, _PLAIN, (given, self._node_id))
+        all_names, stuck = json.dumps([*plain.configs, *plain.stuck]), json.dumps(plain.stuck)
+        runs, schedules = (stuck, all_names) if plain.firings else (all_names, stuck)
+        passed_by = {"now": self._now, "runs": runs, "schedules": schedules}
+        self._has_other = len(self._rows) < len(plain.configs) or bool(
+            connection.execute(_OTHER, passed_by).fetchone()[0]
         )
-        if self._has_other:
+        return not self._has_other
+
+    def _fire(self, connection: sqlite3.Connection, firings: Mapping[str, Firing]) -> None:
+        expected = json.dumps([(name, to_text(firing.expected)) for name, firing in firings.items()])
+        fired = []
+        for name, last_fence, last_ended_at in _one(connection, _IDLE, (expected,)):
+            firing = firings[name]
+            next_run_at = firing.after.next_run_at
+            fired.append(
+                (
+                    name,
+                    to_text(firing.scheduled_for),
+                    None if next_run_at is None else to_text(next_run_at),
+                    last_fence + 1,
+                    max(self._now, last_ended_at or ""),
+                )
+            )
+        if not fired:
             return
-        rooms = {row[0]: _Room(*row) for row in rows}
+        given = json.dumps(fired)
+        connection.execute(_FIRE, {"fired": given, "node": self._node_id, "now": self._now})
+        connection.execute(_PLAN, (given,))
+        self._claims = [(row[:-3], *row[-3:]) for row in _one(connection, _FIRED, (given,))]
+
+    def _claim(self, connection: sqlite3.Connection) -> None:
+        rooms = {row[0]: _Room(*row) for row in self._rows}
         found: list[list[Any]] = []
         for name, room in rooms.items():
             if room.left > 0:

@@ -646,6 +646,7 @@ def _create_postgres_turn() -> None:
         f"""
         CREATE FUNCTION {p}take_turn(
             this_node text, at timestamptz, free integer, names text[], revisions bigint[], stuck text[],
+            f_expected timestamptz[], f_due timestamptz[], f_next timestamptz[],
             e_ids bigint[], e_fences bigint[], e_workers text[], e_finished timestamptz[], e_ms bigint[],
             e_results jsonb[], e_reasons text[], e_outputs text[]
         ) RETURNS TABLE (
@@ -755,7 +756,8 @@ def _create_postgres_turn() -> None:
                     FROM waiting WHERE waiting.name IS NOT NULL
                 )
                 SELECT FROM waiting, generate_series(0, 3) AS level (p)
-                WHERE waiting.name IS NOT NULL AND waiting.name <> ALL (names) AND waiting.name <> ALL (stuck)
+                WHERE waiting.name IS NOT NULL AND waiting.name <> ALL (stuck)
+                    AND (cardinality(f_expected) > 0 OR waiting.name <> ALL (names))
                     AND (
                         SELECT r.due_at FROM {p}runs r
                         WHERE r.state = 'pending' AND r.worker = waiting.name
@@ -765,11 +767,44 @@ def _create_postgres_turn() -> None:
             ) OR EXISTS (
                 SELECT FROM {p}worker_state s
                 WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= at AND s.worker <> ALL (stuck)
+                    AND (cardinality(f_expected) = 0 OR s.worker <> ALL (names))
             ) THEN
                 RETURN QUERY SELECT
                     'other'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
                     NULL::timestamptz, NULL::jsonb, NULL::text, NULL::integer, NULL::boolean, NULL::integer,
                     NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
+                RETURN;
+            END IF;
+
+            IF cardinality(f_expected) > 0 THEN  -- of the first of the names; the others are due, and find no slot
+                RETURN QUERY
+                WITH fired AS MATERIALIZED (
+                    SELECT
+                        s.worker, f.due, f.next, w.priority, w.payload, s.last_fence + 1 AS fence,
+                        greatest(at, s.last_ended_at) AS now
+                    FROM unnest(names, f_expected, f_due, f_next) AS f (name, expected, due, next)
+                    JOIN {p}worker_state s ON s.worker = f.name AND s.next_run_at = f.expected
+                    JOIN {p}workers w ON w.name = f.name
+                    WHERE f.name = ANY (mine)
+                        AND NOT EXISTS (SELECT FROM {p}runs r WHERE r.worker = f.name AND r.state = 'pending')
+                        AND NOT EXISTS (SELECT FROM {p}runs r WHERE r.worker = f.name AND r.slot IS NOT NULL)
+                ), counted AS (
+                    UPDATE {p}worker_state s
+                    SET next_run_at = f.next, last_due_at = f.due, last_fence = f.fence, last_run_at = f.now
+                    FROM fired f WHERE s.worker = f.worker
+                )
+                INSERT INTO {p}runs AS r (
+                    worker, trigger, state, priority, scheduled_for, due_at, payload, slot, fence, node_id, started_at,
+                    first_started_at, created_at
+                )
+                SELECT
+                    f.worker, 'schedule', 'running', f.priority, f.due, f.due, f.payload, 0, f.fence, this_node, f.now,
+                    f.now, at
+                FROM fired f
+                RETURNING
+                    'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
+                    r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
+                    r.created_at;
                 RETURN;
             END IF;
 
@@ -826,12 +861,6 @@ def _create_postgres_turn() -> None:
                 'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
                 r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
                 r.created_at;
-            IF NOT FOUND AND cardinality(mine) < cardinality(names) THEN  -- another node decides the same question
-                RETURN QUERY SELECT
-                    'locked'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
-                    NULL::timestamptz, NULL::jsonb, NULL::text, NULL::integer, NULL::boolean, NULL::integer,
-                    NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
-            END IF;
         END $$
         """  # noqa: S608 - the schema's name is checked in database.py
     )
