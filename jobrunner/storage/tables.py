@@ -239,6 +239,13 @@ partial_index(
 partial_index(
     "uq_runs_key_live", runs.c.worker, runs.c.key, where="key IS NOT NULL AND key_scope = 'live'", unique=True
 )
+# For who asks with a live key: the runs that hold theirs no longer, but have not ended.
+partial_index(
+    "ix_runs_key_started",
+    runs.c.worker,
+    runs.c.key,
+    where="key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'",
+)
 
 run_history = sa.Table(
     "run_history",

@@ -359,6 +359,8 @@ def _create_runs() -> None:
         unique=True,
     )
     _index("uq_runs_key_live", "runs", "worker", "key", where="key IS NOT NULL AND key_scope = 'live'", unique=True)
+    started = "key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'"
+    _index("ix_runs_key_started", "runs", "worker", "key", where=started)
 
 
 def _create_run_history() -> None:
