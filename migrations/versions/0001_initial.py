@@ -858,7 +858,7 @@ def _create_postgres_turn() -> None:
                 SELECT slots[n], fences[n], starts[n], coalesce(r.first_started_at, starts[n])
                 FROM array_position(ids, r.id) AS n
             )
-            WHERE r.id = ANY (ids) AND r.state = 'pending'
+            WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
             RETURNING
                 'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
                 r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
@@ -899,7 +899,10 @@ SELECT
     (SELECT count(*) FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS running_runs,
     (
         SELECT count(*)
-        FROM (SELECT 1 FROM {p}runs AS r WHERE r.worker = w.name AND r.state = 'pending' LIMIT 10001) AS waiting
+        FROM (  -- as a range and in order: else PostgreSQL reads all runs where it has seen few workers wait
+            SELECT 1 FROM {p}runs AS r WHERE r.state = 'pending' AND r.worker >= w.name AND r.worker <= w.name
+            ORDER BY r.worker, r.priority, r.due_at, r.id LIMIT 10001
+        ) AS waiting
     ) AS pending_runs
 FROM {p}workers AS w
 LEFT JOIN {p}worker_state AS s ON s.worker = w.name
