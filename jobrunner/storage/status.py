@@ -11,7 +11,9 @@ import sqlalchemy as sa
 from jobrunner.errors import WorkerNotFound
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage import tables as t
+from jobrunner.storage.fact_statements import PRIORITIES
 from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, state_of
+from jobrunner.storage.rowsets import same
 from jobrunner.storage.workers import existing_names
 
 if TYPE_CHECKING:
@@ -78,20 +80,38 @@ async def read_runs(
     columns = [column for column in r.c if has_output or column.name != "output"]
     # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
     active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
-    waiting = sa.select(*columns).where(_PENDING).order_by(r.c.due_at, r.c.id)
     if worker is not None:
         if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
             raise WorkerNotFound(worker)
         active = active.where(r.c.worker == worker)
-        waiting = waiting.where(r.c.worker == worker)
     first = [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))[:limit]]
     found = {
         row["id"]: dict(row) for row in (await conn.execute(sa.select(*columns).where(r.c.id.in_(first)))).mappings()
     }
     rows = [found[run_id] for run_id in first if run_id in found]
     if len(rows) < limit:
-        rows += [dict(row) for row in (await conn.execute(waiting.limit(limit - len(rows)))).mappings()]
+        waiting = [dict(row) for row in (await conn.execute(_waiting(columns, worker, limit - len(rows)))).mappings()]
+        rows += sorted(waiting, key=lambda row: (row["due_at"], row["id"]))[: limit - len(rows)]
     return rows
+
+
+def _waiting(columns: Sequence[sa.Column[Any]], worker: str | None, limit: int) -> sa.Select[Any]:
+    """Select the waiting runs that are due first, and a worker's of each priority, in the order of an index.
+
+    `due_at` alone has an index: in the order of `id`, too, all that fell due at one time would be read, maybe all runs.
+    """
+    r = t.runs
+    if worker is None:
+        return sa.select(*columns).where(_PENDING).order_by(r.c.due_at).limit(limit)
+    first = [
+        sa.select(r.c.id)
+        .where(_PENDING, r.c.worker == worker, same(r.c.priority, sa.literal(priority)))
+        .order_by(r.c.priority, r.c.due_at, r.c.id)
+        .limit(limit)
+        .subquery()
+        for priority in PRIORITIES
+    ]
+    return sa.select(*columns).where(r.c.id.in_(sa.union_all(*(sa.select(part.c.id) for part in first))))
 
 
 async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ PIECES = {
     "status of all": Piece(
         status_of_all, "uq_runs_worker_slot", 6 * WORKERS, frozenset({"workers", "worker_state", "w", "s"})
     ),
-    "live runs": Piece(live_runs, "ix_runs_due_at", 600_000),
+    "live runs": Piece(live_runs, "ix_runs_due_at", 1000),
     "explain": Piece(explained, "ix_runs_pending", 1500),
     "history page": Piece(history_page, "", 100, frozenset({"run_history"})),
     "history of a worker": Piece(history_of_a_worker, "ix_run_history_worker", 10_000),
