@@ -152,7 +152,7 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | No
         no_worker = WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)
         await flow.turn(claimer.node_id, now, 1, Plain({"": no_worker}, {"": 0}, ()), ())
     async with db.peek() as conn:
-        await reading.due_names(conn, db.dialect, now, SMALLEST_PAGE)
+        await reading.read_due(conn, db.dialect, now, SMALLEST_PAGE)
         await reading.next_due_at(conn, db.dialect, now)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
     async with db.write() as conn:
@@ -180,12 +180,14 @@ async def claim_due(
     while True:
         now = clock()
         async with db.peek() as conn:
-            names, has_more = await reading.due_names(conn, db.dialect, now, page)
-            if not names or free_slots <= 0:
-                return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=bool(names))
-            facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
+            due = await reading.read_due(conn, db.dialect, now, page)
+            if not due.names:
+                return Claimed((), due.next_at)
+            if free_slots <= 0:
+                return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
+            facts, edges = await reading.read_around(conn, db.dialect, now, due.names, claimer.here, free_slots)
             wanted = {start.worker for start in decide_starts(facts)}
-            plain = None if has_more else find_plain(facts, wanted)
+            plain = None if due.has_more else find_plain(facts, wanted)
             next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
         if wanted and flow is not None and plain is not None and wanted <= plain.configs.keys():
             turned = await flow.turn(claimer.node_id, clock(), free_slots, plain, ())
@@ -193,10 +195,10 @@ async def claim_due(
                 return Claimed(claims_of(turned, plain), None, has_more=True, plain=plain)
         if wanted:
             taken = await _claim(db, claimer, wanted, edges, free_slots, clock)
-            if taken.claims or taken.has_locked or not has_more:
+            if taken.claims or taken.has_locked or not due.has_more:
                 # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
                 return Claimed(taken.claims, None, has_more=True, plain=plain, planned=taken.planned)
-        elif not has_more:
+        elif not due.has_more:
             return Claimed((), next_due_at, plain=plain)
         page *= 4  # the first page of due schedules is stuck: look behind it
 

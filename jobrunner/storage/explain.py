@@ -78,8 +78,8 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
         WorkerNotFound: there is no such worker.
     """
     async with db.read() as conn:
-        due, _ = await reading.due_names(conn, db.dialect, now, _PAGE)
-        names = due | {name}
+        due = await reading.read_due(conn, db.dialect, now, _PAGE)
+        names = due.names | {name}
         edges = await reading.read_edges(conn, db.dialect, names)
         nodes = await _read_nodes(conn)
         most_free = max((node.free_slots for node in nodes), default=0)

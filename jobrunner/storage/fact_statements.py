@@ -29,7 +29,7 @@ _ALL = 2**31 - 1
 class Statements:
     """The reading statements of one database."""
 
-    due_names: sa.Select[Any]
+    due: sa.CompoundSelect[Any]
     edges: sa.Select[Any]
     workers: sa.Select[Any]
     runs: sa.CompoundSelect[Any]
@@ -42,7 +42,7 @@ class Statements:
 def statements(dialect: Dialect) -> Statements:
     """Build the reading statements once for each database."""
     return Statements(
-        due_names=_due_names(),
+        due=_due(),
         edges=_edges(dialect),
         workers=_workers(dialect),
         runs=_runs(dialect),
@@ -56,8 +56,11 @@ def _now() -> sa.BindParameter[datetime]:
     return sa.bindparam("now", type_=UtcDateTime())
 
 
-def _due_names() -> sa.Select[Any]:
-    """Names of workers with a due waiting run (kind 0), or with a due schedule (kind 1, at most :page a priority)."""
+def _due() -> sa.CompoundSelect[Any]:
+    """Names of workers with a due waiting run (kind 0), or with a due schedule (kind 1, at most :page a priority).
+
+    If there are none, one row of kind -1 with the times of `_next_due`: a tick that finds nothing asks once.
+    """
     r = t.runs
     first = sa.select(sa.func.min(r.c.worker).label("name")).where(_PENDING)
     waiting = first.cte("waiting", recursive=True)
@@ -72,10 +75,10 @@ def _due_names() -> sa.Select[Any]:
         .scalar_subquery()
         for p in PRIORITIES
     ]
-    due = sa.or_(*(due_at <= _now() for due_at in first_due))
+    is_due = sa.or_(*(due_at <= _now() for due_at in first_due))
     s = t.worker_state
     parts: list[sa.Select[Any]] = [
-        sa.select(waiting.c.name, sa.literal_column("0").label("kind")).where(waiting.c.name.is_not(None), due)
+        sa.select(waiting.c.name, sa.literal_column("0").label("kind")).where(waiting.c.name.is_not(None), is_due)
     ]
     for priority in PRIORITIES:
         page = (
@@ -87,8 +90,10 @@ def _due_names() -> sa.Select[Any]:
         )
         kind: sa.Label[Any] = sa.literal_column(str(1 + priority)).label("kind")
         parts.append(sa.select(page.c.name, kind).where(page.c.next_run_at <= _now()))
-    union = sa.union_all(*parts).subquery()
-    return sa.select(union.c.name, union.c.kind)
+    due = sa.union_all(*parts).cte("due")
+    no_times = [sa.type_coerce(sa.null(), UtcDateTime()) for _ in range(4)]
+    nothing = sa.select(sa.null(), sa.literal_column("-1"), *_next_times()).where(~sa.exists().select_from(due))
+    return sa.select(due.c.name, due.c.kind, *no_times).union_all(nothing)
 
 
 def _edges(dialect: Dialect) -> sa.Select[Any]:
@@ -194,6 +199,10 @@ def _handlers(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _next_due() -> sa.Select[Any]:
+    return sa.select(*_next_times())
+
+
+def _next_times() -> list[sa.ScalarSelect[Any]]:
     """The next times after :now at which something becomes due: a waiting run, a schedule, a probe, a pause's end."""
     r, s = t.runs, t.worker_state
     run = sa.select(sa.func.min(r.c.due_at)).where(_PENDING, r.c.due_at > _now()).scalar_subquery()
@@ -210,4 +219,4 @@ def _next_due() -> sa.Select[Any]:
         .where(s.c.paused_until.is_not(None), s.c.paused_until > _now())
         .scalar_subquery()
     )
-    return sa.select(run, schedule, probe, pause)
+    return [run, schedule, probe, pause]

@@ -1,6 +1,6 @@
 """Reading what the gates judge: the workers that may be due, and everything they are related to.
 
-Two steps. `due_names` finds which workers may have something due: a loose index scan over the waiting runs (one index
+Two steps. `read_due` finds which workers may have something due: a loose index scan over the waiting runs (one index
 probe a worker, however many runs it has waiting) and, priority by priority, the first due schedules. `read_facts` then
 reads those workers, their whole neighbourhood of dependencies and blocks, their active runs, and the first few waiting
 runs of each, as many as could start at most. So a worker with a million waiting runs costs what one with ten does.
@@ -10,7 +10,7 @@ The same reading serves the tick before it takes a lock, the tick after it has, 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +66,35 @@ class Edges:
         return found
 
 
-async def due_names(conn: AsyncConnection, dialect: Dialect, now: datetime, page: int) -> tuple[set[str], bool]:
-    """Return the workers that may have something due, and whether more schedules are due than `page` a priority."""
-    rows = (await conn.execute(statements(dialect).due_names, {"now": now, "page": page})).all()
-    counts: defaultdict[int, int] = defaultdict(int)
-    for _, kind in rows:
-        counts[kind] += 1
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What may be due: the workers, and whether more schedules are than were asked for a priority.
+
+    With no names, `next_at` says when something becomes due next (None: nothing is planned).
+    """
+
+    names: set[str]
+    has_more: bool
+    next_at: datetime | None
+
+
+async def read_due(conn: AsyncConnection, dialect: Dialect, now: datetime, page: int) -> Due:
+    """Find the workers that may have something due, of schedules at most `page` a priority."""
+    rows = (await conn.execute(statements(dialect).due, {"now": now, "page": page})).all()
+    if rows[0][1] < 0:
+        return Due(set(), has_more=False, next_at=_earliest(rows[0][2:]))
+    counts = Counter(row[1] for row in rows)
     has_more = any(counts[1 + priority] >= page for priority in PRIORITIES)
-    return {name for name, _ in rows}, has_more
+    return Due({row[0] for row in rows}, has_more, None)
 
 
 async def next_due_at(conn: AsyncConnection, dialect: Dialect, now: datetime) -> datetime | None:
     """Return when something becomes due next, after `now`; None when nothing is planned."""
-    row = (await conn.execute(statements(dialect).next_due, {"now": now})).one()
-    return min((moment for moment in row if moment is not None), default=None)
+    return _earliest((await conn.execute(statements(dialect).next_due, {"now": now})).one())
+
+
+def _earliest(moments: Iterable[datetime | None]) -> datetime | None:
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 async def read_edges(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> Edges:

@@ -124,7 +124,7 @@ async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, here:
     )
     if (await conn.execute(retry, parameters)).first() is not None:
         return True
-    names, _ = await reading.due_names(conn, dialect, now, 1000)
+    names = (await reading.read_due(conn, dialect, now, 1000)).names
     if not names:
         return False
     edges = await reading.read_edges(conn, dialect, names)

@@ -40,7 +40,7 @@ async def flow(stage: Stage) -> AsyncIterator[Flow]:
 async def facts_of(stage: Stage, slots: int) -> Any:
     here = reading.Here(frozenset(stage._names))
     async with stage.db.peek() as conn:
-        names, _ = await reading.due_names(conn, stage.db.dialect, stage.now, 100)
+        names = (await reading.read_due(conn, stage.db.dialect, stage.now, 100)).names
         facts, _ = await reading.read_around(conn, stage.db.dialect, stage.now, names, here, slots)
     return facts
 

@@ -99,10 +99,10 @@ async def test_the_search_for_due_work_touches_each_busy_worker_once(stage: Stag
     await crowd(stage)
     with recorded(stage.db) as sent:
         async with stage.db.peek() as conn:
-            names, has_more = await reading.due_names(conn, stage.db.dialect, T0, 64)
-    assert {"busy", "wide"} <= names
-    assert has_more  # 5,000 schedules are due, and one page was read
-    assert len(names) == 2 + 64
+            due = await reading.read_due(conn, stage.db.dialect, T0, 64)
+    assert {"busy", "wide"} <= due.names
+    assert due.has_more  # 5,000 schedules are due, and one page was read
+    assert len(due.names) == 2 + 64
     how = await plan(stage.db, sent[0], is_run=True)
     if stage.db.is_sqlite:
         assert "SEARCH main.runs USING INDEX ix_runs_pending (worker>?)" in how
