@@ -4,8 +4,8 @@ Polling is the truth: a node that never hears a wake-up still ticks. A wake-up o
 may come for nothing (a node hears of its own commits, too), and several may arrive as one.
 
 SQLite has no messages between processes, but counts commits: `PRAGMA data_version` changes when another connection
-committed. A thread with a connection of its own asks for it every 10 ms (measured: 3.5 µs a question; a thread that
-only sleeps costs 0.4 % of a core of a small virtual machine, one that asks 0.9 %).
+committed. A thread with a connection of its own asks for it (3.5 µs a question) when `wal_events` says that somebody
+wrote to the file, elsewhere every 10 ms.
 
 PostgreSQL has NOTIFY, but each takes a lock on the whole server at commit, so that one per enqueue would queue all
 enqueuers. Hence a throttle in the database (migration 0001): a deferred trigger on `runs` looks, at COMMIT and once
@@ -35,6 +35,7 @@ import sqlalchemy as sa
 
 from jobrunner.storage import postgres_driver, sqlite_driver
 from jobrunner.storage.dialect import SqliteDialect
+from jobrunner.storage.wal_events import WalEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database import Database
 
-SQLITE_POLL_SECONDS = 0.010
 RESCAN_AFTER_SECONDS = 0.010
 """How long after a wake-up a node must look again: twice the throttle of migration 0001."""
 _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.1, 5.0
@@ -86,48 +86,60 @@ class NoWakeups:
 class SqliteWakeups:
     """Asks SQLite for its count of commits, in a thread."""
 
-    def __init__(self, path: Path, *, poll_seconds: float = SQLITE_POLL_SECONDS) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._poll_seconds = poll_seconds
         self._is_stopping = False
         self._thread: threading.Thread | None = None
+        self._events: WalEvents | None = None
 
     async def start(self, callback: Callable[[], None]) -> None:
         """Start the thread."""
         loop = asyncio.get_running_loop()
         self._is_stopping = False
+        self._events = WalEvents()
         self._thread = threading.Thread(
-            target=self._watch, args=(loop, callback), name="jobrunner-wakeups", daemon=True
+            target=self._watch, args=(self._events, loop, callback), name="jobrunner-wakeups", daemon=True
         )
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread, which looks up once per poll."""
+        """End the thread."""
         self._is_stopping = True
-        if self._thread is not None:
+        if self._thread is not None and self._events is not None:
+            self._events.interrupt()
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    def _watch(self, events: WalEvents, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         """Watch until told to stop; a file that is missing or cannot be read is opened again."""
-        while not self._is_stopping:
-            try:
-                with closing(sqlite_driver.connect_plain(self._path, read_only=True)) as connection:
-                    self._watch_connection(connection, loop, callback)
-            except sqlite3.Error:
-                time.sleep(_FIRST_RETRY_SECONDS)
+        with closing(events):
+            while not self._is_stopping:
+                try:
+                    with closing(sqlite_driver.connect_plain(self._path, read_only=True)) as connection:
+                        self._watch_connection(connection, events, loop, callback)
+                except sqlite3.Error:
+                    time.sleep(_FIRST_RETRY_SECONDS)
 
     def _watch_connection(
-        self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]
+        self,
+        connection: sqlite3.Connection,
+        events: WalEvents,
+        loop: asyncio.AbstractEventLoop,
+        callback: Callable[[], None],
     ) -> None:
         seen: int | None = None
         while not self._is_stopping:
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != seen:  # the first answer wakes, too: something may have changed while nobody watched
+                if seen is None:
+                    events.watch(self._path)  # now there is a WAL
+                else:
+                    events.found_change()
                 seen = version
                 if not _call(loop, callback):
                     self._is_stopping = True
-            time.sleep(self._poll_seconds)  # cheaper than waiting for an Event, and as prompt
+            else:
+                events.wait()  # not after a change: between the first answer and the watch may have been another
 
 
 def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> bool:

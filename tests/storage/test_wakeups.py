@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
-from jobrunner.storage import wakeups
+from jobrunner.storage import wakeups, wal_events
 from jobrunner.storage.database import Database
 from jobrunner.storage.wakeups import NoWakeups, PostgresWakeups, SqliteWakeups, open_wakeups
 from tests.support.shell import Shell
@@ -135,6 +136,48 @@ async def test_sqlite_survives_a_file_that_is_locked_or_missing(sqlite_url, tmp_
     await ear.next()
     await asyncio.to_thread(shell.run, f"BEGIN EXCLUSIVE; {A_RUN}; COMMIT")
     await ear.next()
+    await listening.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+async def test_sqlite_hears_of_a_commit_by_the_file_and_not_by_asking(
+    sqlite_url, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(wal_events, "IDLE_POLL_SECONDS", 60.0)
+    shell = Shell(sqlite_url)
+    shell.run(A_WORKER)
+    (tmp_path / "link.db").symlink_to(tmp_path / "jobrunner.db")
+    ear = Ear()
+    listening = SqliteWakeups(tmp_path / "link.db")
+    await listening.start(ear)
+    await ear.next()
+    for _ in range(3):
+        await ear.silence()
+        await asyncio.to_thread(shell.run, A_RUN)
+        await ear.next()
+    await listening.stop()  # does not wait for the 60 s either
+
+
+@pytest.mark.parametrize("how", ["none", "no watch", "no events"])
+async def test_sqlite_hears_of_a_commit_where_the_kernel_tells_nothing(
+    sqlite_url, tmp_path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    if how == "none":
+        monkeypatch.setattr(wal_events, "_open_inotify", lambda: None)
+    else:
+        monkeypatch.setattr(wal_events, "_add_watch", lambda *_: how == "no events")
+    shell = Shell(sqlite_url)
+    shell.run(A_WORKER)
+    ear = Ear()
+    listening = SqliteWakeups(tmp_path / "jobrunner.db")
+    await listening.start(ear)
+    await ear.next()
+    for _ in range(3):
+        await ear.silence()
+        await asyncio.to_thread(shell.run, A_RUN)
+        await ear.next()
+    assert listening._events is not None
+    assert not listening._events._can_sleep  # what told nothing once is not waited for again
     await listening.stop()
 
 
