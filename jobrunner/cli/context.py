@@ -102,17 +102,19 @@ def open_database(settings: Settings) -> Database:
 
 
 async def _prepare(db: Database, access: Access) -> None:
-    from jobrunner.storage import schema  # noqa: PLC0415 - `--help` must not wait for it
+    from jobrunner.storage import revisions  # noqa: PLC0415 - `--help` must not wait for it
 
     if access is Access.ANY:
         return
     if db.is_sqlite and access is not Access.READ:
-        state = (await schema.status(db)).state
-        may_create = access is Access.CREATE and state is schema.SchemaState.MISSING
-        if may_create or state is schema.SchemaState.BEHIND:
+        state = (await revisions.status(db)).state
+        may_create = access is Access.CREATE and state is revisions.SchemaState.MISSING
+        if may_create or state is revisions.SchemaState.BEHIND:
+            from jobrunner.storage import schema  # noqa: PLC0415 - nor a trigger for Alembic
+
             await schema.upgrade(db)
             return
-    await schema.require_current(db)
+    await revisions.require_current(db)
 
 
 def now() -> datetime:

@@ -15,7 +15,7 @@ from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
 from jobrunner.cli.output import note, say, show_json
 from jobrunner.errors import SchemaError
 from jobrunner.policy.durations import parse_duration
-from jobrunner.storage import schema
+from jobrunner.storage import revisions, schema
 from jobrunner.storage.retention import prune as prune_old
 from jobrunner.storage.verify import Scope, Violation
 from jobrunner.storage.verify import verify as verify_promises
@@ -69,12 +69,12 @@ def downgrade(
 @app.command("current")
 def current(ctx: typer.Context, as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
     """Show the schema's revision and whether this jobrunner can use it; exit 4 if it cannot."""
-    found = _without_check(ctx, database_url, schema.status)
+    found = _without_check(ctx, database_url, revisions.status)
     if as_json:
         show_json({"state": str(found.state), "current": found.current, "head": found.head})
     else:
         say(f"{found.current or 'none'} ({found.state}; this version needs {found.head})")
-    if found.state is not schema.SchemaState.CURRENT:
+    if found.state is not revisions.SchemaState.CURRENT:
         raise typer.Exit(SchemaError.exit_code)
 
 
@@ -127,7 +127,7 @@ def _without_check(ctx: typer.Context, database_url: str | None, work: Callable[
     return context.with_database(ctx, database_url, work, Access.ANY)
 
 
-def _shown(status: schema.SchemaStatus) -> str:
+def _shown(status: revisions.SchemaStatus) -> str:
     return status.current or "nothing"
 
 

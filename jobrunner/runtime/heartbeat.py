@@ -3,9 +3,9 @@
 It runs in a thread of its own, with its own event loop and its own connection, so that handlers which keep the node's
 loop busy do not make it look dead. Every sixth of the lease it
 
-1. raises this node's beat. A node that finds itself declared lost stops its runs, writes nothing for them, and joins
-   anew under a new id. Once a lease it also looks at the schema: one that a newer jobrunner has upgraded is none that
-   this code may go on writing to, so the node drains;
+1. raises this node's beat, and with the same statement looks for what there is to do: an idle node asks nothing more.
+   A node that finds itself declared lost stops its runs, writes nothing for them, and joins anew under a new id. A
+   schema that a newer jobrunner has upgraded is none that this code may go on writing to, so the node drains;
 2. looks at the other nodes' beats. One that has shown the same beat for a whole lease, on this node's monotonic clock
    and while this node's own beats were being written without a pause, is declared lost. A process of this host that
    has certainly ended is declared lost at once;
@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.runtime.identity import is_gone
-from jobrunner.storage import nodes, schema
+from jobrunner.storage import nodes, revisions
 from jobrunner.storage.claims import read_claims
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from jobrunner.model.run import ClaimKey
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
 
 BEATS_A_LEASE = 6
+SPACING = 1.005  # a hair more than a sixth, so that the sixth look after the first finds that the lease is over
 LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopped node could not end
 
 
@@ -88,7 +89,7 @@ class Watch:
         """Note that our own beat could not be written: what we did not see proves nothing."""
         self._last_beat = None
 
-    def look(self, others: list[nodes.SeenNode], before: float, after: float) -> list[nodes.SeenNode]:
+    def look(self, others: Sequence[nodes.SeenNode], before: float, after: float) -> list[nodes.SeenNode]:
         """Return the nodes that have shown the same beat for a whole lease.
 
         Args:
@@ -133,7 +134,6 @@ class Heartbeat:
         # Real time, whatever the node's clock. The node is made before it joins, so this is before anyone can see it.
         self._renewed_at = time.monotonic()
         self._is_fenced = False
-        self._schema_due = 0.0
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Event | None = None
@@ -172,15 +172,14 @@ class Heartbeat:
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self._schema_due = loop.time()
-        self._loop = loop  # last: from here on the node's thread reads the times above
+        self._loop = loop
         db = self._open_database()
         guard = asyncio.ensure_future(self._guard())
         try:
             while not self._stopped.is_set() and not self._is_stopping:
                 began = loop.time()
                 await self._once(db)
-                pause = max(self.interval - (loop.time() - began), self.interval / 10)
+                pause = max(self.interval * SPACING - (loop.time() - began), self.interval / 10)
                 await _wait(self._stopped, pause)
         finally:
             guard.cancel()
@@ -209,14 +208,16 @@ class Heartbeat:
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
-        began = time.monotonic()
+        held = self._hooks.held()
+        began, before, now = time.monotonic(), self._clock.monotonic(), self._clock.now()
         try:
-            async with db.write() as conn:
-                state = await nodes.beat(conn, self._identity.id, self._clock.now(), self._hooks.last_tick_at())
+            async with db.poke() as conn:
+                last_tick_at = self._hooks.last_tick_at()
+                seen = await nodes.beat(conn, db.dialect, self._identity.id, now, last_tick_at, _left_before(now))
         except BaseException:
             self._watch.missed()
             raise
-        if state not in {"active", "draining"}:
+        if seen is None or seen.state not in {"active", "draining"}:
             self._hooks.on_lost()
             return
         self._renewed_at = began  # the time before the write: never later than others can have seen it
@@ -224,26 +225,23 @@ class Heartbeat:
             self._is_fenced = False
             self._hooks.on_changed()
         self._outage.worked()
-        self._watch.beat(self._clock.monotonic())
-        await self._look_at_schema(db)
-        await self._look_at_others(db)
-        await self._rescue(db)
-        await self._compare(db)
+        after = self._clock.monotonic()
+        self._watch.beat(after)
+        await self._act_on(db, seen, held, before, after)
 
-    async def _look_at_schema(self, db: Database) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._schema_due:
-            return
-        ahead = await schema_ahead(db)
-        if ahead is not None:
-            self._hooks.on_outdated(ahead)
-        self._schema_due = now + self._lease
+    async def _act_on(self, db: Database, seen: nodes.Seen, held: set[ClaimKey], before: float, after: float) -> None:
+        """Do what a beat has shown that there is to do; `before` and `after` it, on our clock."""
+        if revisions.is_ahead(seen.revision):
+            self._hooks.on_outdated(SchemaAhead(str(seen.revision)))
+        declared = await self._declare_lost(db, seen.others, before, after)
+        if declared or seen.has_orphans:
+            await self._rescue(db)
+        if held or seen.has_claims:
+            await self._compare(db, held, has_claims=seen.has_claims)
 
-    async def _look_at_others(self, db: Database) -> None:
-        before = self._clock.monotonic()
-        async with db.peek() as conn:
-            others = await nodes.others(conn, self._identity.id)
-        lost = self._watch.look(others, before, self._clock.monotonic())
+    async def _declare_lost(self, db: Database, others: Sequence[nodes.SeenNode], before: float, after: float) -> bool:
+        """Declare those lost that are silent or certainly gone; say whether there was any."""
+        lost = self._watch.look(others, before, after)
         gone = [node for node in others if is_gone(node, self._identity)]
         silent = [node for node in lost if node not in gone]
         for node, reason in [(n, "its process has ended") for n in gone] + [(n, "it is silent") for n in silent]:
@@ -251,19 +249,22 @@ class Heartbeat:
                 declared = await nodes.declare_lost(conn, node, self._clock.now(), reason)
             if declared:
                 self._events.emit(e.NodeLost(node.id, reason))
+        return bool(gone or silent)
 
     async def _rescue(self, db: Database) -> None:
         now = self._clock.now()
         while True:
-            finished = await nodes.rescue(db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))
+            finished = await nodes.rescue(db, now, _left_before(now))
             if not finished.written:
                 return
             self._hooks.on_changed()
 
-    async def _compare(self, db: Database) -> None:
-        held = self._hooks.held()
-        async with db.peek() as conn:
-            claims = {run.claim_key: run for run in await read_claims(conn, self._identity.id)}
+    async def _compare(self, db: Database, held: set[ClaimKey], *, has_claims: bool) -> None:
+        """Compare what was held before the beat with what the table says since."""
+        claims = {}
+        if has_claims:
+            async with db.peek() as conn:
+                claims = {run.claim_key: run for run in await read_claims(conn, self._identity.id)}
         is_ticking = self._hooks.is_ticking()
         without_claim = [key for key in held if key not in claims]
         if without_claim:
@@ -284,10 +285,14 @@ class Heartbeat:
         return Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason="claimed, but its code was never started")
 
 
+def _left_before(now: datetime) -> datetime:
+    return now - timedelta(seconds=LEFT_BEHIND_SECONDS)
+
+
 async def schema_ahead(db: Database) -> SchemaAhead | None:
     """Return the error to leave with if a newer jobrunner has upgraded the schema; None while it has not."""
-    found = await schema.status(db)
-    return SchemaAhead(str(found.current)) if found.state is schema.SchemaState.AHEAD else None
+    found = await revisions.status(db)
+    return SchemaAhead(str(found.current)) if found.state is revisions.SchemaState.AHEAD else None
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

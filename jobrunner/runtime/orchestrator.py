@@ -25,7 +25,7 @@ from jobrunner.runtime.registration import check_isolation, normalised
 from jobrunner.runtime.retry_rules import read_retry_rule
 from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.runtime.triggers import Triggers
-from jobrunner.storage import operations, schema, status
+from jobrunner.storage import operations, revisions, status
 from jobrunner.storage.database import Database
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
@@ -362,8 +362,12 @@ class WorkerOrchestrator(Triggers):
 async def _prepare(db: Database, *, is_migrating: bool) -> None:
     """Bring the schema up to date where that is ours to do, and refuse one that this code cannot use."""
     if is_migrating or db.is_sqlite:
-        await schema.upgrade(db)
-    await schema.require_current(db)
+        state = (await revisions.status(db)).state
+        if state in {revisions.SchemaState.MISSING, revisions.SchemaState.BEHIND}:
+            from jobrunner.storage import schema  # noqa: PLC0415 - it loads Alembic: 8 MiB that a node seldom needs
+
+            await schema.upgrade(db)
+    await revisions.require_current(db)
 
 
 def _is_async(function: object) -> bool:

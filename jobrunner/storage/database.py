@@ -1,4 +1,4 @@
-"""One database as the rest of jobrunner uses it: `write`, `read`, `peek`.
+"""One database as the rest of jobrunner uses it: `write`, `read`, `peek`, `poke`.
 
 Every way out of a `with` block ends the transaction: normally it commits, after an error or a cancellation it rolls
 back. The end of a transaction is never cut short: a task cancelled during COMMIT learns of it when the COMMIT is done.
@@ -151,6 +151,12 @@ class Database:
                 await conn.close()  # without a transaction there is nothing to wait for, so nothing to cancel
             else:
                 await _to_the_end(conn.close())
+
+    @asynccontextmanager
+    async def poke(self) -> AsyncIterator[AsyncConnection]:
+        """The cheapest write: on PostgreSQL one statement without a transaction around it, elsewhere as `write`."""
+        async with self.write() if self.is_sqlite or self.pooler else self.peek() as conn:
+            yield conn
 
     async def fetch(self, conn: AsyncConnection, sql: str, *values: Any) -> list[Any]:
         """Read rows by hand-written SQL ($1, $2, …) from the driver itself, for statements that give very many.

@@ -39,6 +39,8 @@ class Dialect(Protocol):
     name: str
     explain_prefix: str
     """What to write before a SELECT to see its plan."""
+    has_writing_ctes: bool
+    """Can a SELECT begin with `WITH … AS (UPDATE … RETURNING …)`?"""
 
     def insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows ON CONFLICT."""
@@ -124,6 +126,7 @@ class SqliteDialect(SqliteRows):
 
     name = "sqlite"
     explain_prefix = "EXPLAIN QUERY PLAN "
+    has_writing_ctes = False
 
     _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
     _PASSING = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT}
@@ -241,6 +244,7 @@ class PostgresDialect(PostgresRows):
 
     name = "postgresql"
     explain_prefix = "EXPLAIN "
+    has_writing_ctes = True
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""

@@ -1,7 +1,4 @@
-"""The schema of a database: which one it has, upgrading it, and refusing one that does not fit.
-
-Four states: *missing* (no tables of ours), *behind* (a revision this code knows, not the newest), *current*, *ahead*
-(a revision this code does not know: a newer jobrunner was here, and this one must keep away).
+"""Upgrading the schema of a database, taking it back, and comparing it with tables.py. This module needs Alembic.
 
 A migration is one transaction. It first takes a lock that all processes share (an advisory lock on PostgreSQL, BEGIN
 IMMEDIATE on SQLite), and only then looks where the schema stands: of several processes that upgrade at once, one
@@ -17,88 +14,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 from alembic import autogenerate, command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
-from jobrunner.errors import DatabaseError, InvalidSetting, SchemaAhead, SchemaBehind, SchemaMissing
+from jobrunner.errors import DatabaseError, InvalidSetting, SchemaAhead, SchemaMissing
+from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect
+from jobrunner.storage.revisions import VERSION_TABLE, SchemaState, SchemaStatus
 from jobrunner.storage.tables import audit_log, metadata
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-VERSION_TABLE = "jobrunner_schema_version"
 _SYSTEM_ACTOR = "jobrunner"
 _one_migration = threading.Lock()
-
-
-class SchemaState(StrEnum):
-    """How the schema in a database stands to this code."""
-
-    MISSING = "missing"
-    BEHIND = "behind"
-    CURRENT = "current"
-    AHEAD = "ahead"
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaStatus:
-    """A database's schema: its revision (None when missing) and the newest one this code knows."""
-
-    state: SchemaState
-    current: str | None
-    head: str
-
-
-def migrations_dir() -> Path:
-    """The folder of the revisions: inside the package in a wheel, beside it in a checkout.
-
-    Raises:
-        DatabaseError: It is in neither place; the installation is broken.
-    """
-    package = Path(__file__).parents[1]
-    for folder in (package / "migrations", package.parent / "migrations"):
-        if (folder / "env.py").is_file():
-            return folder
-    raise DatabaseError(f"no migrations folder in {package}; install jobrunner again")
-
-
-async def status(db: Database) -> SchemaStatus:
-    """Find out where the schema stands; nothing is written, a missing SQLite file is not created.
-
-    Raises:
-        DatabaseError: The database cannot be reached or read.
-    """
-    try:
-        async with db.peek() as conn:
-            return await _status(db, conn)
-    except SchemaMissing:  # there is no file yet
-        return SchemaStatus(SchemaState.MISSING, None, _known_revisions()[0])
-
-
-async def require_current(db: Database) -> None:
-    """Return if the schema is the one this code needs.
-
-    Raises:
-        SchemaMissing, SchemaBehind, SchemaAhead: It is not.
-    """
-    found = await status(db)
-    if found.state is SchemaState.MISSING:
-        raise SchemaMissing
-    if found.state is SchemaState.BEHIND:
-        raise SchemaBehind(str(found.current), found.head)
-    if found.state is SchemaState.AHEAD:
-        raise SchemaAhead(str(found.current))
 
 
 async def upgrade(
@@ -201,39 +136,11 @@ def _is_other_default(
     return False if {inspected, rendered} <= {"('')", ""} else None
 
 
-@lru_cache
-def _known_revisions() -> tuple[str, frozenset[str]]:
-    """The newest revision, and all of them."""
-    scripts = ScriptDirectory.from_config(_config())
-    head = scripts.get_current_head()
-    assert head is not None  # noqa: S101 - there is at least one revision
-    return head, frozenset(script.revision for script in scripts.walk_revisions())
-
-
 def _config(**attributes: Any) -> Config:
     config = Config(attributes=attributes)
-    config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.set_main_option("script_location", str(revisions.migrations_dir()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
-
-
-async def _status(db: Database, conn: AsyncConnection) -> SchemaStatus:
-    schema = None if db.is_sqlite else db.schema
-    current = await conn.run_sync(_current_revision, schema)
-    head, known = _known_revisions()
-    if current is None:
-        return SchemaStatus(SchemaState.MISSING, None, head)
-    if current not in known:
-        return SchemaStatus(SchemaState.AHEAD, current, head)
-    return SchemaStatus(SchemaState.CURRENT if current == head else SchemaState.BEHIND, current, head)
-
-
-def _current_revision(connection: sa.Connection, schema: str | None) -> str | None:
-    # Not through Alembic, which writes two log lines each time somebody asks.
-    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
-        return None
-    versions = sa.table(VERSION_TABLE, sa.column("version_num", sa.Text), schema=schema)
-    return connection.execute(sa.select(versions.c.version_num)).scalars().first()
 
 
 _Direction = Literal["upgrade", "downgrade"]
@@ -252,7 +159,7 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
         if direction == "upgrade" and isinstance(db.dialect, SqliteDialect):
             db.dialect.create_file()
         async with db.migrate() as conn:
-            before = await _status(db, conn)
+            before = await revisions.read_status(db, conn)
             if before.state is SchemaState.AHEAD:
                 raise SchemaAhead(str(before.current))
             if direction == "downgrade" and before.state is SchemaState.MISSING:
@@ -260,7 +167,7 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
             if direction == "upgrade" and before.state is SchemaState.CURRENT:
                 return before, before
             await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)
-            after = await _status(db, conn)
+            after = await revisions.read_status(db, conn)
             await _finish(db, conn, before, after, actor)
             return before, after
     finally:
@@ -268,7 +175,7 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
 
 
 def _refuse_unknown(revision: str) -> None:
-    known = sorted(_known_revisions()[1])
+    known = sorted(revisions.known()[1])
     if revision not in {"head", "base", *known}:
         raise InvalidSetting(f"there is no schema revision {revision!r}; there are base, {', '.join(known)} and head")
 
@@ -283,7 +190,7 @@ def _run_alembic(connection: sa.Connection, direction: _Direction, revision: str
 
 def _refuse_foreign_tables(connection: sa.Connection) -> None:
     """An SQLite file has one namespace: say so before CREATE TABLE fails on somebody else's `workers`."""
-    if _current_revision(connection, None) is not None:
+    if revisions.current_revision(connection, None) is not None:
         return
     taken = set(sa.inspect(connection).get_table_names()) & {table.name for table in metadata.tables.values()}
     if taken:

@@ -22,7 +22,7 @@ from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
 from jobrunner.runtime.timeouts import Timeouts
-from jobrunner.storage import schema
+from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.history import read_history
 from jobrunner.testing.clock import ManualClock
@@ -181,7 +181,7 @@ async def _history(orchestrator: WorkerOrchestrator) -> list[dict[str, Any]]:
     settings = orchestrator.settings
     db = Database.open(settings.database_url, schema=settings.schema)
     try:
-        if (await schema.status(db)).state is schema.SchemaState.MISSING:
+        if (await revisions.status(db)).state is revisions.SchemaState.MISSING:
             return []
         async with db.peek() as conn:
             return list(reversed(await read_history(conn, limit=_MOST_ROWS)))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.runtime.heartbeat import BEATS_A_LEASE, Heartbeat, Hooks
+from jobrunner.runtime.heartbeat import BEATS_A_LEASE, LEFT_BEHIND_SECONDS, Heartbeat, Hooks
 from jobrunner.runtime.outage import Outage
 from jobrunner.storage import nodes
 from jobrunner.storage.claims import Claimer, claim_due
@@ -295,25 +295,26 @@ class SimulatedNode:
             self.is_beating = False
 
     async def _pulse(self) -> None:
-        began = self.world.time
+        began, before, now = self.world.time, self.clock.monotonic(), self.clock.now()
+        held = set(self.held)
         try:
             try:
                 self.world.lose_beat()
                 async with self.db.write() as conn:
-                    state = await nodes.beat(conn, self.id, self.clock.now(), None)
-                    if state in {"active", "draining"}:
+                    left_before = now - timedelta(seconds=LEFT_BEHIND_SECONDS)
+                    seen = await nodes.beat(conn, self.db.dialect, self.id, now, None, left_before)
+                    if seen is not None and seen.state in {"active", "draining"}:
                         self.world.beats[self.id] = self.world.time
             except DatabaseUnavailable:
                 self.heart._watch.missed()
                 raise
-            if state not in {"active", "draining"}:
+            if seen is None or seen.state not in {"active", "draining"}:
                 await self._rejoin()
                 return
             self.renewed_at = began
-            self.heart._watch.beat(self.clock.monotonic())
-            await self.heart._look_at_others(self.db)
-            await self.heart._rescue(self.db)
-            await self.heart._compare(self.db)
+            after = self.clock.monotonic()
+            self.heart._watch.beat(after)
+            await self.heart._act_on(self.db, seen, held, before, after)
         except DatabaseUnavailable:
             pass
 

@@ -10,8 +10,9 @@ import pytest
 
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes
+from jobrunner.storage import nodes, revisions
 from jobrunner.storage.finishes import Finished
+from tests.support.plans import recorded
 from tests.support.stage import T0, Stage, scheduled, triggered
 
 GRACE = timedelta(seconds=5)
@@ -21,9 +22,14 @@ async def rescue(stage: Stage) -> Finished:
     return await nodes.rescue(stage.db, stage.now, stage.now - GRACE)
 
 
+async def seen(stage: Stage, node: str) -> nodes.Seen | None:
+    async with stage.db.poke() as conn:
+        return await nodes.beat(conn, stage.db.dialect, node, stage.now, stage.now, stage.now - GRACE)
+
+
 async def beat(stage: Stage, node: str) -> str | None:
-    async with stage.db.write() as conn:
-        return await nodes.beat(conn, node, stage.now, stage.now)
+    found = await seen(stage, node)
+    return None if found is None else found.state
 
 
 async def declare_lost(stage: Stage, node: nodes.SeenNode) -> bool:
@@ -31,9 +37,9 @@ async def declare_lost(stage: Stage, node: nodes.SeenNode) -> bool:
         return await nodes.declare_lost(conn, node, stage.now, "it is silent")
 
 
-async def others(stage: Stage) -> list[nodes.SeenNode]:
+async def others(stage: Stage, node: str = "me") -> list[nodes.SeenNode]:
     async with stage.db.peek() as conn:
-        return await nodes.others(conn, "me")
+        return await nodes.others(conn, node)
 
 
 async def set_state(stage: Stage, node: str, state: str) -> None:
@@ -77,6 +83,47 @@ async def test_a_beat_is_raised_by_one_each_time(stage: Stage):
 
 async def test_a_node_without_a_row_learns_so_from_its_beat(stage: Stage):
     assert await beat(stage, "n1") is None
+
+
+async def test_a_beat_shows_what_there_is_to_do(stage: Stage):
+    await stage.register(triggered("a", max_running=3))
+    for name in ("n1", "n2", "n3", "n4"):
+        await stage.join(name)
+    await set_state(stage, "n3", "draining")
+    await set_state(stage, "n4", "stopped")
+    found = await seen(stage, "n1")
+    assert found is not None
+    assert (found.state, found.has_orphans, found.has_claims) == ("active", False, False)
+    assert not revisions.is_ahead(found.revision)
+    assert sorted(found.others, key=lambda node: node.id) == sorted(await others(stage, "n1"), key=lambda node: node.id)
+    assert {node.id for node in found.others} == {"n2", "n3"}
+    await stage.trigger("a")
+    await stage.start_one(node="n2")
+    mine, theirs = await seen(stage, "n1"), await seen(stage, "n2")
+    assert mine is not None
+    assert theirs is not None
+    assert [(mine.has_claims, mine.has_orphans), (theirs.has_claims, theirs.has_orphans)] == [
+        (False, False),
+        (True, False),
+    ]
+    await set_state(stage, "n2", "stopped")
+    for seconds, has_orphans in ((0, False), (5, True)):
+        stage.after(seconds)
+        found = await seen(stage, "n1")
+        assert found is not None
+        assert found.has_orphans == has_orphans
+    await stage.sql("UPDATE {p}nodes SET state = 'lost' WHERE id = 'n2'")
+    found = await seen(stage, "n1")
+    assert found is not None
+    assert found.has_orphans
+
+
+async def test_on_postgres_an_idle_beat_is_one_statement(stage: Stage):
+    await stage.join("n1", [])
+    await stage.join("n2", [])
+    with recorded(stage.db) as sent:
+        assert await seen(stage, "n1") is not None
+    assert len(sent) == (2 if stage.db.is_sqlite else 1)
 
 
 async def test_the_other_nodes_are_those_alive(stage: Stage):

@@ -70,6 +70,8 @@ async def everyday(stage: Stage) -> list[Sent]:
         await stage.end(runs[2], OutcomeKind.SNOOZED)
         await stage.end(runs[3], OutcomeKind.INTERRUPTED)
         assert await stage.tick(slots=4, handlers=["busy"]) == []
+        async with stage.db.poke() as conn:
+            await nodes.beat(conn, stage.db.dialect, "n1", stage.now, None, stage.now - timedelta(seconds=5))
         await nodes.rescue(stage.db, stage.now, stage.now - timedelta(seconds=5))
         async with stage.db.peek() as conn:
             await read_claims(conn, "n1")

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing, UsageError
-from jobrunner.storage import schema
+from jobrunner.storage import revisions, schema
 from jobrunner.storage import tables as t
 from jobrunner.storage.database import Database
-from jobrunner.storage.schema import SchemaState
+from jobrunner.storage.revisions import SchemaState
 from tests.support.shell import Shell, ShellError
 
 A_WORKER = (
@@ -57,10 +57,10 @@ def shell(database_url: str, request: pytest.FixtureRequest) -> Shell:
 @pytest.fixture
 def more_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of migrations to which a test may add; the program takes it for its own."""
-    folder = Path(shutil.copytree(schema.migrations_dir(), tmp_path / "migrations"))
-    monkeypatch.setattr(schema, "migrations_dir", lambda: folder)
-    schema._known_revisions.cache_clear()
-    monkeypatch.setattr(schema, "_known_revisions", schema._known_revisions.__wrapped__)
+    folder = Path(shutil.copytree(revisions.migrations_dir(), tmp_path / "migrations"))
+    monkeypatch.setattr(revisions, "migrations_dir", lambda: folder)
+    revisions.known.cache_clear()
+    monkeypatch.setattr(revisions, "known", revisions.known.__wrapped__)
     return folder / "versions"
 
 
@@ -86,24 +86,31 @@ def add_revision(folder: Path, number: str, down: str, *lines: str) -> None:
 
 
 async def test_an_empty_database_is_missing_and_stays_empty(empty, tmp_path):
-    found = await schema.status(empty)
+    found = await revisions.status(empty)
     assert (found.state, found.current, found.head) == (SchemaState.MISSING, None, "0001")
     with pytest.raises(SchemaMissing, match="jobrunner db upgrade"):
-        await schema.require_current(empty)
+        await revisions.require_current(empty)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_revisions_read_from_their_texts_are_those_that_alembic_knows(more_revisions):
+    add_revision(more_revisions, "0002", "0001", "pass")
+    scripts = ScriptDirectory(str(revisions.migrations_dir()))
+    head, known = revisions.known()
+    assert (head, set(known)) == (scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()})
 
 
 async def test_an_empty_file_is_missing(tmp_path):
     (tmp_path / "x.db").touch()
     db = Database.open(f"sqlite:///{tmp_path}/x.db")
-    assert (await schema.status(db)).state is SchemaState.MISSING
+    assert (await revisions.status(db)).state is SchemaState.MISSING
     await db.close()
 
 
 async def test_an_upgraded_database_is_current(empty):
     before, after = await schema.upgrade(empty, actor="tester")
     assert (before.state, after.state) == (SchemaState.MISSING, SchemaState.CURRENT)
-    await schema.require_current(empty)
+    await revisions.require_current(empty)
     async with empty.peek() as conn:
         audit = (await conn.execute(sa.select(t.audit_log.c.actor, t.audit_log.c.action, t.audit_log.c.detail))).all()
     assert audit == [("tester", "upgrade", {"from": None, "to": "0001"})]
@@ -112,20 +119,20 @@ async def test_an_upgraded_database_is_current(empty):
 
 async def test_a_database_below_the_newest_revision_is_behind(db, more_revisions):
     add_revision(more_revisions, "0002", "0001", "pass")
-    found = await schema.status(db)
+    found = await revisions.status(db)
     assert (found.state, found.current, found.head) == (SchemaState.BEHIND, "0001", "0002")
     with pytest.raises(SchemaBehind, match="jobrunner db upgrade"):
-        await schema.require_current(db)
+        await revisions.require_current(db)
     await schema.upgrade(db)
-    assert (await schema.status(db)).state is SchemaState.CURRENT
+    assert (await revisions.status(db)).state is SchemaState.CURRENT
 
 
 async def test_a_database_of_a_newer_jobrunner_is_ahead_and_left_alone(db):
     async with db.write() as conn:
-        await conn.exec_driver_sql(f"UPDATE {db.schema_prefix}{schema.VERSION_TABLE} SET version_num = '9999'")
-    assert (await schema.status(db)).state is SchemaState.AHEAD
+        await conn.exec_driver_sql(f"UPDATE {db.schema_prefix}{revisions.VERSION_TABLE} SET version_num = '9999'")
+    assert (await revisions.status(db)).state is SchemaState.AHEAD
     with pytest.raises(SchemaAhead, match="9999"):
-        await schema.require_current(db)
+        await revisions.require_current(db)
     for change in (schema.upgrade(db), schema.downgrade(db, "base")):
         with pytest.raises(SchemaAhead):
             await change
@@ -178,7 +185,7 @@ def test_there_is_one_head_and_files_sort_in_their_order():
 
 
 def test_revisions_import_nothing_of_the_program():
-    for path in (schema.migrations_dir() / "versions").glob("*.py"):
+    for path in (revisions.migrations_dir() / "versions").glob("*.py"):
         assert "jobrunner" not in [
             line.split()[1].split(".")[0] for line in re.findall(r"^(?:import|from) .*", path.read_text(), re.MULTILINE)
         ]
@@ -219,7 +226,7 @@ async def test_down_and_up_again_with_data(db, shell):
         else "pg_class WHERE relkind IN ('r', 'v', 'S') AND relnamespace = 'jobrunner'::regnamespace"
     )
     left = {name for (name,) in shell.run(f"SELECT {'name' if db.is_sqlite else 'relname'} FROM {tables}")}
-    assert left - {"sqlite_sequence"} == {schema.VERSION_TABLE}
+    assert left - {"sqlite_sequence"} == {revisions.VERSION_TABLE}
     await schema.upgrade(db)
     assert await schema.check(db) == []
     shell.run(A_WORKER)
@@ -229,13 +236,13 @@ async def test_down_and_up_again_with_data(db, shell):
 async def test_a_revision_that_does_not_exist_is_bad_input(db):
     with pytest.raises(UsageError, match="no schema revision '0099'"):
         await schema.downgrade(db, "0099")
-    assert (await schema.status(db)).state is SchemaState.CURRENT
+    assert (await revisions.status(db)).state is SchemaState.CURRENT
 
 
 async def test_an_empty_database_cannot_be_downgraded(empty, tmp_path):
     with pytest.raises(SchemaMissing):
         await schema.downgrade(empty, "base")
-    assert (await schema.status(empty)).state is SchemaState.MISSING
+    assert (await revisions.status(empty)).state is SchemaState.MISSING
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,7 +251,7 @@ async def test_an_upgrade_that_fails_changes_nothing(db, shell, more_revisions):
     add_revision(more_revisions, "0002", "0001", drop, "raise LookupError('half way')")
     with pytest.raises(LookupError):
         await schema.upgrade(db)
-    assert (await schema.status(db)).current == "0001"
+    assert (await revisions.status(db)).current == "0001"
     shell.run("SELECT * FROM {p}audit_log")
 
 
@@ -308,7 +315,7 @@ async def test_upgrading_leaves_the_callers_logging_alone(empty):
 
 
 def test_the_developers_alembic_command_works(tmp_path):
-    root = schema.migrations_dir().parent
+    root = revisions.migrations_dir().parent
     environment = {"JOBRUNNER_DATABASE_URL": f"sqlite:///{tmp_path}/x.db", "PATH": ""}
     (tmp_path / "x.db").touch()
     for command in (["upgrade", "head"], ["check"], ["downgrade", "base"]):
