@@ -260,7 +260,7 @@ class WorkerOrchestrator(Triggers):
 
     def _new_databases(self) -> KeptDatabases:
         open_database = partial(self._open_database, self.settings.pool_size)
-        return KeptDatabases(open_database, partial(_prepare, is_migrating=False), schema.require_current)
+        return KeptDatabases(open_database, partial(_prepare, is_migrating=False), revisions.require_current)
 
     async def stop(self, drain_timeout: float | None = None) -> None:
         """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest.

@@ -102,8 +102,8 @@ async def test_it_fires_what_the_gates_would_start(stage: Stage, node: Node, see
         free = draw.randint(1, 6)
         here = reading.Here(frozenset(stage._names))
         async with stage.db.peek() as conn:
-            due, _ = await reading.due_names(conn, stage.db.dialect, stage.now, 100)
-            facts, _ = await reading.read_around(conn, stage.db.dialect, stage.now, due, here, free)
+            due = await reading.read_due(conn, stage.db.dialect, stage.now, 100)
+            facts, _ = await reading.read_around(conn, stage.db.dialect, stage.now, due.names, here, free)
         expected = decide_starts(facts)
         turned = await node.fire(free)
         started = [] if turned is None else [*turned.runs]

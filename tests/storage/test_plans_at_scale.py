@@ -169,7 +169,8 @@ async def prune(stage: Stage) -> None:
 async def node(stage: Stage) -> None:
     """Beat, look for lost runs, read what is said to be held."""
     async with stage.db.write() as conn:
-        assert await nodes.beat(conn, "n1", stage.now, stage.now) == "active"
+        seen = await nodes.beat(conn, stage.db.dialect, "n1", stage.now, stage.now, stage.now - timedelta(seconds=5))
+    assert seen is not None
     await nodes.rescue(stage.db, stage.now, stage.now - timedelta(seconds=5))
 
 
