@@ -9,7 +9,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from jobrunner.policy.firing import fire
-from jobrunner.storage.flow import MOST_PLAIN, Firing, Plain, Planned
+from jobrunner.storage.flow import MOST_FIRED, Firing, Plain, Planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.flow import Turned
 
-MOST_DUE = 500
+MOST_DUE = 2000
 """With more at once, passing their names costs more than it saves."""
 MOST_PLANNED = 5000
 """About 2 KB each; what is not remembered goes the long way."""
@@ -28,6 +28,7 @@ class Timetable:
 
     def __init__(self) -> None:
         self._planned: dict[str, Planned] = {}
+        self._refused: set[str] = set()
         self._times: list[tuple[datetime, str]] = []  # a heap; what does not agree with `_planned` is out of date
 
     def learn(self, planned: Iterable[Planned]) -> None:
@@ -36,6 +37,7 @@ class Timetable:
             at, name = item.state.next_run_at, item.config.name
             if at is not None and (name in self._planned or len(self._planned) < MOST_PLANNED):
                 self._planned[name] = item
+                self._refused.discard(name)
                 heapq.heappush(self._times, (at, name))
 
     def due(self, now: datetime, free_slots: int, stuck: tuple[str, ...]) -> Plain | None:
@@ -51,21 +53,21 @@ class Timetable:
             return None
         firings: dict[str, Firing] = {}
         chosen = []
-        for item in due[: min(free_slots, MOST_PLAIN)]:
+        for item in due[: min(free_slots, MOST_FIRED)]:
             firing = _firing(item, now)
             if firing is None:
                 del self._planned[item.config.name]
             else:
                 firings[item.config.name] = firing
                 chosen.append(item)
-        left = due[min(free_slots, MOST_PLAIN) :]
+        left = due[min(free_slots, MOST_FIRED) :]
         self.learn(left)
         if not firings:
             return None
         known = [*chosen, *left]
         return Plain(
             {item.config.name: item.config for item in known},
-            {item.config.name: item.revision for item in known},
+            {item.config.name: item.revision for item in chosen},
             stuck,
             firings,
         )
@@ -80,13 +82,20 @@ class Timetable:
         return list(found.values())
 
     def settle(self, plain: Plain, turned: Turned) -> None:
-        """Note what was fired; of what was not, the long way finds out why."""
+        """Note what was fired, and forget what was refused: the long way finds out why.
+
+        Where all were refused together, it may be for the sake of another: each is tried once more.
+        """
         fired = {run.worker for run in turned.runs}
         for name, firing in plain.firings.items():
             if name in fired:
                 self.learn([Planned(plain.configs[name], plain.revisions[name], firing.after)])
+            elif turned.has_other and name not in self._refused:
+                self._refused.add(name)
+                heapq.heappush(self._times, (firing.expected, name))
             else:
                 self._planned.pop(name, None)
+                self._refused.discard(name)
 
 
 def _order(item: Planned) -> tuple[int, datetime | None, str]:

@@ -52,6 +52,8 @@ LOOK_AGAIN_SECONDS = 0.1
 MOST_PLAIN = 100
 MOST_STUCK = 1000
 """With more of either, passing their names costs more than it saves."""
+MOST_FIRED = 1000
+"""In one turn: of 1,000 due at the same moment the last is 25 ms late on PostgreSQL, and 150 ms in turns of 100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Firing:
 class Plain:
     """Plain workers by name, and the names of those with something due that is to be passed by.
 
-    With `firings`, for some of the workers, the first of them, it is schedules that are due, and not runs that wait.
+    With `firings` it is schedules that are due, and not runs that wait. `revisions` and `firings` are then of the first
+    of the workers; the others are due as well, and find no slot.
     """
 
     configs: Mapping[str, WorkerConfig]

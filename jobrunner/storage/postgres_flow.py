@@ -47,7 +47,7 @@ class PostgresFlow:
             now,
             free_slots,
             names,
-            [] if plain is None else [plain.revisions[name] for name in names],
+            [] if plain is None else list(plain.revisions.values()),
             [] if plain is None else plain.stuck,
             [firing.expected for firing in firings],
             [firing.scheduled_for for firing in firings],

@@ -214,7 +214,7 @@ class _Turn:
         all_names, stuck = json.dumps([*plain.configs, *plain.stuck]), json.dumps(plain.stuck)
         runs, schedules = (stuck, all_names) if plain.firings else (all_names, stuck)
         passed_by = {"now": self._now, "runs": runs, "schedules": schedules}
-        self._has_other = len(self._rows) < len(plain.configs) or bool(
+        self._has_other = len(self._rows) < len(plain.revisions) or bool(
             connection.execute(_OTHER, passed_by).fetchone()[0]
         )
         return not self._has_other

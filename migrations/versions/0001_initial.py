@@ -622,13 +622,14 @@ def _create_postgres_wakeups() -> None:
         END $$
         """
     )
+    # What does not wait wakes nobody: a node that fires a schedule inserts a run that is running.
     # Deferred: what counts is the moment of the commit. The first row of a transaction sets `jobrunner.quiet` for the
     # rest of it, so that a million rows queue one event, not a million; setting it yourself silences a transaction.
     op.execute(
         f"""
         CREATE CONSTRAINT TRIGGER runs_wake_nodes AFTER INSERT ON {p}runs DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW WHEN (
-            CASE WHEN current_setting('jobrunner.quiet', true) = 'on' THEN false
+            CASE WHEN NEW.state <> 'pending' OR current_setting('jobrunner.quiet', true) = 'on' THEN false
             ELSE set_config('jobrunner.quiet', 'on', true) = 'on' END
         )
         EXECUTE FUNCTION {p}wake_nodes_at_commit()
@@ -735,7 +736,8 @@ def _create_postgres_turn() -> None:
             mine := ARRAY(
                 SELECT l.worker FROM (
                     SELECT s.worker FROM {p}worker_state s
-                    WHERE s.worker = ANY (names) ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
+                    WHERE s.worker = ANY (names[1:cardinality(revisions)])
+                    ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
                 ) l
             );
             plain := ARRAY(
@@ -750,7 +752,7 @@ def _create_postgres_turn() -> None:
                     AND NOT EXISTS (SELECT FROM {p}nodes n WHERE n.id = this_node AND n.state IN ('lost', 'stopped'))
             );
             -- Something else is due, or a worker is no longer plain: the long way decides.
-            IF cardinality(plain) < cardinality(names) OR EXISTS (
+            IF cardinality(plain) < cardinality(revisions) OR EXISTS (
                 WITH RECURSIVE waiting AS (
                     SELECT min(r.worker) AS name FROM {p}runs r WHERE r.state = 'pending'
                     UNION ALL
@@ -768,8 +770,10 @@ def _create_postgres_turn() -> None:
                     ) <= at
             ) OR EXISTS (
                 SELECT FROM {p}worker_state s
-                WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= at AND s.worker <> ALL (stuck)
-                    AND (cardinality(f_expected) = 0 OR s.worker <> ALL (names))
+                WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= at
+                    AND s.worker NOT IN (  -- hashed, where <> ALL would compare each with each
+                        SELECT unnest(CASE WHEN cardinality(f_expected) > 0 THEN stuck || names ELSE stuck END)
+                    )
             ) THEN
                 RETURN QUERY SELECT
                     'other'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
@@ -778,7 +782,7 @@ def _create_postgres_turn() -> None:
                 RETURN;
             END IF;
 
-            IF cardinality(f_expected) > 0 THEN  -- of the first of the names; the others are due, and find no slot
+            IF cardinality(f_expected) > 0 THEN  -- of the first of the names; the others find no slot
                 RETURN QUERY
                 WITH fired AS MATERIALIZED (
                     SELECT
