@@ -15,6 +15,7 @@ from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
 from jobrunner.cli.output import note, say, show_json
 from jobrunner.errors import SchemaError
 from jobrunner.policy.durations import parse_duration
+from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
 from jobrunner.storage.retention import prune as prune_old
 from jobrunner.storage.verify import Scope, Violation
@@ -108,7 +109,7 @@ def prune(
     settings = context.load_settings(ctx, database_url, history_days=history_days, failure_days=failure_days)
 
     async def work(db: Database) -> dict[str, Any]:
-        pruned = await prune_old(db, context.now(), settings.history_days, settings.failure_days)
+        pruned = await prune_old(db, context.now(), settings.history_days, settings.failure_days, SystemClock().sleep)
         return dataclasses.asdict(pruned)
 
     pruned = context.with_database(ctx, database_url, work, Access.WRITE)

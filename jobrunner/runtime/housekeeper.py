@@ -50,13 +50,9 @@ class Housekeeper:
         self._last_cancel_check = 0.0
 
     async def run(self) -> None:
-        """Keep house until cancelled."""
-        prune_at = self._clock.monotonic() + random.uniform(*FIRST_PRUNE_SECONDS)  # noqa: S311 - spreads load
+        """Look after what runs, until cancelled."""
         while True:
             await self._clock.sleep(ROUND_SECONDS)
-            if self._clock.monotonic() >= prune_at:
-                await self._prune()
-                prune_at = self._clock.monotonic() + PRUNE_SECONDS
             if self._held:
                 await self.stop_cancelled()
                 await self._show_news()
@@ -81,13 +77,16 @@ class Housekeeper:
             if key in self._held:
                 self._held[key].stop(StopReason.CANCEL, "cancelled by an operator")
 
-    async def _prune(self) -> None:
-        """Delete what is old enough, in small batches under a lock that is tried: one node at a time does it."""
+    async def prune(self) -> None:
+        """Delete what is old enough now and then, until cancelled; by itself, for a first time may take minutes."""
         days = self._settings.history_days, self._settings.failure_days
-        try:
-            await retention.prune(self._db, self._clock.now(), *days)
-        except DatabaseError as error:
-            self._outage.failed(error)
+        await self._clock.sleep(random.uniform(*FIRST_PRUNE_SECONDS))  # noqa: S311 - spreads load
+        while True:
+            try:
+                await retention.prune(self._db, self._clock.now(), *days, self._clock.sleep)
+            except DatabaseError as error:
+                self._outage.failed(error)
+            await self._clock.sleep(PRUNE_SECONDS)
 
     async def _show_news(self) -> None:
         """Write the progress and the output of what runs, as far as either is new."""

@@ -114,7 +114,7 @@ class Node:
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
         self._heartbeat.start()
-        for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run()):
+        for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
 

@@ -2,7 +2,8 @@
 
 A batch is a page of rows in the order of an index, read without a lock; the page decides where the next one begins,
 so that rows that stay (failures between the two ages, rows of live runs) are read once and never again. Only what may
-go is deleted, under a lock that is tried, not waited for: who does not get it stops, since another is at work.
+go is deleted, under a lock that is tried, not waited for: who does not get it stops, since another is at work. After
+each transaction it rests as long as that took: on SQLite a writer that never rests keeps all others waiting.
 
 Never deleted: open dead letters, and the history of a run that is still live. When a success goes, its worker's
 `streak_since_id` moves up to it, so that the failure streak can still be recomputed from what is left.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,14 +27,14 @@ from jobrunner.storage.rows import to_json
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
 
-BATCH = 1000
+BATCH = 500
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -51,7 +53,18 @@ class _Busy(Exception):
     """Another node holds the lock."""
 
 
-async def prune(db: Database, now: datetime, history_days: float, failure_days: float, batch: int = BATCH) -> Pruned:
+async def _no_rest(_seconds: float) -> None:
+    """Go on at once."""
+
+
+async def prune(
+    db: Database,
+    now: datetime,
+    history_days: float,
+    failure_days: float,
+    rest: Callable[[float], Awaitable[None]] = _no_rest,
+    batch: int = BATCH,
+) -> Pruned:
     """Delete what is older than it is to be kept; `batch` rows are looked at in one transaction.
 
     Args:
@@ -59,6 +72,7 @@ async def prune(db: Database, now: datetime, history_days: float, failure_days: 
         now: the time now, UTC.
         history_days: how long history rows are kept.
         failure_days: how long failed attempts and resolved dead letters are kept.
+        rest: waits after each transaction, for as many seconds as it is given.
         batch: the number of rows of one transaction.
     """
     limit = limits(now, history_days, failure_days)
@@ -71,8 +85,11 @@ async def prune(db: Database, now: datetime, history_days: float, failure_days: 
     ]
     for table, prune_table in parts:
         try:
+            began = time.monotonic()
             async for count in prune_table(db, limit, batch):
                 pruned = dataclasses.replace(pruned, **{table: getattr(pruned, table) + count})
+                await rest(time.monotonic() - began)
+                began = time.monotonic()
         except _Busy:
             return dataclasses.replace(pruned, is_complete=False)
     return pruned

@@ -150,6 +150,29 @@ def test_nodes_that_are_gone_are_pruned_unless_they_hold_runs(cli):
     assert sorted(row["id"] for row in cli.rows("nodes")) == ["alive", "holds"]
 
 
+def test_pruning_rests_after_each_transaction_as_long_as_that_took(cli):
+    import asyncio
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.retention import prune
+
+    cli.insert("run_history", *(ended(n, finished_at=NOW - timedelta(days=40)) for n in (1, 2, 3)))
+    rests = []
+
+    async def rest(seconds):
+        rests.append(seconds)
+
+    async def work():
+        db = Database.open(cli.url)
+        pruned = await prune(db, NOW, 30, 90, rest, batch=1)
+        await db.close()
+        return pruned
+
+    assert asyncio.run(work()).run_history == 3
+    assert len(rests) >= 3
+    assert all(0 < seconds < 5 for seconds in rests)
+
+
 def test_one_process_prunes_at_a_time(postgres_url, capsys):
     import asyncio
 
