@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from jobrunner.storage.dialect import Dialect
+    from jobrunner.storage.sqlite_driver import Connection as SqliteConnection
 
 T = TypeVar("T")
 _SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")  # 40: the wake-up channel's name holds it, too
@@ -52,6 +53,7 @@ class Database:
         self._write_turn: AbstractAsyncContextManager[Any] = (
             asyncio.Lock() if engines.dialect.name == "sqlite" else nullcontext()
         )
+        self._writer: SqliteConnection | None = None
         self._strays: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -183,17 +185,23 @@ class Database:
             DatabaseError: as any use of the database.
         """
         async with self._write_turn:
-            conn = await self._connect(self._engines.writer)
             try:
-                driver = (await conn.get_raw_connection()).driver_connection
-                await driver.visit(work, driver._conn)  # type: ignore[union-attr]  # ours, of sqlite_driver
+                if self._writer is None or not self._writer.is_open:
+                    self._writer = await self._open_writer()
+                await self._writer.visit(work, self._writer._conn)
             except Exception as exc:
                 failure = self.dialect.failure(exc, self.shown_url)
                 if failure is None:
                     raise
                 raise failure from exc
-            finally:
-                await conn.close()
+
+    async def _open_writer(self) -> SqliteConnection:
+        """Return the one connection of SQLite's write pool; it is free, for this is the turn to write."""
+        conn = await self._connect(self._engines.writer)
+        try:
+            return (await conn.get_raw_connection()).driver_connection  # type: ignore[return-value]  # ours
+        finally:
+            await conn.close()
 
     async def close(self) -> None:
         """Close all connections; call it when nothing uses the database any more."""

@@ -81,6 +81,11 @@ class Connection(aiosqlite.Connection):
     stopping: asyncio.Future[Any] | None = None
     is_in_loop = False  # statements run in the loop's own thread: twice as fast, and nothing else runs meanwhile
 
+    @property
+    def is_open(self) -> bool:
+        """Has it not been closed?"""
+        return self._running and self._connection is not None
+
     def stop(self) -> asyncio.Future[Any] | None:
         """End the connection's thread."""
         self.stopping = super().stop()

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def to_text(moment: datetime) -> str:
     """Write an aware time as SQLite stores it: `YYYY-MM-DD HH:MM:SS.ffffff`, UTC, sortable."""
-    return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")[:26]
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat(" ", "microseconds")[:26]
 
 
 def from_text(text: str) -> datetime:
     """Read what `to_text` wrote, as an aware UTC time."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return datetime.fromisoformat(text + "+00:00")
 
 
 def _aware(moment: datetime) -> datetime:
