@@ -23,6 +23,9 @@ What is not written in 1 was no longer this node's, or is not sure after all: th
 the long way has just found stuck (disabled, blocked, without a handler) are passed by for `LOOK_AGAIN_SECONDS`, so that
 what they have waiting does not keep everybody else on the long way.
 
+On PostgreSQL a node's turns go on in a worker's queue where its last one ended, and look at the whole of it once in
+`LOOK_AGAIN_SECONDS`. Only what is put *before* the head of a queue can be passed by, and for no longer than that.
+
 A failure before the commit changes nothing; after a commit whose answer is lost, the ends are found settled by the long
 way, and the claims are found without code by the heartbeat: both as if the long way had been gone.
 

@@ -9,7 +9,7 @@ import asyncpg
 
 from jobrunner.model.run import Run, RunState, Trigger
 from jobrunner.storage import postgres_driver
-from jobrunner.storage.flow import Turned, result_json
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned, result_json
 from jobrunner.storage.history import storable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TURN = (
     "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::text[]::jsonb[],"
-    " $16, $17)"
+    " $16, $17, $18, $19)"
 )
 _RUNNING = RunState.RUNNING
 _TRIGGERS = {str(trigger): trigger for trigger in Trigger}
@@ -35,6 +35,7 @@ class PostgresFlow:
         self._db = db
         self._sql = _TURN.format(p=db.schema_prefix)
         self._connection: Any = None
+        self._heads = _Heads()
 
     async def turn(
         self, node_id: str, now: datetime, free_slots: int, plain: Plain | None, ended: Sequence[Ended]
@@ -60,11 +61,14 @@ class PostgresFlow:
             _unless_empty(result_json(item.outcome.result) for item in ended),
             _unless_empty(storable(item.outcome.reason) for item in ended),
             _unless_empty(storable(item.outcome.output) for item in ended),
+            *self._heads.of(names, now),
         )
         try:
-            return _turned(await self._fetch(arguments), node_id)
+            turned = _turned(await self._fetch(arguments), node_id)
         except asyncpg.UniqueViolationError:
             return Turned(has_other=True)  # someone wrote around the locks: the long way decides afresh
+        self._heads.note(turned.runs)
+        return turned
 
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
         try:
@@ -86,6 +90,36 @@ class PostgresFlow:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
+
+
+class _Heads:
+    """How far this node has come in its workers' queues: the last run claimed of each worker and priority.
+
+    Where a long queue is worked off, its index begins with the entries of all runs that are gone, until the server
+    vacuums: a turn that began there would step over each of them. So it begins where the last one has ended, but for
+    one in `LOOK_AGAIN_SECONDS`: what was put before that place meanwhile starts so much later at most.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[tuple[str, int], tuple[datetime, int]] = {}
+        self._since: datetime | None = None
+
+    def of(self, names: Sequence[str], now: datetime) -> tuple[list[datetime | None], list[int | None]]:
+        """Return `due_at` and id of the last runs claimed, four a name by priority; nothing, if all is to be read."""
+        if self._since is None or not 0 <= (now - self._since).total_seconds() < LOOK_AGAIN_SECONDS:
+            self._since = now
+            self._heads.clear()
+        if not self._heads:
+            return [], []
+        heads = [self._heads.get((name, priority), (None, None)) for name in names for priority in range(4)]
+        return [head[0] for head in heads], [head[1] for head in heads]
+
+    def note(self, runs: Iterable[Run]) -> None:
+        """Note claims, given in any order."""
+        for run in runs:
+            key, place = (run.worker, run.priority), (run.due_at, run.id)
+            if key not in self._heads or self._heads[key] < place:
+                self._heads[key] = place
 
 
 def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:

@@ -679,7 +679,8 @@ def _create_postgres_turn() -> None:
             this_node text, at timestamptz, free integer, names text[], revisions bigint[], stuck text[],
             f_expected timestamptz[], f_due timestamptz[], f_next timestamptz[],
             e_ids bigint[], e_fences bigint[], e_workers text[], e_finished timestamptz[], e_ms bigint[],
-            e_results jsonb[], e_reasons text[], e_outputs text[]
+            e_results jsonb[], e_reasons text[], e_outputs text[],
+            after_dues timestamptz[], after_ids bigint[]
         ) RETURNS TABLE (
             kind text, id bigint, worker text, trigger text, priority integer, scheduled_for timestamptz,
             due_at timestamptz, payload jsonb, key text, attempt integer, is_forced boolean, slot integer,
@@ -781,14 +782,25 @@ def _create_postgres_turn() -> None:
             );
             -- Something else is due, or a worker is no longer plain: the long way decides.
             IF cardinality(plain) < cardinality(revisions) OR EXISTS (
-                WITH RECURSIVE waiting AS (
-                    SELECT min(r.worker) AS name FROM {p}runs r WHERE r.state = 'pending'
+                -- Between the known names, not over them: of a long queue's head there are only dead entries left.
+                WITH RECURSIVE gap AS MATERIALIZED (
+                    SELECT k.name AS after, lead(k.name) OVER (ORDER BY k.name) AS before
+                    FROM unnest(''::text || stuck || CASE WHEN cardinality(f_expected) = 0 THEN names END) AS k (name)
+                ), waiting AS (
+                    SELECT gap.after AS name, gap.before FROM gap
                     UNION ALL
-                    SELECT (SELECT min(r.worker) FROM {p}runs r WHERE r.state = 'pending' AND r.worker > waiting.name)
+                    SELECT
+                        CASE WHEN waiting.before IS NULL THEN (
+                            SELECT min(r.worker) FROM {p}runs r WHERE r.state = 'pending' AND r.worker > waiting.name
+                        ) ELSE (
+                            SELECT min(r.worker) FROM {p}runs r
+                            WHERE r.state = 'pending' AND r.worker > waiting.name AND r.worker < waiting.before
+                        ) END,
+                        waiting.before
                     FROM waiting WHERE waiting.name IS NOT NULL
                 )
                 SELECT FROM waiting, generate_series(0, 3) AS level (p)
-                WHERE waiting.name IS NOT NULL AND waiting.name <> ALL (stuck)
+                WHERE waiting.name <> ALL (''::text || stuck)
                     AND (cardinality(f_expected) > 0 OR waiting.name <> ALL (names))
                     AND (
                         SELECT r.due_at FROM {p}runs r
@@ -845,8 +857,11 @@ def _create_postgres_turn() -> None:
             WITH busy AS MATERIALIZED (  -- each worker's slots in use; counted, never stored
                 SELECT
                     s.worker, s.last_fence, greatest(at, s.last_ended_at) AS now, w.max_running,
-                    ARRAY(SELECT r.slot FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL) AS taken
-                FROM {p}worker_state s JOIN {p}workers w ON w.name = s.worker
+                    ARRAY(SELECT r.slot FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL) AS taken,
+                    (g.n - 1) * 4 + 1 AS after
+                FROM unnest(names) WITH ORDINALITY AS g (name, n)
+                JOIN {p}worker_state s ON s.worker = g.name
+                JOIN {p}workers w ON w.name = s.worker
                 WHERE s.worker = ANY (mine)
             ), room AS MATERIALIZED (  -- how many more of each may start, and its free slots, the lowest first
                 SELECT
@@ -854,14 +869,18 @@ def _create_postgres_turn() -> None:
                     ARRAY(
                         SELECT generate_series(0, cardinality(b.taken) + free - 1)
                         EXCEPT SELECT unnest(b.taken) ORDER BY 1
-                    ) AS slots
+                    ) AS slots,
+                    b.after
                 FROM busy b
             ), first AS (  -- as many as could start at most, of each priority
                 SELECT f.*
                 FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
                     SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
                     WHERE r.state = 'pending' AND r.worker = room.worker AND r.due_at <= at
-                        AND r.priority >= level.p AND r.priority <= level.p
+                        AND (r.priority, r.due_at, r.id) > (  -- after what this node has claimed a moment ago
+                            level.p, coalesce(after_dues[room.after + level.p], '-infinity'),
+                            coalesce(after_ids[room.after + level.p], 0)
+                        ) AND r.priority <= level.p
                     ORDER BY r.priority, r.due_at, r.id LIMIT room.n
                 ) f
             ), numbered AS (

@@ -71,7 +71,7 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, se
         await stage.trigger(draw.choice(names), priority=priority, due_at=due_at, payload={"n": draw.random()})
     running: list[Run] = []
     while True:
-        stage.after(1)
+        stage.after(draw.choice([0.01, 0.02, 1]))
         ending = [run for run in running if draw.random() < 0.6]
         free = draw.randint(0, 8)
         first = await turn(stage, flow, None, 0, (ended(stage, run, result={"n": 1}) for run in ending))
@@ -90,6 +90,23 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, se
         assert started == {(start.worker, start.run_id, start.slot) for start in expected}
         running += turned.runs
     assert check(stage.url) == []
+
+
+async def test_what_is_put_before_the_head_of_a_queue_starts_a_moment_later_at_most(stage: Stage, flow: Flow):
+    await stage.register(triggered("a", max_running=9))
+    await stage.join(NODE)
+    for _ in range(4):
+        await stage.trigger("a")
+    plain = await plain_of(stage)
+    (first,) = (await turn(stage, flow, plain, free=1)).runs
+    late = await stage.trigger("a", due_at=stage.now - seconds(60))
+    urgent = await stage.trigger("a", due_at=stage.now - seconds(60), priority=JobPriority.HIGH)
+    stage.after(0.05)
+    second = {run.id for run in (await turn(stage, flow, plain, free=2)).runs}
+    assert second in ({urgent, first.id + 1}, {urgent, late})  # SQLite has no need to remember where it was
+    stage.after(0.06)
+    third = {run.id for run in (await turn(stage, flow, plain, free=1)).runs}
+    assert late in second | third
 
 
 async def test_a_claim_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
