@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from jobrunner.model.record import record
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -56,7 +57,7 @@ USES_UP_AN_ATTEMPT = frozenset({OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, Outco
 FROM_SCHEDULE = frozenset({Trigger.SCHEDULE, Trigger.CONTINUOUS})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Run:
     """One `runs` row."""
 
@@ -86,7 +87,7 @@ class Run:
         return (self.id, self.fence or 0)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """How one attempt ended, as the executor reports it.
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.model.facts import Facts, Start, WorkerFacts
+from jobrunner.model.record import record
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.firing import after_starts, fire
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 SMALLEST_PAGE = 16
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """A run that is this node's, with the definition it was claimed under."""
 

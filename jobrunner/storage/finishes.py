@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
+from jobrunner.model.record import record
 from jobrunner.model.run import USES_UP_AN_ATTEMPT, Run
 from jobrunner.policy.transitions import Finish, decide_finish
 from jobrunner.storage import tables as t
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.dialect import Dialect
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ended:
     """An attempt that ended: the run as claimed, the definition it was claimed with, and how it ended."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobrunner.model.record import record
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,14 +40,14 @@ class NodeStopped:
     left_behind: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunStarted:
     """An attempt's code starts."""
 
     run: Run
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunEnded:
     """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`."""
 
