@@ -876,11 +876,12 @@ def _create_postgres_turn() -> None:
                 SELECT f.*
                 FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
                     SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
-                    WHERE r.state = 'pending' AND r.worker = room.worker AND r.due_at <= at
+                    WHERE r.state = 'pending' AND r.worker = room.worker
                         AND (r.priority, r.due_at, r.id) > (  -- after what this node has claimed a moment ago
                             level.p, coalesce(after_dues[room.after + level.p], '-infinity'),
                             coalesce(after_ids[room.after + level.p], 0)
-                        ) AND r.priority <= level.p
+                        )
+                        AND (r.priority, r.due_at) <= (level.p, at)  -- so that the index says where to stop
                     ORDER BY r.priority, r.due_at, r.id LIMIT room.n
                 ) f
             ), numbered AS (
