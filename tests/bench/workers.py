@@ -17,6 +17,8 @@ orchestrator = WorkerOrchestrator()
 MANY = {"max_running": 1000, "timeout_seconds": 600.0, "retry_delay_seconds": 0.0}
 """Options of a worker whose runs only the node's own limit holds back."""
 
+TEN_YEARS = 10 * 365 * 86400.0
+
 
 async def noop() -> None:
     """Do nothing."""
@@ -41,9 +43,9 @@ def _triggered(name: str, code: Callable[..., Any], **more: Any) -> None:
     orchestrator.register_worker(name, code, execution_mode="triggered", **more)
 
 
-def _scheduled(size: int, **more: Any) -> None:
+def _scheduled(size: int, name: str = "scheduled", **more: Any) -> None:
     for i in range(size):
-        orchestrator.register_worker(f"scheduled-{i}", lateness, **more)
+        orchestrator.register_worker(f"{name}-{i}", lateness, **more)
 
 
 def _idle(size: int) -> None:
@@ -66,6 +68,7 @@ SETS: dict[str, Callable[[int], None]] = {
     "spread": lambda size: _scheduled(size, interval_seconds=1.0, jitter_seconds=1.0),
     "idle": _idle,
     "sparse": lambda size: _scheduled(size, interval_seconds=size / 10, jitter_seconds=size / 10),  # ten a second
+    "far": lambda size: _scheduled(size, "far", interval_seconds=TEN_YEARS, jitter_seconds=TEN_YEARS),
     "crowd": lambda _: _crowd(),
 }
 
