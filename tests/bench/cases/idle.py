@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from tests.bench.bench import Bench, say
 from tests.bench.cases.latency import wait_ready
 from tests.bench.figures import Row
-from tests.bench.product import Node
+from tests.bench.product import Node, Setup
 from tests.bench.stores import Connection, PostgresStore
 
 STATEMENTS_PER_SECOND, CPU_PERCENT, MIB = 0.5, 0.5, 80.0
@@ -20,12 +22,26 @@ def run(bench: Bench) -> list[Row]:
     return rows(bench, bench.database)
 
 
+def both(bench: Bench) -> list[Row]:
+    """On either database, at the same time: neither does anything that the other could notice."""
+    kinds = ("postgres", "sqlite")
+    for kind in kinds:
+        _template(bench, kind, 1000)
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        return [row for found in pool.map(partial(rows, bench), kinds) for row in found]
+
+
+def _template(bench: Bench, kind: str, workers: int) -> tuple[Setup, str]:
+    setup = bench.setup(f"idle:{workers}", max_concurrent=5)
+    return setup, bench.template(kind, setup, 0)
+
+
 def rows(bench: Bench, kind: str, workers: int = 1000) -> list[Row]:
     """Measured from outside: CPU and memory of the process, statements as the server logs them."""
     seconds = bench.seconds or (8.0 if bench.is_quick else 40.0)
-    setup = bench.setup(f"idle:{workers}", max_concurrent=5)
+    setup, template = _template(bench, kind, workers)
     store = bench.store(kind)
-    url = store.create(bench.template(kind, setup, 0))
+    url = store.create(template)
     try:
         if isinstance(store, PostgresStore):
             name = url.rsplit("/", 1)[1]
