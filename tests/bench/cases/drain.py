@@ -26,6 +26,8 @@ class Drain:
     @property
     def name(self) -> str:
         words = [f"drain {self.waiting:,}", self.database]
+        if self.jobs:
+            words[0] = f"drain the first {self.jobs:,} of {self.waiting:,}"
         words[0] += f", {self.concurrency} at once"
         if self.database == "sqlite":
             words.append(self.synchronous)

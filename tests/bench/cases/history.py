@@ -35,7 +35,8 @@ SQLITE_FILL = """
 INSERT INTO run_history ({columns})
 WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}),
 past(i, at) AS (SELECT i, datetime({now} - 29 * 86400 + i * 2419200 / {count}, 'unixepoch') || '.000000' FROM n)
-SELECT i - {count} - 1, i, 'past-' || i % 100, 'manual', 1, 'succeeded', 'succeeded', at, at, at, at, 5, 'bench' FROM past
+SELECT i - {count} - 1, i, 'past-' || i % 100, 'manual', 1, 'succeeded', 'succeeded', at, at, at, at, 5, 'bench'
+FROM past
 """
 ANSWERS = """
 import contextlib, io, json, time
@@ -171,7 +172,7 @@ def _status(url: str, setup: Setup) -> float:
 
 def _pruning(bench: Bench, kind: str, url: str, setup: Setup, size: int, waiting: int) -> Row:
     """Work at 500 runs a second, without and with `jobrunner db prune` at work on half of the history."""
-    pace = Pace(rate=500, seconds=6.0 if bench.is_quick else 15.0)
+    pace = Pace(rate=500, seconds=6.0 if bench.is_quick else 10.0)
     before = paced(url, setup, pace)
     environment = {**setup.environment(url), "JOBRUNNER_HISTORY_DAYS": "15"}
     pruning = subprocess.Popen(

@@ -31,7 +31,7 @@ def rows(bench: Bench, kind: str) -> list[Row]:
             bench.on_copy(kind, templates[LEFT + before], lambda url: _restarted(url, setup, before))
         ),
     }
-    samples = contest.take_turns(turns, bench.repeats)
+    samples = contest.take_turns(turns, min(2, bench.repeats))
     fresh, killed = (figure(name, "s", samples[name]) for name in turns)
     share = fresh.value / killed.value
     say(f"recovery, {kind}: {killed} after a kill, {fresh} without")

@@ -136,7 +136,10 @@ def many_workers(bench: Bench, kind: str) -> list[Row]:
 
 # --- a backlog that cannot start ----------------------------------------------------------------------------------
 
-FILL = "INSERT INTO {p}runs (worker, due_at, scheduled_for) SELECT '{worker}', {past}, {past} FROM {numbers}"
+FILL = """
+INSERT INTO {p}runs (worker, priority, due_at, scheduled_for)
+SELECT '{worker}', (SELECT priority FROM {p}workers WHERE name = '{worker}'), {past}, {past} FROM {numbers}
+"""
 
 
 def fill_runs(connection: Connection, worker: str, count: int) -> None:

@@ -104,10 +104,13 @@ def run(bench: Bench) -> list[Row]:
 
 
 def rows(bench: Bench, kind: str, peers: list[Peer]) -> list[Row]:
-    """All due at the same moment, which the target is about; the same spread by `jitter_seconds`; and the peers."""
-    seconds = bench.seconds or (5.0 if bench.is_quick else 20.0)
+    """All due at the same moment, which the target is about; the peers; and, for half the time, spread by jitter."""
+    whole = bench.seconds or (5.0 if bench.is_quick else 20.0)
     found = []
-    for workers, how in (("scheduled:1000", "all at once"), ("spread:1000", "spread by jitter_seconds=1")):
+    for workers, how, seconds in (
+        ("scheduled:1000", "all at once", whole),
+        ("spread:1000", "spread by jitter_seconds=1", whole / 2),
+    ):
         fired = ours(bench, kind, workers, 1000, seconds, slots=1000)
         say(f"schedule, {kind}, {how}: {fired}, {fired.cpu / seconds:.0%} of a core")
         late = percentile(fired.late, 99)
@@ -126,7 +129,7 @@ def rows(bench: Bench, kind: str, peers: list[Peer]) -> list[Row]:
     told, raw = [], {}
     for peer in [each for each in peers if each.program in ("apscheduler3", "apscheduler4", "procrastinate_")]:
         try:
-            fired = theirs(bench, kind, peer, 1000, seconds)
+            fired = theirs(bench, kind, peer, 1000, whole)
         except Exception as error:  # a peer that cannot is left out
             say(f"{peer.name} is left out: {error}")
             continue
