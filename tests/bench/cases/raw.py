@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from statistics import median
 
 import asyncpg
 
 from tests.bench.bench import Bench, figure, say
-from tests.bench.figures import Row
+from tests.bench.figures import Row, number
 from tests.bench.stores import Store, plain_url
 
 TABLES = (
@@ -22,14 +25,15 @@ TABLES = (
     "CREATE TABLE raw_history (id {id}, run_id bigint, worker text, outcome text, started_at text, finished_at text)",
 )
 BATCH = 500
+BARE = "bare insert + update + delete"
 
 
-def measure(store: Store, runs: int) -> float:
-    """Runs per second."""
+def measure(store: Store, runs: int, synchronous: str = "FULL") -> float:
+    """Runs per second; `synchronous` is for SQLite."""
     url = store.create()
     try:
         if store.kind == "sqlite":
-            return _sqlite(plain_url(url), runs)
+            return _sqlite(plain_url(url), runs, synchronous)
         return asyncio.run(_postgres(plain_url(url), runs))
     finally:
         store.drop(url)
@@ -61,10 +65,10 @@ async def _postgres(url: str, runs: int) -> float:
         await connection.close()
 
 
-def _sqlite(path: str, runs: int) -> float:
+def _sqlite(path: str, runs: int, synchronous: str) -> float:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
         for table in TABLES:
             connection.execute(table.format(id="integer PRIMARY KEY AUTOINCREMENT"))
         connection.execute("BEGIN")
@@ -94,8 +98,35 @@ def run(bench: Bench) -> list[Row]:
 
 
 def rows(bench: Bench, kind: str) -> list[Row]:
-    found = figure("raw", "runs/s", [measure(bench.store(kind), 50_000) for _ in range(bench.repeats)])
-    say(f"raw, {kind}: {found}")
-    return [
-        Row(f"bare insert + update + delete in batches of {BATCH}, {kind}", "", str(found), raw={"raw": found.samples})
-    ]
+    found = []
+    for name in ("sqlite, FULL", "sqlite, NORMAL") if kind == "sqlite" else ("postgres",):
+        samples = [measure(bench.store(kind), 50_000, name.split(", ")[-1]) for _ in range(bench.repeats)]
+        rate = figure("raw", "runs/s", samples)
+        say(f"raw, {name}: {rate}")
+        found.append(
+            Row(f"{BARE} in batches of {BATCH}, {name}", "", str(rate), raw={"raw": rate.samples, "database": name})
+        )
+    return found
+
+
+def beside_drains(rows: Sequence[Row]) -> list[Row]:
+    """Say of each drain what share of the bare rate it is, and beside the bare rate which drain came closest to it."""
+    bare = {row.raw["database"]: median(row.raw["raw"]) for row in rows if "database" in row.raw}
+    drains = {
+        row.case: median(row.raw["ours"]) for row in rows if row.case.startswith("drain ") and row.raw.get("ours")
+    }
+
+    def beside(row: Row) -> Row:
+        base = next((name for name in bare if name in row.case), None)
+        if base is None:
+            return row
+        if row.case in drains:
+            share = f"{drains[row.case] / bare[base]:.0%} of the bare rate"
+            return replace(row, why=f"{row.why}; {share}" if row.why else share)
+        best = max((case for case in drains if base in case), key=lambda case: drains[case], default=None)
+        if best is None or not row.case.startswith(BARE):
+            return row
+        rate = drains[best]
+        return replace(row, peer=f"our best: {number(rate)} /s ({best})", ratio=rate / bare[base])
+
+    return [beside(row) for row in rows]
