@@ -3,7 +3,7 @@
 What hurts is what that leaves behind: the dead rows of all the runs that ended meanwhile. So `RUNS` of them, as many as
 five minutes at 1,000 a second make, are worked off as fast as the node can while the transaction is open, and what
 comes then, the transaction still open, is compared with what came before it. `--seconds 300` waits instead. (For
-45,000 runs the two were compared: the dead rows and the index entries walked are the same.)
+45,000 runs the two were compared: the dead rows and the index entries that a scan walks are the same.)
 """
 
 from __future__ import annotations
