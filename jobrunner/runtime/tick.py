@@ -69,7 +69,8 @@ class Ticker:
         self._start = start
         self._plain: Plain | None = None
         self._timetable = Timetable()
-        self._look_at = 0.0
+        self._look_at = 0.0  # when to look again at those who are stuck, and may not be so any more
+        self._is_look_late = False
         self._gave_runs = False
         self._has_reason = False  # the last pass gave runs, or something has woken us: a turn is worth its while
         self._woken = asyncio.Event()
@@ -149,7 +150,9 @@ class Ticker:
         self._outage.worked()
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
-            self._plain, self._look_at = claimed.plain, self._clock.monotonic() + LOOK_AGAIN_SECONDS
+            self._plain = claimed.plain and claimed.plain.beside(self._plain)
+            self._look_at = self._clock.monotonic() + LOOK_AGAIN_SECONDS
+        self._is_look_late = False
         self._timetable.learn(claimed.planned)
         self._start_all(claimed.claims)
         if claimed.claims:
@@ -177,6 +180,7 @@ class Ticker:
             if not ended and (plain is None or free <= 0):
                 self._start_all(claims)
                 return gave_runs
+            self._is_look_late = plain is not None and self._clock.monotonic() >= self._look_at
             turn = asyncio.ensure_future(self._turn(flow, plain, ended, min(free, MOST_A_TURN - len(ended))))
             asyncio.get_running_loop().call_soon(self._start_all, claims)  # when the turn has begun
             turned = await turn
@@ -191,16 +195,19 @@ class Ticker:
         """Return the known schedules that are due and fit."""
         if free <= 0:
             return None
-        is_fresh = self._plain is not None and self._clock.monotonic() < self._look_at
-        stuck = self._plain.stuck if self._plain is not None and is_fresh else ()
+        stuck = self._plain.stuck if self._plain is not None and not self._is_look_late else ()
         return self._timetable.due(self._clock.now(), free, stuck)
 
     def _known_plain(self) -> Plain | None:
-        """Return the workers whose runs may go the short way now, as far as the last look still holds."""
+        """Return the workers whose runs may go the short way now, as far as the last look still holds.
+
+        With others stuck it holds until it is time to look again, and for one turn more, so that on an idle node that
+        look is not in the way of a run that has just come.
+        """
         plain = self._plain
         if plain is None or not plain.configs or not self._has_reason or self._free_slots() is None:
             return None
-        return None if plain.stuck and self._clock.monotonic() >= self._look_at else plain
+        return None if plain.stuck and self._is_look_late else plain
 
     def _start_all(self, claims: tuple[Claim, ...]) -> None:
         for claim in claims:
@@ -220,6 +227,8 @@ class Ticker:
             self._recorder.settle(ended, turned.written)
             if plain is not None:
                 self._timetable.settle(plain, turned)
+            if turned.has_other:
+                self._plain = None  # it may be one of these who is no longer plain
         return turned
 
     async def close(self) -> None:

@@ -21,10 +21,12 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from jobrunner import JobPriority
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.runtime import tick
 from jobrunner.storage import operations
 from jobrunner.storage.claims import claim_due
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
@@ -75,6 +77,53 @@ async def test_an_idle_node_sleeps_and_does_not_spin(house: House):
     ticks = orchestrator._node._ticker.ticks  # type: ignore[union-attr]  # it runs
     await asyncio.sleep(0.5)
     assert orchestrator._node._ticker.ticks - ticks <= 4  # type: ignore[union-attr]  # a heartbeat may wake it
+
+
+async def test_a_worker_that_is_enabled_while_others_keep_the_node_busy_starts_soon(house: House):
+    """Under load those who were stuck at the last look are passed by until the next, never for good."""
+    orchestrator = house.orchestrator(max_concurrent=2)
+
+    async def short() -> None:
+        await asyncio.sleep(0.002)
+
+    orchestrator.register_worker("busy", short, max_running=2, **TRIGGERED)
+    orchestrator.register_worker("off", nothing, priority=JobPriority.HIGH, **TRIGGERED)
+    await orchestrator.start()
+    await orchestrator.disable_worker("off")
+    await orchestrator.trigger_worker("off")
+    await orchestrator.trigger_many("busy", [None] * 2_000)
+    await house.attempts(100, "busy")
+    await orchestrator.enable_worker("off")
+    await house.attempts(1, "off")
+    assert len([end for end in house.seen if isinstance(end, e.RunEnded) and end.run.worker == "busy"]) < 1_900
+
+
+async def test_with_others_stuck_a_run_that_comes_to_an_idle_node_takes_one_turn(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    """The look at those who are stuck comes after it."""
+    orchestrator = house.orchestrator(lease=60)
+    orchestrator.register_worker("it", nothing, **TRIGGERED)
+    orchestrator.register_worker("off", nothing, **TRIGGERED)
+    await orchestrator.start()
+    await orchestrator.disable_worker("off")
+    await orchestrator.trigger_many("off", [None] * 5)
+    await orchestrator.trigger_worker("it")
+    await house.attempts(1, "it")
+    await orchestrator.wait_idle()
+    await asyncio.sleep(3 * LOOK_AGAIN_SECONDS)
+    given: list[int] = []
+
+    async def counted(*arguments: Any) -> Any:
+        claimed = await claim_due(*arguments)
+        given.append(len(claimed.claims))
+        return claimed
+
+    monkeypatch.setattr(tick, "claim_due", counted)
+    await orchestrator.trigger_worker("it")
+    await house.attempts(2, "it")
+    await house.until(lambda: given)
+    assert sum(given) == 0
 
 
 async def lateness(house: House, enqueue: Callable[[], Awaitable[None]], times: int = 5) -> list[float]:

@@ -17,7 +17,7 @@ from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.claims import Claimer, claim_due, read_claims
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flow import Plain, Turned, find_plain, is_sure
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Plain, Turned, find_plain, is_sure
 from jobrunner.storage.flows import Flow, open_flow
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
@@ -101,10 +101,10 @@ async def test_what_is_put_before_the_head_of_a_queue_starts_a_moment_later_at_m
     (first,) = (await turn(stage, flow, plain, free=1)).runs
     late = await stage.trigger("a", due_at=stage.now - seconds(60))
     urgent = await stage.trigger("a", due_at=stage.now - seconds(60), priority=JobPriority.HIGH)
-    stage.after(0.05)
+    stage.after(LOOK_AGAIN_SECONDS / 2)
     second = {run.id for run in (await turn(stage, flow, plain, free=2)).runs}
     assert second in ({urgent, first.id + 1}, {urgent, late})  # SQLite has no need to remember where it was
-    stage.after(0.06)
+    stage.after(LOOK_AGAIN_SECONDS)
     third = {run.id for run in (await turn(stage, flow, plain, free=1)).runs}
     assert late in second | third
 
