@@ -13,7 +13,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
 from jobrunner.cli.output import note, say, show_json
-from jobrunner.errors import SchemaError
+from jobrunner.errors import SchemaError, UsageError
 from jobrunner.policy.durations import parse_duration
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
@@ -61,7 +61,11 @@ def downgrade(
 ) -> None:
     """Take the schema back to an older revision; what only newer ones can hold is lost."""
     who = context.actor_of(actor)
-    if not yes and sys.stdin.isatty():
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UsageError(
+                f"taking the schema back to {revision} deletes data, and there is nobody to ask; pass --yes"
+            )
         typer.confirm(f"Take the schema back to {revision}? What newer revisions hold is lost", abort=True)
     before, after = _without_check(ctx, database_url, lambda db: schema.downgrade(db, revision, actor=who))
     say(f"took the schema back from {_shown(before)} to {_shown(after)}")

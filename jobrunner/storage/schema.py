@@ -22,12 +22,12 @@ from alembic import autogenerate, command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
-from jobrunner.errors import DatabaseError, InvalidSetting, SchemaAhead, SchemaMissing
+from jobrunner.errors import DatabaseError, InvalidSetting, Refused, SchemaAhead, SchemaMissing
 from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect
 from jobrunner.storage.revisions import VERSION_TABLE, SchemaState, SchemaStatus
-from jobrunner.storage.tables import audit_log, metadata
+from jobrunner.storage.tables import audit_log, metadata, nodes
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -61,6 +61,7 @@ async def downgrade(db: Database, revision: str, *, actor: str = _SYSTEM_ACTOR) 
 
     Raises:
         SchemaMissing: There is nothing to take back.
+        Refused: Nodes are live.
         SchemaAhead, DatabaseUnavailable, DatabaseError, InvalidSetting: As `upgrade`.
     """
     return await asyncio.to_thread(_migrate_in_own_loop, db, "downgrade", revision, actor)
@@ -164,6 +165,8 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
                 raise SchemaAhead(str(before.current))
             if direction == "downgrade" and before.state is SchemaState.MISSING:
                 raise SchemaMissing
+            if direction == "downgrade":
+                await _refuse_live_nodes(db, conn)
             if direction == "upgrade" and before.state is SchemaState.CURRENT:
                 return before, before
             await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)
@@ -172,6 +175,20 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
             return before, after
     finally:
         await db.close()
+
+
+async def _refuse_live_nodes(db: Database, conn: AsyncConnection) -> None:
+    """Refuse to take the tables from under nodes; a damaged schema has perhaps none that says who is live."""
+    schema = None if db.is_sqlite else db.schema
+    if not await conn.run_sync(lambda sync: sa.inspect(sync).has_table("nodes", schema=schema)):
+        return
+    n = nodes.c
+    statement = sa.select(n.hostname, n.pid).where(n.state.in_(("active", "draining"))).order_by(n.id)
+    live = (await conn.execute(statement)).all()
+    if live:
+        one = f"a node ({live[0].hostname}, pid {live[0].pid}) is live; stop it"
+        said = one if len(live) == 1 else f"{len(live)} nodes are live (`jobrunner admin nodes`); stop them"
+        raise Refused(f"{said}, then downgrade; one that was killed is live until another has started and seen it")
 
 
 def _refuse_unknown(revision: str) -> None:

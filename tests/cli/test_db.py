@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from tests.cli.conftest import NOW, Cli
+from jobrunner.storage import tables as t
+from tests.cli.conftest import NODE, NOW, Cli
 from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
 
@@ -47,8 +51,6 @@ def test_adding_a_worker_makes_the_file(empty_file):
 
 
 def test_a_schema_ahead_is_refused(cli):
-    import sqlalchemy as sa
-
     async def go_ahead(db, conn):
         await conn.execute(sa.text(f"UPDATE {db.schema_prefix}jobrunner_schema_version SET version_num = '9999'"))
 
@@ -61,6 +63,23 @@ def test_a_schema_ahead_is_refused(cli):
 def test_downgrading_to_the_beginning_removes_everything(cli):
     assert "to nothing" in cli.ok("db", "downgrade", "base", "--yes").out
     assert cli("db", "current").code == 4
+
+
+def test_downgrading_asks_and_where_nobody_is_there_refuses(cli, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert "pass --yes" in cli.refused(2, "db", "downgrade", "base")
+    monkeypatch.setattr("sys.stdin", None)
+    assert "pass --yes" in cli.refused(2, "db", "downgrade", "base")
+    assert cli("db", "current").code == 0
+
+
+def test_downgrading_is_refused_while_nodes_are_live(cli):
+    cli.join("mail")
+    assert "a node (host, pid 4711) is live; stop it" in cli.refused(1, "db", "downgrade", "base", "--yes")
+    cli.join("mail", node=dataclasses.replace(NODE, id="node-two"))
+    assert "2 nodes are live" in cli.refused(1, "db", "downgrade", "base", "--yes")
+    cli.use(lambda _, conn: conn.execute(sa.update(t.nodes).values(state="stopped")))
+    cli.ok("db", "downgrade", "base", "--yes")
 
 
 @pytest.mark.parametrize("command", [("upgrade", "0999"), ("downgrade", "0999", "--yes")])
@@ -127,20 +146,12 @@ def test_a_success_that_is_pruned_moves_the_beginning_of_the_streak(cli):
 
 
 def test_nodes_that_are_gone_are_pruned_unless_they_hold_runs(cli):
-    import dataclasses
-
-    from tests.cli.conftest import NODE
-
     for name in ("gone", "holds", "alive"):
         cli.join("mail", node=dataclasses.replace(NODE, id=name))
     claim = {"state": "running", "slot": 0, "fence": 1, "node_id": "holds", "started_at": NOW}
     cli.insert("runs", {"worker": "mail", **claim})
 
     async def age(db, conn):
-        import sqlalchemy as sa
-
-        from jobrunner.storage import tables as t
-
         long_ago = NOW - timedelta(days=2)
         await conn.execute(sa.update(t.nodes).values(heartbeat_at=long_ago))
         await conn.execute(sa.update(t.nodes).where(t.nodes.c.id != "alive").values(state="lost"))
