@@ -6,6 +6,13 @@ A message says what is wrong and what to do next, in one line. The facts a progr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MOST_SHOWN = 5
+
 
 class JobrunnerError(Exception):
     """Root of the tree; catch it to catch everything jobrunner raises on purpose."""
@@ -137,6 +144,17 @@ class SchemaAhead(SchemaError):
             "the database was upgraded by a newer jobrunner; install that version"
         )
         self.current = current
+
+
+class SchemaDamaged(SchemaError):
+    """The revision is the right one, but parts of the schema are gone; `missing` names them."""
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        shown = ", ".join(missing[:_MOST_SHOWN]) + (", …" if len(missing) > _MOST_SHOWN else "")
+        super().__init__(
+            f"the schema is damaged: it has no {shown} (`jobrunner db check` lists all); restore it from a backup"
+        )
+        self.missing = tuple(missing)
 
 
 class Discard(Exception):

@@ -84,6 +84,13 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
     try:
         await _prepare(db, access)
         return await work(db)
+    except Exception as error:
+        from jobrunner.storage.parts import trouble_behind  # noqa: PLC0415 - `--help` must not wait for it
+
+        trouble = await trouble_behind(db, error)
+        if trouble is None:
+            raise
+        raise trouble from error
     finally:
         await db.close()
 

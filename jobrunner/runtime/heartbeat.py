@@ -38,12 +38,14 @@ from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
 from jobrunner.storage.claims import read_claims
 from jobrunner.storage.finishes import Ended, finish
+from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from jobrunner.errors import SchemaError
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
@@ -68,7 +70,7 @@ class Hooks:
     on_fence: Callable[[], None]
     on_code_without_claim: Callable[[list[ClaimKey]], None]
     on_changed: Callable[[], None]
-    on_outdated: Callable[[SchemaAhead], None]
+    on_outdated: Callable[[SchemaError], None]
 
 
 class Watch:
@@ -190,7 +192,10 @@ class Heartbeat:
             async with asyncio.timeout(self._lease / 2):
                 await self.pulse(db)
         except Exception as error:  # noqa: BLE001 - a thread that ended would let the lease end in silence
-            if isinstance(error, DatabaseError):
+            trouble = await trouble_behind(db, error)
+            if trouble is not None:
+                self._hooks.on_outdated(trouble)
+            elif isinstance(error, DatabaseError):
                 self._outage.failed(error)
             elif not isinstance(error, TimeoutError):
                 self._events.emit(e.Warned(f"the heartbeat failed and is tried again: {error}"))
@@ -287,12 +292,6 @@ class Heartbeat:
 
 def _left_before(now: datetime) -> datetime:
     return now - timedelta(seconds=LEFT_BEHIND_SECONDS)
-
-
-async def schema_ahead(db: Database) -> SchemaAhead | None:
-    """Return the error to leave with if a newer jobrunner has upgraded the schema; None while it has not."""
-    found = await revisions.status(db)
-    return SchemaAhead(str(found.current)) if found.state is revisions.SchemaState.AHEAD else None
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

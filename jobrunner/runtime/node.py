@@ -13,14 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
-from jobrunner.errors import DatabaseError, SchemaAhead
+from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
-from jobrunner.runtime.heartbeat import Heartbeat, Hooks, schema_ahead
+from jobrunner.runtime.heartbeat import Heartbeat, Hooks
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
@@ -33,6 +33,7 @@ from jobrunner.storage import nodes, repairs, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
+from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -128,30 +129,29 @@ class Node:
 
     def _on_service_end(self, task: asyncio.Task[Any]) -> None:
         self._services.discard(task)
-        if task.cancelled() or self.crashed is None or self.crashed.done():
-            return
-        error = task.exception()
-        if error is not None:
+        error = None if task.cancelled() else task.exception()  # looked at, even if one was told already
+        if error is not None and self.crashed is not None and not self.crashed.done():
             self._run_service(self._judge_crash(error))
 
     async def _judge_crash(self, error: BaseException) -> None:
-        """Leave at once after an error nobody expected; drain if a newer schema explains it."""
-        ahead = None
-        with suppress(DatabaseError, TimeoutError):
+        """Leave at once after an error nobody expected, unless the schema explains it."""
+        trouble = None
+        with suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_SECONDS):
-                ahead = await schema_ahead(self.db)
-        if ahead is not None:
-            self._on_outdated(ahead)
+                trouble = await trouble_behind(self.db, error)
+        if trouble is not None:
+            self._on_outdated(trouble)
         elif self.crashed is None or not self.crashed.done():
             self._events.emit(e.NodeCrashed(self.identity.id, error))
             self._leave_for(error, 0.0)
 
-    def _on_outdated(self, ahead: SchemaAhead) -> None:
-        """Drain: a newer jobrunner has upgraded the schema, and its nodes go on."""
+    def _on_outdated(self, trouble: SchemaError) -> None:
+        """Drain if a newer jobrunner has upgraded the schema, and its nodes go on; leave at once if it is gone."""
         if self._is_stopping or (self.crashed is not None and self.crashed.done()):
             return
-        self._events.emit(e.Warned(f"{ahead}; this node drains and leaves"))
-        self._leave_for(ahead, self._settings.drain_timeout)
+        is_ahead = isinstance(trouble, SchemaAhead)
+        self._events.emit(e.Warned(f"{trouble}; this node {'drains and ' * is_ahead}leaves"))
+        self._leave_for(trouble, self._settings.drain_timeout if is_ahead else 0.0)
 
     def _leave_for(self, error: BaseException, drain_timeout: float) -> None:
         if self.crashed is not None:
@@ -384,17 +384,15 @@ class Node:
 
     async def _wait_ended(self, seconds: float) -> None:
         if self.held and seconds > 0:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._all_ended.wait()
-            except TimeoutError:
-                pass
 
     async def _note_state(self, state: str) -> None:
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS), self.db.write() as conn:
                 await nodes.set_state(conn, self.identity.id, state, self._clock.now())
                 await wakeups.notify(self.db, conn)
-        except (DatabaseError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - the node leaves, whatever the database says
             if isinstance(error, DatabaseError):
                 self._outage.failed(error)

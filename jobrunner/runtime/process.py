@@ -11,6 +11,8 @@ import sys
 import traceback
 from typing import Any
 
+from jobrunner.errors import JobrunnerError
+
 SWITCH_SECONDS = 0.0005
 
 
@@ -60,9 +62,11 @@ def stop_signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
 
 def end_process(crash: BaseException | None) -> None:
     """End the process although code is still running in it: nothing else ends a thread."""
-    if crash is not None:
+    if isinstance(crash, JobrunnerError):
+        print(f"error: {crash}", file=sys.stderr)  # noqa: T201 - as the command line would say it
+    elif crash is not None:
         traceback.print_exception(crash)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if crash is None else 1)
+    os._exit(crash.exit_code if isinstance(crash, JobrunnerError) else int(crash is not None))

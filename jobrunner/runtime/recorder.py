@@ -17,6 +17,7 @@ from jobrunner.errors import DatabaseError
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.gates import show_time
 from jobrunner.storage import wakeups
+from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish
 from jobrunner.storage.flow import is_sure
 from jobrunner.telemetry import events as e
@@ -121,7 +122,8 @@ class Recorder:
             elif batch[0].outcome.reason == _UNSTORABLE:
                 raise
             else:
-                self._events.emit(e.Warned(f"{batch[0].run.worker}: an outcome could not be stored whole: {error}"))
+                why = first_line(error)
+                self._events.emit(e.Warned(f"{batch[0].run.worker}: an outcome could not be stored whole: {why}"))
                 await self._write([_bare(batch[0])])
 
     async def drain(self) -> None:

@@ -25,7 +25,8 @@ from alembic.runtime.migration import MigrationContext
 from jobrunner.errors import DatabaseError, InvalidSetting, Refused, SchemaAhead, SchemaMissing
 from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
-from jobrunner.storage.dialect import SqliteDialect
+from jobrunner.storage.dialect import SqliteDialect, first_line
+from jobrunner.storage.parts import read_missing
 from jobrunner.storage.revisions import VERSION_TABLE, SchemaState, SchemaStatus
 from jobrunner.storage.tables import audit_log, metadata, nodes
 
@@ -68,9 +69,11 @@ async def downgrade(db: Database, revision: str, *, actor: str = _SYSTEM_ACTOR) 
 
 
 async def check(db: Database) -> list[str]:
-    """Compare the database with tables.py; a line for each difference, none when they are equal."""
+    """Compare the database with what a new one has; a line for each difference, none when they are equal."""
     async with db.read() as conn:
-        return await conn.run_sync(_differences, None if db.is_sqlite else db.schema)
+        missing = await read_missing(db, conn)
+        differences = await conn.run_sync(_differences, None if db.is_sqlite else db.schema)
+    return [f"missing {part}" for part in missing if not part.startswith("table ")] + differences
 
 
 def upgrade_database(url: str, *, schema: str = "jobrunner") -> None:
@@ -169,7 +172,10 @@ async def _migrate(db: Database, direction: _Direction, revision: str, actor: st
                 await _refuse_live_nodes(db, conn)
             if direction == "upgrade" and before.state is SchemaState.CURRENT:
                 return before, before
-            await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)
+            try:
+                await conn.run_sync(_run_alembic, direction, revision, None if db.is_sqlite else db.schema)
+            except sa.exc.DBAPIError as error:
+                raise DatabaseError(f"the {direction} is undone: {first_line(error.orig or error)}") from error
             after = await revisions.read_status(db, conn)
             await _finish(db, conn, before, after, actor)
             return before, after
@@ -198,21 +204,28 @@ def _refuse_unknown(revision: str) -> None:
 
 
 def _run_alembic(connection: sa.Connection, direction: _Direction, revision: str, schema: str | None) -> None:
-    if schema is None:
-        _refuse_foreign_tables(connection)
-    elif not sa.inspect(connection).has_schema(schema):  # CREATE … IF NOT EXISTS would ask for the right to create it
+    _refuse_foreign_tables(connection, schema)
+    if schema is not None and not sa.inspect(connection).has_schema(
+        schema
+    ):  # CREATE … IF NOT EXISTS would ask for the right to create it
         connection.execute(sa.schema.CreateSchema(schema))
     getattr(command, direction)(_config(connection=connection, schema=schema), revision)
 
 
-def _refuse_foreign_tables(connection: sa.Connection) -> None:
-    """An SQLite file has one namespace: say so before CREATE TABLE fails on somebody else's `workers`."""
-    if revisions.current_revision(connection, None) is not None:
+def _refuse_foreign_tables(connection: sa.Connection, schema: str | None) -> None:
+    """Say so before CREATE TABLE fails: a file has one namespace, and a version table may have lost its row."""
+    if revisions.current_revision(connection, schema) is not None:
         return
-    taken = set(sa.inspect(connection).get_table_names()) & {table.name for table in metadata.tables.values()}
+    there = set(sa.inspect(connection).get_table_names(schema=schema))
+    taken = ", ".join(sorted(there & {table.name for table in metadata.tables.values()}))
+    if taken and VERSION_TABLE in there:
+        raise DatabaseError(
+            f"there are tables of jobrunner ({taken}), but {VERSION_TABLE} has lost its row: insert the version_num"
+            f" again ({', '.join(sorted(revisions.known()[1]))}), or restore a backup"
+        )
     if taken:
-        names = ", ".join(sorted(taken))
-        raise DatabaseError(f"the file already has tables named {names}; give jobrunner a file of its own")
+        what, own = ("file", "a file") if schema is None else (f"schema {schema}", "a schema")
+        raise DatabaseError(f"the {what} already has tables named {taken}; give jobrunner {own} of its own")
 
 
 async def _finish(db: Database, conn: AsyncConnection, before: SchemaStatus, after: SchemaStatus, actor: str) -> None:

@@ -53,8 +53,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """IF EXISTS: a schema of which parts are gone can be taken away all the same."""
     for view in ("run_stats", "run_failures", "worker_status"):
-        op.execute(f"DROP VIEW {_p()}{view}")
+        op.execute(f"DROP VIEW IF EXISTS {_p()}{view}")
     for table in (
         "audit_log",
         "node_handlers",
@@ -67,7 +68,7 @@ def downgrade() -> None:
         "worker_dependencies",
         "workers",
     ):
-        op.drop_table(table, schema=_schema())  # its triggers and indexes go with it
+        op.drop_table(table, schema=_schema(), if_exists=True)  # its triggers and indexes go with it
     if not _is_sqlite():
         for function in (
             "fill_run_priority",
@@ -77,8 +78,8 @@ def downgrade() -> None:
             "wake_nodes",
             "take_turn",
         ):
-            op.execute(f"DROP FUNCTION {_p()}{function}")
-        op.execute(f"DROP SEQUENCE {_p()}wakeup_clock")
+            op.execute(f"DROP FUNCTION IF EXISTS {_p()}{function}")
+        op.execute(f"DROP SEQUENCE IF EXISTS {_p()}wakeup_clock")
 
 
 # --- small words for what follows ---------------------------------------------------------------------------------

@@ -82,6 +82,20 @@ def test_downgrading_is_refused_while_nodes_are_live(cli):
     cli.ok("db", "downgrade", "base", "--yes")
 
 
+def test_a_view_that_is_gone_is_named_in_one_line(cli):
+    cli.use(lambda db, conn: conn.exec_driver_sql(f"DROP VIEW {db.schema_prefix}worker_status"))
+    assert "the schema is damaged: it has no view worker_status" in cli.refused(4, "status")
+    result = cli("db", "check")
+    assert (result.code, result.out) == (1, "missing view worker_status\n")
+    cli.ok("db", "downgrade", "base", "--yes")
+
+
+def test_an_upgrade_over_tables_without_a_revision_is_refused_in_one_line(cli):
+    cli.use(lambda db, conn: conn.exec_driver_sql(f"DELETE FROM {db.schema_prefix}jobrunner_schema_version"))
+    cli.refused(4, "status")
+    assert "has lost its row" in cli.refused(1, "db", "upgrade")
+
+
 @pytest.mark.parametrize("command", [("upgrade", "0999"), ("downgrade", "0999", "--yes")])
 def test_a_revision_that_does_not_exist_is_refused(sqlite_cli, command):
     assert "no schema revision '0999'" in sqlite_cli.refused(2, "db", *command)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -629,3 +633,37 @@ async def test_a_service_that_breaks_ends_the_run_with_its_error(house: House, m
         await asyncio.wait_for(running, 10)
     (node,) = await house.rows("SELECT state FROM {p}nodes")
     assert node["state"] == "stopped"
+
+
+async def test_a_node_whose_tables_are_gone_ends_and_says_that(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobrunner.runtime.orchestrator.end_process", lambda _: None)  # the outcome cannot be written
+    gauge = Gauge()
+    orchestrator = house.orchestrator(lease=1.2)  # and nothing to tick for: the heartbeat finds out
+    orchestrator.register_worker("it", gauge.work, **TRIGGERED)
+    running = asyncio.ensure_future(orchestrator.run())
+    await house.until(lambda: any(isinstance(event, e.NodeStarted) for event in house.seen))
+    await orchestrator.trigger_worker("it")
+    await house.until(lambda: gauge.running == 1)
+    if house.db.is_sqlite:
+        with closing(sqlite3.connect(str(house.db.url.database), timeout=5)) as bare:
+            found = bare.execute("SELECT type, name FROM sqlite_master WHERE type IN ('view', 'table')").fetchall()
+            for kind, name in found:
+                if not name.startswith("sqlite_"):
+                    bare.execute(f"DROP {kind} {name}")
+            bare.commit()
+    else:
+        await house.sql("DROP SCHEMA jobrunner CASCADE")
+    with pytest.raises(SchemaMissing):
+        await asyncio.wait_for(running, 15)
+    assert not any(isinstance(event, e.NodeCrashed) for event in house.seen)
+    assert any(isinstance(event, e.Warned) and "this node leaves" in event.message for event in house.seen)
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_process_that_must_be_ended_says_why_in_a_line_with_the_errors_exit_code():
+    code = "from jobrunner.errors import *; from jobrunner.runtime.process import end_process; end_process({})"
+    for crash, exit_code, lines in (("SchemaMissing()", 4, 1), ("ZeroDivisionError()", 1, 1), ("None", 0, 0)):
+        ended = subprocess.run([sys.executable, "-c", code.format(crash)], capture_output=True, text=True, check=False)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (exit_code, lines)

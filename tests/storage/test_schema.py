@@ -157,6 +157,54 @@ async def test_check_tells_what_differs(db):
     assert any(difference.startswith("remove_column") and "extra" in difference for difference in differences)
 
 
+async def all_parts(db):
+    """What a new schema has that can be dropped, read without the list that the program has."""
+    if db.is_sqlite:
+        select = "SELECT type, name, tbl_name FROM sqlite_master WHERE type IN ('view', 'trigger')"
+    else:
+        select = """
+            SELECT 'view', viewname, '' FROM pg_views WHERE schemaname = 'jobrunner'
+            UNION ALL SELECT 'function', proname, '' FROM pg_proc WHERE pronamespace = 'jobrunner'::regnamespace
+            UNION ALL SELECT 'sequence', sequencename, '' FROM pg_sequences
+                WHERE schemaname = 'jobrunner' AND sequencename NOT LIKE '%_id_seq'
+            UNION ALL SELECT 'trigger', tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal
+        """
+    async with db.read() as conn:
+        return [tuple(row) for row in await conn.exec_driver_sql(select)]
+
+
+async def test_check_names_every_part_that_is_missing(db):
+    parts = await all_parts(db)
+    assert len(parts) >= 7
+    async with db.write() as conn:
+        for kind, name, table in sorted(parts, key=lambda part: part[0] == "function"):  # triggers first: they use them
+            place = f" ON {table}" if kind == "trigger" and not db.is_sqlite else ""
+            whole = name if place else f"{db.schema_prefix}{name}"
+            await conn.exec_driver_sql(f"DROP {kind} {whole}{place}")
+    assert sorted(await schema.check(db)) == sorted(f"missing {kind} {name}" for kind, name, _ in parts)
+
+
+async def test_a_damaged_schema_can_be_taken_away_and_made_anew(db):
+    parts = await all_parts(db)
+    async with db.write() as conn:
+        for kind, name, _ in parts:
+            if kind in {"view", "function"}:
+                await conn.exec_driver_sql(
+                    f"DROP {kind} {db.schema_prefix}{name} CASCADE"[: None if not db.is_sqlite else -8]
+                )
+        await conn.exec_driver_sql(f"DROP TABLE {db.schema_prefix}node_handlers")
+    await schema.downgrade(db, "base")
+    await schema.upgrade(db)
+    assert await schema.check(db) == []
+
+
+async def test_tables_whose_revision_is_lost_are_left_alone(db, shell):
+    shell.run("DELETE FROM {p}jobrunner_schema_version")
+    with pytest.raises(DatabaseError, match="has lost its row: insert the version_num again"):
+        await schema.upgrade(db)
+    assert shell.one("SELECT count(*) FROM {p}workers") == "1"
+
+
 async def test_another_schema_name_holds_everything(empty_postgres_url, postgres):
     db = Database.open(empty_postgres_url, schema="other_name")
     await schema.upgrade(db)
@@ -218,6 +266,7 @@ async def test_tasks_of_one_process_may_upgrade_different_databases_at_once(tmp_
 
 async def test_down_and_up_again_with_data(db, shell):
     fill(shell)
+    shell.run("UPDATE {p}nodes SET state = 'stopped'")
     _, after = await schema.downgrade(db, "base")
     assert after.state is SchemaState.MISSING
     tables = (
