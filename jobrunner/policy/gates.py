@@ -140,12 +140,14 @@ def _unmet(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candida
     """Say why `edge` is not met, or None. Idle is judged last, so that the lasting reason is said first."""
     other = view.worker(edge.depends_on)
     reason = _last_run_unmet(other) or _stale(view, worker, edge, candidate)
+    if not other.state.is_enabled:
+        is_disabled = f"it is disabled ({other.state.disabled_reason or 'no reason given'})"
+        return is_disabled if reason is None else f"{reason}, and {is_disabled}"
     if reason is None and view.active[edge.depends_on] > 0:
         return f"it is running ({_show_active(other.active) or 'just started'})"
     reason = reason or _retry_waits(other)
     if reason is not None:
-        why = other.state.disabled_reason or "no reason given"
-        return reason if other.state.is_enabled else f"{reason}, and it is disabled ({why})"
+        return reason
     if could_start(view, edge.depends_on):
         return "it is due too, and goes first"
     return None

@@ -223,7 +223,6 @@ def test_a_dependency_that_is_due_but_for_want_of_a_slot_still_goes_first():
 
 def test_a_dependency_that_is_due_but_could_not_start_is_not_waited_for():
     for other in (
-        worker("a", waits("a", 2), **SUCCEEDED, **disabled()),
         worker("a", waits("a", 2), paused_until=at(60), **SUCCEEDED),
         worker("a", waits("a", 2), has_handler=False, **SUCCEEDED),
         worker("a", waits("a", 2, due=60), **SUCCEEDED),
@@ -236,10 +235,11 @@ def test_a_dependency_that_another_node_could_start_goes_first():
     assert started(other, dependent()) == []
 
 
-@pytest.mark.parametrize("more", [{"last_run_outcome": "failed"}, {}, {"retry": 30, **SUCCEEDED}])
-def test_that_a_dependency_is_disabled_is_said(more):
-    reason = why("b", Gate.DEPENDENCIES, worker("a", **more, **disabled()), dependent())
-    assert reason.endswith("and it is disabled (maintenance)")
+@pytest.mark.parametrize("more", [{"last_run_outcome": "failed"}, {}, {"retry": 30, **SUCCEEDED}, SUCCEEDED])
+def test_a_dependency_that_is_disabled_is_not_met_and_that_is_said(more):
+    other = worker("a", **more, **disabled())
+    assert started(other, dependent()) == []
+    assert why("b", Gate.DEPENDENCIES, other, dependent()).endswith("it is disabled (maintenance)")
 
 
 def test_every_dependency_must_be_met():
