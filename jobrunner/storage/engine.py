@@ -33,6 +33,7 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 _EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
+_ENCODE = "a password with @ : / # ? in it is percent-encoded, @ as %40"
 _BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
 _SQLITE_READERS = 5
 FAILED = "jobrunner_failed"
@@ -45,15 +46,22 @@ def parse_url(raw: str) -> sa.URL:
     Raises:
         InvalidDatabaseUrl: No URL, an unknown database or driver, or SQLite in memory. No password is ever shown.
     """
+    _refuse_ambiguous(raw)
     try:
         url = sa.make_url(raw.strip())
     except (sa.exc.ArgumentError, ValueError):
-        raise InvalidDatabaseUrl(f"the database URL cannot be read; {_EXAMPLES}") from None
+        raise InvalidDatabaseUrl(f"the database URL cannot be read; {_EXAMPLES}; {_ENCODE}") from None
     driver = _DRIVERS.get(url.drivername)
     if driver is None:
         raise InvalidDatabaseUrl(f"the database {url.drivername!r} is not supported; {_EXAMPLES}")
     url = url.set(drivername=driver)
     return _checked_sqlite(url) if driver.startswith("sqlite") else _checked_postgres(url)
+
+
+def _refuse_ambiguous(raw: str) -> None:
+    """Refuse more than one @: nobody knows where the password ends, and a part of it would be shown as a host."""
+    if not raw.strip().startswith("sqlite") and raw.count("@") > 1:
+        raise InvalidDatabaseUrl(f"the database URL has more than one @; {_ENCODE}")
 
 
 def _checked_sqlite(url: sa.URL) -> sa.URL:

@@ -235,6 +235,25 @@ def test_a_database_that_cannot_be_used_is_one_line_without_the_password(
     assert "secret" not in line
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://postgres:sec@ret@localhost:1/db",
+        "postgresql://postgres:sec@ret/pw@localhost:1/db",
+        "postgresql://ann@localhost:1/db?password=sec@ret",
+        "postgresql://postgres:s?sec@ret@localhost:1/db",
+        "postgresql://postgres@sec:1/ret@localhost/db",
+        "postgresql://ann:x@sec?ret@localhost/db",
+        "mysql://ann:sec@ret@localhost/db",
+    ],
+)
+def test_no_part_of_a_password_that_holds_an_at_sign_is_printed(url, capsys):
+    line = Cli(url, capsys).refused(2, "status")
+    assert "percent-encoded, @ as %40" in line
+    assert "sec" not in line
+    assert "ret" not in line
+
+
 def test_a_file_that_is_no_database_is_told_as_that(tmp_path, capsys):
     file = tmp_path / "x.db"
     file.write_text("this is a diary, not a database, and long enough to have a page of its own. " * 20)
