@@ -49,6 +49,8 @@ def upgrade() -> None:
         for table, fill_factor in _BUSY_TABLES.items():
             op.execute(f"ALTER TABLE {_p()}{table} SET (fillfactor = {fill_factor}, {_VACUUM})")
         _create_postgres_triggers()
+        # Who may use the schema may know its revision: triggers look at it first.
+        op.execute(f"GRANT SELECT ON {_p()}{op.get_context().version_table} TO PUBLIC")
     _create_views()
 
 

@@ -5,8 +5,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.engine import make_url
 
-from tests.cli.conftest import NOW
+from jobrunner import WorkerOrchestrator
+from tests.cli.conftest import NOW, Cli, triggered
 
 
 def test_a_trigger_makes_a_waiting_run(cli):
@@ -128,3 +130,25 @@ def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, c
 
     as_json = json.loads(cli("trigger", "mail", "--wait", "--json").out)
     assert (as_json["outcome"], as_json["ends_run"]) == (outcome, ends_run)
+
+
+def test_a_role_with_the_rights_that_the_readme_names_can_trigger(postgres_url, postgres, capsys):
+    found = Cli(postgres_url, capsys)
+    found.register(triggered("mail"))
+    url = make_url(postgres_url)
+    role, name = f"enqueuer_{url.database}", url.database or ""
+    p = "jobrunner."
+    rights = "USAGE ON SCHEMA jobrunner", f"INSERT ON {p}runs", f"SELECT ON {p}workers"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'", name)
+    try:
+        for right in rights:
+            postgres.execute(f"GRANT {right} TO {role}", name)
+        by_hand = f"SET ROLE {role}; INSERT INTO jobrunner.runs (worker) VALUES ('mail')"
+        postgres.execute(by_hand, name)
+        theirs = url.set(username=role, password="x").render_as_string(hide_password=False)
+        assert "permission denied for table runs" in Cli(theirs, capsys).refused(1, "trigger", "mail")
+        postgres.execute(f"GRANT SELECT ON {p}runs TO {role}", name)
+        said = Cli(theirs, capsys).ok("trigger", "mail", "--key", "k").out
+        assert said == f"run {WorkerOrchestrator(theirs).trigger_sync('mail', key='k')}\n"
+    finally:
+        postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", name)
