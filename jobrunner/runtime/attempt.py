@@ -68,6 +68,7 @@ class Attempt:
         self._show_stopping = show_stopping
         self.began = clock.monotonic()
         self._code: Code | None = None
+        self._misfit: InvalidPayload | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_end: Callable[[Attempt, Outcome], None] | None = None
         self._showing: asyncio.Task[None] | None = None
@@ -80,13 +81,10 @@ class Attempt:
         self._on_end = on_end
         self.began = self._clock.monotonic()
         try:
-            arguments = {} if self._handler is None else self._handler.arguments(self.claim.run.payload)
-            self._code = code = self._launcher.start(self.claim, self._handler, self.context, arguments)
-        except InvalidPayload as error:
-            on_end(self, self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False))
-            return
-        except Exception as error:  # noqa: BLE001 - a validator of the handler's own, or no thread to be had
-            on_end(self, self._outcome(OutcomeKind.FAILED, error=error))
+            self._code = code = self._launcher.start(self.claim, self._handler, self.context, self._arguments)
+        except Exception as error:  # noqa: BLE001 - a payload that does not fit, or no thread to be had
+            is_misfit = error is self._misfit
+            on_end(self, self._does_not_fit(error) if is_misfit else self._outcome(OutcomeKind.FAILED, error=error))
             return
         code.ended.add_done_callback(self._on_code_ended)
         if code.started is None:
@@ -94,6 +92,17 @@ class Attempt:
         else:
             self._timer = asyncio.get_running_loop().call_later(START_SECONDS, self._on_started)
             code.started.add_done_callback(self._on_started)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return what the handler is called with; asked inside the layers, so that they see what does not fit."""
+        try:
+            return {} if self._handler is None else self._handler.arguments(self.claim.run.payload)
+        except InvalidPayload as error:
+            self._misfit = error
+            raise
+
+    def _does_not_fit(self, error: BaseException) -> Outcome:
+        return self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False)
 
     async def run(self) -> Outcome:
         """Start the code and wait for its end."""
@@ -177,6 +186,8 @@ class Attempt:
         return self._raised(error)
 
     def _raised(self, error: BaseException) -> Outcome:
+        if error is self._misfit:
+            return self._does_not_fit(error)
         if isinstance(error, Discard):
             return self._outcome(OutcomeKind.FAILED, error=error, reason=error.reason, is_discard=True)
         if isinstance(error, Snooze):

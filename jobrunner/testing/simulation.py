@@ -29,7 +29,7 @@ from jobrunner.testing.clock import ManualClock
 from jobrunner.testing.picture import Picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jobrunner.model.run import Outcome
     from jobrunner.runtime.executors.code import Code
@@ -141,14 +141,16 @@ class _Loop:
 class _Inline:
     """Starts every handler on the loop, whatever its isolation."""
 
-    def start(self, _claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
+    def start(
+        self, _claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]]
+    ) -> Code:
         assert handler is not None  # noqa: S101 - there are no command workers in code
 
         async def call(*positional: Any, **fields: Any) -> Any:
             result = handler.function(*positional, **fields)
             return await result if inspect.isawaitable(result) else result
 
-        return InlineCode(call, (context,) if handler.takes_run else (), arguments)
+        return InlineCode(call, (context,) if handler.takes_run else (), arguments())
 
 
 async def _shows_nothing(_claim: Claim) -> None:

@@ -27,6 +27,7 @@ from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOrchestrato
 from jobrunner.cli.main import app
 from jobrunner.config import Settings
 from jobrunner.storage import dead_letters, operations
+from jobrunner.storage.tables import runs
 from jobrunner.testing import run_until_idle
 from tests.cli.program import ROOT, jobrunner, start_jobrunner
 from tests.support.stage import ACTOR, Stage, scheduled, triggered
@@ -103,6 +104,7 @@ async def rows_of(stage: Stage, query: str) -> list[dict]:
     async with stage.db.read() as conn:
         if not stage.db.is_sqlite:
             await conn.exec_driver_sql("SET search_path TO jobrunner")
+            await conn.exec_driver_sql("SET timezone TO 'UTC'")
         return [dict(row) for row in (await conn.exec_driver_sql(query)).mappings()]
 
 
@@ -278,24 +280,39 @@ async def test_its_transaction_works(tmp_path: Path):
 
 
 def test_its_tests_of_workers_pass(first_workers: Path):
-    source = next(block for block in blocks("python") if "temporary_database" in block)
+    (settings,) = blocks("toml", section("## Testing your workers"))
+    (source,) = blocks("python", section("## Testing your workers"))
+    (first_workers / "pyproject.toml").write_text(settings)
     (first_workers / "conftest.py").write_text('pytest_plugins = ["jobrunner.testing.plugin"]\n')
-    (first_workers / "test_app.py").write_text(f"from app import orchestrator\n{source}")
-    arguments = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-o",
-        "asyncio_mode=auto",
-        "--rootdir",
-        ".",
-        "-p",
-        "no:cacheprovider",
-    ]
+    (first_workers / "test_app.py").write_text(source)
+    arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:."}
     ran = subprocess.run(
         arguments, cwd=first_workers, env=environment, capture_output=True, text=True, timeout=110, check=False
     )
     assert ran.returncode == 0, ran.stdout
     assert "2 passed" in ran.stdout
+
+
+def test_the_insert_by_the_sqlite_shell_waits_for_a_node_that_writes(first_workers: Path):
+    """The shell is not everywhere; Python's own module stands in for it, with the timeout that the README gives it."""
+    (line,) = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sqlite3 -cmd")]
+    _, _, dot_command, file, statement = shlex.split(line)
+    assert jobrunner("run app --until-idle", first_workers).returncode == 0
+    with closing(sqlite3.connect(first_workers / file, timeout=int(dot_command.split()[1]) / 1000)) as shell:
+        shell.execute(statement)
+        shell.commit()
+        assert shell.execute("SELECT worker, payload FROM runs").fetchall() == [
+            ("send-email", '{"to": "ada@example.org"}')
+        ]
+
+
+async def test_the_times_that_it_shows_can_be_written_by_hand(lived_in: Stage):
+    by_postgres, by_sqlite = re.findall(r"`'(2030-[^`]*)'`", section("## SQL cookbook"))
+    moment = by_sqlite if lived_in.db.is_sqlite else by_postgres
+    async with lived_in.db.write() as conn:
+        await conn.exec_driver_sql(
+            f"INSERT INTO {lived_in.db.schema_prefix}runs (worker, due_at) VALUES ('send-email', '{moment}')"
+        )
+        found = await conn.execute(sa.select(runs.c.due_at).where(runs.c.due_at > datetime(2029, 1, 1, tzinfo=UTC)))
+        assert found.scalars().all() == [datetime(2030, 1, 31, 9, tzinfo=UTC)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobrunner import RunContext, Snooze
-from jobrunner.errors import InvalidSetting, Refused
+from jobrunner.errors import InvalidPayload, InvalidSetting, Refused
 from tests.runtime.conftest import House
 from tests.support import tasks
 
@@ -192,3 +192,26 @@ async def test_after_the_start_it_is_too_late(house: House):
 
         @orchestrator.middleware
         async def layer(run: RunContext, call_next: Any) -> Any: ...
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_it_sees_a_payload_that_does_not_fit(house: House, isolation: str):
+    seen: list[Any] = []
+    orchestrator = house.orchestrator()
+
+    @orchestrator.middleware
+    async def layer(run: RunContext, call_next: Any) -> Any:
+        try:
+            return await call_next()
+        except Exception as error:
+            seen.append((run.worker, error))
+            raise
+
+    orchestrator.register_worker("it", tasks.sleep, isolation=isolation, **ONCE)
+    await orchestrator.start()
+    await house.sql("""INSERT INTO {p}runs (worker, payload) VALUES ('it', '{"folder": 5}')""")
+    (end,) = await house.attempts(1)
+    ((worker, error),) = seen
+    assert worker == "it"
+    assert isinstance(error, InvalidPayload)
+    assert (end.outcome.does_not_fit, end.ends_run, end.outcome.traceback) == (True, "discarded", None)

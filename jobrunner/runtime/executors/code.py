@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
@@ -48,8 +50,10 @@ class Code(Protocol):
 class Starter(Protocol):
     """What starts the code of a claim: a node's `Launcher`, or a simulation's."""
 
-    def start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any], /) -> Code:
-        """Start it; `handler` is None for a command worker."""
+    def start(
+        self, claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]], /
+    ) -> Code:
+        """Start it; `handler` is None for a command worker. `arguments` raises if the payload does not fit."""
 
 
 class ProcessDied(Exception):

@@ -13,7 +13,7 @@ from jobrunner.runtime.executors.thread import ThreadCode
 from jobrunner.runtime.executors.wrapped import WrappedCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Code
@@ -36,11 +36,13 @@ class Launcher:
         if modules:
             self._processes.warm(modules)
 
-    def start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
+    def start(
+        self, claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]]
+    ) -> Code:
         """Start the code of a claim, inside the layers. `handler` is None for a command worker."""
 
         def start() -> Code:
-            return self._start(claim, handler, context, arguments)
+            return self._start(claim, handler, context, arguments())
 
         if not self._layers:
             return start()
