@@ -83,7 +83,8 @@ class Triggers:
         request = self._request(name, payload, **options)
         if self._diversion is not None:
             return self._diversion.enqueue([request])[0]
-        return await self._write(connection, enqueue.enqueue, request, self._clock.now())
+        is_one_statement = request.key is None
+        return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
 
     async def trigger_many(
         self,
@@ -124,13 +125,15 @@ class Triggers:
     def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
         return read_request(name, payload, (self._diversion or self._clock).now(), self._code(name), **options)
 
-    async def _write(self, connection: Any, add: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Add runs in the caller's transaction, or in one of our own."""
+    async def _write(
+        self, connection: Any, add: Callable[..., Awaitable[T]], *arguments: Any, is_alone: bool = False
+    ) -> T:
+        """Add runs in the caller's transaction, or in one of our own; `is_alone`: it is one statement that writes."""
         if connection is not None:
             db = self._open_database(1)  # opens nothing
             return await add(callers_connection(db, connection), db.dialect, *arguments)
         async with self._database() as db:
-            async with db.write() as conn:
+            async with db.poke() if is_alone else db.write() as conn:
                 added = await add(conn, db.dialect, *arguments)  # a row in `runs` wakes the nodes by itself
             if self._node is not None:
                 self._node.wake()
