@@ -31,6 +31,7 @@ _SQLITE = {
         "runs_fill_priority",
         "run_history_refuse_update",
         "workers_raise_revision",
+        "workers_refuse_delete",
     ),
 }
 _POSTGRES = {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.policy.sweep import Fault, Together, TooMany
+from jobrunner.storage import states
 from jobrunner.storage import tables as t
 from jobrunner.storage.intervals import Intervals, moment
 
@@ -70,7 +71,7 @@ async def verify(db: Database, scope: Scope, progress: Progress = lambda _: None
         progress: told, in the longest part of the work, how many rows of history are done.
     """
     async with db.read() as conn:
-        for check in (_ended_once, _not_lost, _letters, _fences, _attempts, _streaks):
+        for check in (_paired, _ended_once, _not_lost, _letters, _fences, _attempts, _streaks):
             async for violation in check(conn, scope):
                 yield violation
         async for violation in _times(db, conn, scope, progress):
@@ -81,6 +82,16 @@ async def _stream(conn: AsyncConnection, statement: Any) -> AsyncIterator[Any]:
     result = await conn.stream(statement.execution_options(yield_per=1000))
     async for row in result:
         yield row
+
+
+async def _paired(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
+    """Promise 1 rests on it: each worker has a state, or its runs would wait for ever; each state has a worker."""
+    mended = "the next start of a node with its code mends that"
+    async for row in _stream(conn, states.workers_without()):
+        yield Violation(1, f"{row.name} has no state: nothing of it starts; {mended}", (f"workers.name={row.name}",))
+    async for row in _stream(conn, states.without_worker()):
+        problem = f"there is a state of {row.worker}, but no such worker; {mended}"
+        yield Violation(1, problem, (f"worker_state.worker={row.worker}",))
 
 
 async def _ended_once(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:

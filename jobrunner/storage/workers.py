@@ -19,8 +19,8 @@ from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerEx
 from jobrunner.policy import definitions
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
-from jobrunner.policy.firing import first_time
 from jobrunner.policy.transitions import next_time
+from jobrunner.storage import states
 from jobrunner.storage import tables as t
 from jobrunner.storage.rows import (
     CONFIG_COLUMNS,
@@ -83,6 +83,7 @@ async def register(
     if await _unchanged(conn, dialect, hashes, version):
         return Registered((), (), ())
     await dialect.lock_for_migration(conn)  # one registering node at a time, and none during an upgrade
+    await states.mend(conn, dialect, now)
     stored = await read_stored(conn, dialect, hashes, lock=True)
     kept = {name for name in stored if _is_older(version, stored[name].definition_version)}
     wanted = [
@@ -129,12 +130,12 @@ def _merge(config: WorkerConfig, known: Stored | None) -> WorkerConfig:
 
 async def _unchanged(conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None) -> bool:
     """Ask it of the database: with 100,000 workers, reading their rows would take seconds and 200 MiB."""
-    w = t.workers
+    w, s = t.workers, t.worker_state
     given = dialect.rows("hashes", name=sa.Text(), hash=sa.Text())
     same = sa.and_(w.c.name == given.c.name, w.c.definition_hash == given.c.hash)
     statement = (
         sa.select(sa.func.count())
-        .select_from(given.join(w, same))
+        .select_from(given.join(w, same).join(s, s.c.worker == w.c.name))
         .where(w.c.definition_version.is_not_distinct_from(version))
     )
     rows = to_json({"name": name, "hash": digest} for name, digest in hashes.items())
@@ -176,28 +177,7 @@ async def _insert(
     if not rows:
         return
     await conn.execute(sa.insert(t.workers), [{**row, "overrides": {}, "created_at": now} for row in rows])
-    states = [
-        {"worker": config.name, "priority": int(config.priority), "next_run_at": first_time(config, now)}
-        for config in configs
-    ]
-    await conn.execute(sa.insert(t.worker_state), states)
-    await _go_on_from_history(conn, dialect, [config.name for config in configs])
-
-
-async def _go_on_from_history(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> None:
-    """Let workers that were removed and are new again draw greater fences, and count their streak from here on."""
-    s, h = t.worker_state, t.run_history
-    given = dialect.rows("names", name=sa.Text())
-    mine = h.c.worker == s.c.worker
-    statement = (
-        sa.update(s)
-        .where(s.c.worker.in_(sa.select(given.c.name)), sa.exists().where(mine))
-        .values(
-            streak_since_id=sa.select(sa.func.max(h.c.id)).where(mine).scalar_subquery(),
-            last_fence=sa.select(sa.func.coalesce(sa.func.max(h.c.fence), 0)).where(mine).scalar_subquery(),
-        )
-    )
-    await conn.execute(statement, {"names": names_json(names)})
+    await states.make(conn, dialect, configs, now)
 
 
 async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
@@ -217,14 +197,14 @@ async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
 
 async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, WorkerConfig]], now: datetime) -> None:
     """Move the next time of workers whose schedule changed, and keep the priority that the due index sorts by."""
-    states, priorities = [], []
+    moved, priorities = [], []
     for before, config in pairs:
         if before.config.priority != config.priority:
             priorities.append({"key_worker": config.name, "new_priority": int(config.priority)})
         if before.state.is_enabled and _schedule_key(before.config) != _schedule_key(config):
-            states.append(replace(before.state, next_run_at=_rescheduled(before.state, config, now)))
-    if states:
-        await conn.execute(write_state_statement(), [state_values(state) for state in states])
+            moved.append(replace(before.state, next_run_at=_rescheduled(before.state, config, now)))
+    if moved:
+        await conn.execute(write_state_statement(), [state_values(state) for state in moved])
     if priorities:
         s = t.worker_state
         statement = (

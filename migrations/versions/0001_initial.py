@@ -531,7 +531,7 @@ def _create_audit_log() -> None:
 
 
 def _create_sqlite_triggers() -> None:
-    """Foreign keys are off in a bare SQLite shell, so that unknown workers are refused by a trigger."""
+    """Foreign keys are off in a bare SQLite shell: triggers refuse what they would."""
     op.execute(
         """
         CREATE TRIGGER runs_refuse_unknown_worker BEFORE INSERT ON runs
@@ -563,6 +563,18 @@ def _create_sqlite_triggers() -> None:
         CREATE TRIGGER workers_raise_revision AFTER UPDATE ON workers WHEN NEW.revision = OLD.revision
         BEGIN
             UPDATE workers SET revision = OLD.revision + 1 WHERE name = NEW.name;
+        END
+        """
+    )
+    op.execute(
+        """
+        CREATE TRIGGER workers_refuse_delete BEFORE DELETE ON workers
+        WHEN EXISTS (SELECT 1 FROM worker_state WHERE worker = OLD.name)
+            OR EXISTS (SELECT 1 FROM worker_dependencies WHERE OLD.name IN (worker, depends_on))
+            OR EXISTS (SELECT 1 FROM worker_blocks WHERE OLD.name IN (worker, blocks))
+            OR EXISTS (SELECT 1 FROM runs WHERE worker = OLD.name)
+        BEGIN
+            SELECT RAISE(ABORT, 'other tables name this worker: remove it with jobrunner admin remove');
         END
         """
     )

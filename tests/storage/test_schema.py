@@ -525,6 +525,25 @@ def test_history_is_insert_only_but_may_be_pruned(shell):
     assert shell.one("SELECT count(*) FROM {p}run_history") == "0"
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "INSERT INTO {p}worker_state (worker) VALUES ('w')",
+        "INSERT INTO {p}runs (worker) VALUES ('w')",
+        "INSERT INTO {p}worker_blocks (worker, blocks) VALUES ('w', 'v')",
+        "INSERT INTO {p}worker_blocks (worker, blocks) VALUES ('v', 'w')",
+        "INSERT INTO {p}worker_dependencies (worker, depends_on) VALUES ('w', 'v')",
+        "INSERT INTO {p}worker_dependencies (worker, depends_on) VALUES ('v', 'w')",
+    ],
+)
+def test_a_worker_that_other_rows_name_cannot_be_deleted(shell, more):
+    shell.run(A_WORKER.replace("'w'", "'v'"))
+    shell.run(more)
+    with pytest.raises(ShellError, match=r"jobrunner admin remove|foreign key"):
+        shell.run("DELETE FROM {p}workers WHERE name = 'w'")
+    assert shell.one("SELECT count(*) FROM {p}workers") == "2"
+
+
 def test_history_and_letters_outlive_their_worker(shell):
     fill(shell)
     for table in ("worker_dependencies", "worker_blocks", "worker_state", "runs", "workers"):

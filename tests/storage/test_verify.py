@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -69,6 +71,38 @@ async def workers(stage: Stage) -> Stage:
     )
     stage.after(3600)
     return stage
+
+
+async def test_a_worker_without_a_state_is_reported_and_mended(workers: Stage):
+    await workers.sql("UPDATE {p}worker_state SET last_fence = 70 WHERE worker = 'a'")
+    await plant(workers, 1, "a", 0, 1)
+    await workers.sql("DELETE FROM {p}worker_state WHERE worker = 'a'")
+    violation = await only(workers, 1, "a has no state: nothing of it starts")
+    assert violation.rows == ("workers.name=a",)
+    await workers.register(triggered("a"))
+    assert await broken(workers) == []
+    assert (await workers.state("a")).last_fence == 10
+    await workers.trigger("a")
+    assert await workers.started() == ["a"]
+
+
+async def test_a_state_without_a_worker_is_reported_and_mended(workers: Stage):
+    if workers.db.is_sqlite:
+        await workers.sql("DROP TRIGGER workers_refuse_delete")
+        bare(workers, "DELETE FROM workers WHERE name = 'wide'")
+    else:
+        await workers.sql("ALTER TABLE {p}worker_state DROP CONSTRAINT fk_worker_state_worker")
+        await workers.sql("DELETE FROM {p}workers WHERE name = 'wide'")
+    await only(workers, 1, "there is a state of wide, but no such worker")
+    await workers.register(triggered("wide"))
+    assert await broken(workers) == []
+
+
+def bare(stage: Stage, statement: str) -> None:
+    """Run a statement as in a shell, in which foreign keys are off."""
+    with closing(sqlite3.connect(str(stage.db.url.database), timeout=5)) as shell:
+        shell.execute(statement)
+        shell.commit()
 
 
 async def test_what_the_runner_wrote_breaks_nothing(workers: Stage):
