@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,12 @@ from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
 from jobrunner.cli.output import clean, note, say, show_json
 from jobrunner.cli.watching import Heard, show_end, show_progress
-from jobrunner.errors import Refused, UsageError
+from jobrunner.errors import DatabaseError, Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.enqueue import Request, enqueue, same_key
-from jobrunner.storage.explain import explain
 from jobrunner.storage.history import read_history
-from jobrunner.storage.status import read_live
+from jobrunner.storage.status import read_live, read_obstacles
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,23 +71,23 @@ def trigger(
         is_forced=force,
     )
 
-    async def work(db: Database) -> tuple[int, bool, dict[str, Any] | None]:
+    async def work(db: Database) -> dict[str, Any] | None:
         run_id, is_new = await _enqueue(db, request, now)
-        if wait and not as_json:
-            say(_made(run_id, is_new))
-        return run_id, is_new, await _end_of(db, run_id, worker, is_quiet=as_json) if wait else None
+        if not as_json:
+            say(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
+        elif not wait:
+            show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
+        if is_new or wait:
+            await _note_obstacles(db, request, now)
+        return await _end_of(db, run_id, is_quiet=as_json) if wait else None
 
-    run_id, is_new, ended = context.with_database(ctx, database_url, work, Access.WRITE)
-    if as_json:
-        show_json(ended or {"run_id": run_id, "worker": worker, "is_new": is_new})
-    else:
-        say(show_end(ended) if ended is not None else _made(run_id, is_new))
+    ended = context.with_database(ctx, database_url, work, Access.WRITE)
+    if ended is not None and as_json:
+        show_json(ended)
+    elif ended is not None:
+        say(show_end(ended))
     if ended is not None and ended["ends_run"] != "succeeded":
         raise typer.Exit(1)
-
-
-def _made(run_id: int, is_new: bool) -> str:
-    return f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)"
 
 
 def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None:
@@ -114,16 +114,22 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
         return run_id, run_id != known
 
 
-async def _end_of(db: Database, run_id: int, worker: str, *, is_quiet: bool) -> dict[str, Any]:
+async def _note_obstacles(db: Database, request: Request, now: datetime) -> None:
+    """Say why the run will wait for somebody, if it will; who may only trigger is told nothing."""
+    with suppress(DatabaseError):
+        async with db.peek() as conn:
+            found = await read_obstacles(conn, request.worker, now, is_forced=request.is_forced)
+        if found:
+            note(f"{request.worker} waits: {'; '.join(found)} (`jobrunner explain {request.worker}` tells more)")
+
+
+async def _end_of(db: Database, run_id: int, *, is_quiet: bool) -> dict[str, Any]:
     """Wait until the run has ended and return the history row of its last attempt.
 
     Unless it is quiet, its output and its progress are told as they are seen.
     """
     clock = SystemClock()
     pause = _FIRST_LOOK_SECONDS
-    gates = (await explain(db, worker, clock.now()))["gates"]
-    if not all(gate["open"] for gate in gates if gate["gate"] == "handler"):
-        note(f"waiting; no live node has {worker!r} now (`jobrunner explain {worker}` tells more)")
     teller = _Teller(is_quiet)
     while True:
         async with db.peek() as conn:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
+from jobrunner.policy.gates import show_time
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage import tables as t
 from jobrunner.storage.fact_statements import PRIORITIES
@@ -133,6 +134,34 @@ async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:
     found["blocked_by"] = list((await conn.execute(blocked_by)).scalars())
     nodes = sa.select(h.c.node_id).join(n, n.c.id == h.c.node_id).where(h.c.worker == name, n.c.state == "active")
     found["nodes"] = list((await conn.execute(nodes.order_by(h.c.node_id))).scalars())
+    return found
+
+
+async def read_obstacles(conn: AsyncConnection, name: str, now: datetime, *, is_forced: bool) -> list[str]:
+    """Return why a run of this worker would wait for somebody to do something: the switches, and who has its code."""
+    w, s, n, h = t.workers, t.worker_state, t.nodes, t.node_handlers
+    is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
+    has_code = sa.exists().where(h.c.worker == name, n.c.id == h.c.node_id, is_active)
+    commands = sa.exists().where(n.c.allows_commands, is_active)
+    is_command = w.c.isolation == sa.literal_column("'command'")
+    statement = (
+        sa.select(s.c.is_enabled, s.c.disabled_by, s.c.disabled_reason, s.c.paused_until)
+        .add_columns(is_command.label("is_command"), sa.case((is_command, commands), else_=has_code).label("has_node"))
+        .select_from(w.join(s, s.c.worker == w.c.name))
+        .where(w.c.name == name)
+    )
+    row = (await conn.execute(statement)).first()
+    if row is None:
+        return []
+    found = []
+    if not row.is_enabled and not is_forced:
+        found.append(f"it was disabled by {row.disabled_by}: {row.disabled_reason}")
+    if row.paused_until is not None and row.paused_until > now and not is_forced:
+        found.append(
+            f"it is paused until {'resumed' if row.paused_until.year == 9999 else show_time(row.paused_until)}"
+        )
+    if not row.has_node:
+        found.append(f"no live node {'was started with --allow-commands' if row.is_command else 'has its code'} now")
     return found
 
 

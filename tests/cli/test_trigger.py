@@ -126,10 +126,37 @@ def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, c
     result = cli("trigger", "mail", "--wait")
     assert result.code == code
     assert result.out.splitlines()[1] == (f"{ends_run}: {error}" if error else ends_run)
-    assert "no live node has 'mail' now" in result.err
+    assert result.err == "mail waits: no live node has its code now (`jobrunner explain mail` tells more)\n"
 
     as_json = json.loads(cli("trigger", "mail", "--wait", "--json").out)
     assert (as_json["outcome"], as_json["ends_run"]) == (outcome, ends_run)
+
+
+def test_a_trigger_says_why_its_run_will_wait(cli):
+    def said(*more):
+        result = cli.ok("trigger", "mail", *more)
+        assert len(result.lines) == 1 or "--json" in more
+        return result.err
+
+    assert said() == "mail waits: no live node has its code now (`jobrunner explain mail` tells more)\n"
+    cli.join("mail")
+    assert said() == ""
+    cli.ok("admin", "pause", "mail", "--for", "2h")
+    assert said().startswith("mail waits: it is paused until 2")
+    cli.ok("admin", "pause", "mail")
+    cli.ok("admin", "disable", "mail", "--reason", "API is down")
+    why = "mail waits: it was disabled by operator: API is down; it is paused until resumed ("
+    assert said().startswith(why)
+    assert said("--json").startswith(why)
+    assert said("--key", "k").startswith(why)
+    assert said("--key", "k") == ""  # no new run
+    assert said("--force") == ""
+
+
+def test_a_command_waits_for_a_node_that_may_run_it(cli):
+    cli.ok("admin", "add", "x", "--command", "true", "--triggered")
+    cli.join("mail")
+    assert "no live node was started with --allow-commands now" in cli.ok("trigger", "x").err
 
 
 def test_a_role_with_the_rights_that_the_readme_names_can_trigger(postgres_url, postgres, capsys):
