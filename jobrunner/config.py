@@ -140,4 +140,6 @@ def _read(item: dataclasses.Field[Any], source: str, value: object) -> Any:
         return item.metadata["read"](value)
     except InvalidSetting as error:
         shown = "cannot be used" if not item.repr else str(error)
+        if item.name == "database_url":
+            shown = "must not be empty; write sqlite:///jobrunner.db or postgresql://user@host/database"
         raise InvalidSetting(f"{source}: {shown}") from None

@@ -122,8 +122,12 @@ class SchemaError(JobrunnerError):
 class SchemaMissing(SchemaError):
     """The database has no jobrunner schema yet."""
 
-    def __init__(self) -> None:
-        super().__init__("the database has no jobrunner schema; run `jobrunner db upgrade`")
+    def __init__(self, file: str | None = None) -> None:
+        """Of SQLite, `file` is the database's: a node makes what is missing there."""
+        advice = "run `jobrunner db upgrade`"
+        if file is not None:
+            advice = f"`jobrunner run MODULE` makes it in {file}, or {advice}"
+        super().__init__(f"the database has no jobrunner schema; {advice}")
 
 
 class SchemaBehind(SchemaError):

@@ -11,7 +11,7 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_duration, read_time
-from jobrunner.cli.output import Column, columns, say, show_one, show_rows, show_time, show_value
+from jobrunner.cli.output import Column, columns, priority, say, show_field, show_one, show_rows, show_time
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.switches import UNTIL_RESUMED
@@ -133,7 +133,7 @@ def set_values(
     async def work(db: Database) -> None:
         config = await operations.set_values(db, worker, values, context.now(), who)
         for field in values:
-            say(f"{worker}: {field} is {show_value(getattr(config, field))}")
+            say(f"{worker}: {field} is {show_field(field, getattr(config, field))}")
 
     context.with_database(ctx, database_url, work, Access.WRITE)
 
@@ -154,7 +154,7 @@ def unset_values(
     async def work(db: Database) -> None:
         config = await operations.unset_values(db, worker, distinct, context.now(), who)
         for field in distinct:
-            say(f"{worker}: {field} is {show_value(getattr(config, field))} again")
+            say(f"{worker}: {field} is {show_field(field, getattr(config, field))} again")
 
     context.with_database(ctx, database_url, work, Access.WRITE)
 
@@ -202,7 +202,8 @@ def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: Data
         *columns("name"),
         Column("schedule", "schedule", show_schedule),
         Column("state", "state", lambda row: show_switch(row, now)),
-        *columns("priority", "max_running", "timeout_seconds", "max_retries", "isolation", "description"),
+        priority(),
+        *columns("max_running", "timeout_seconds", "max_retries", "isolation", "description"),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
 

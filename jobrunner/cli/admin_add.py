@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority
 from jobrunner.cli.output import note, say
+from jobrunner.cli.status import show_schedule
 from jobrunner.errors import InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition, check_name
@@ -83,13 +85,13 @@ def add(
         depends_on=tuple(Dependency(name) for name in depends_on or ()),
         blocks=tuple(blocks or ()),
     )
-    check_definition(config)  # before a database is opened, or even made, for it
+    checked = check_definition(config)  # before a database is opened, or even made, for it
 
     async def work(db: Database) -> None:
         await commands.add(db, config, context.now(), who)
 
     context.with_database(ctx, database_url, work, Access.CREATE)
-    say(f"added {worker}")
+    say(f"added {worker}: {show_schedule(dataclasses.asdict(checked))}")
     note("only nodes started with --allow-commands run it")
 
 

@@ -61,7 +61,7 @@ def load_settings(ctx: typer.Context, database_url: str | None = None, **explici
     """Read the settings: those of the command line, then the environment's, then the defaults."""
     root = ctx.find_root().obj
     before = root.database_url if isinstance(root, Root) else None
-    return Settings.load(os.environ, database_url=database_url or before, **explicit)
+    return Settings.load(os.environ, database_url=before if database_url is None else database_url, **explicit)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

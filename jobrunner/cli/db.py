@@ -15,6 +15,7 @@ from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
 from jobrunner.cli.output import note, say, show_json
 from jobrunner.errors import SchemaError, UsageError
 from jobrunner.policy.durations import parse_duration
+from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
 from jobrunner.storage.retention import prune as prune_old
@@ -179,6 +180,6 @@ def verify(
             say(f"promise {violation.promise}: {violation.problem} ({', '.join(violation.rows)})")
     if found:
         more = "at least " if len(found) >= _MOST_VIOLATIONS else ""
-        note(f"{more}{len(found)} violations found")
+        note(f"{more}{counted(len(found), 'violation')} found")
         raise typer.Exit(1)
     note("no violation found")

@@ -13,6 +13,7 @@ from jobrunner.cli.inputs import read_payload
 from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
+from jobrunner.policy.words import counted
 from jobrunner.storage import dead_letters as letters
 from jobrunner.storage.status import require_trace
 
@@ -156,4 +157,5 @@ def _show(done: letters.Resolution, verb: str, *, dry_run: bool, as_json: bool) 
             say(f"no open letters to {verb}")
     if done.held_back:
         held = ", ".join(str(letter) for letter in done.held_back[:10])
-        note(f"{len(done.held_back)} letters stay open, since a waiting run has their key: {held}")
+        stay = counted(len(done.held_back), "letter stays", "letters stay")
+        note(f"{stay} open, since a waiting run has the key: {held}")

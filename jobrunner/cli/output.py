@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from jobrunner.model.worker import JobPriority
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -39,6 +41,11 @@ class Column:
 def columns(*keys: str, **titles: str) -> list[Column]:
     """Return plain columns: each key is its own title, with spaces, unless `titles` says otherwise."""
     return [Column(key, titles.get(key, key.replace("_", " "))) for key in keys]
+
+
+def priority() -> Column:
+    """Return the column of a priority: its name, where JSON has the number."""
+    return Column("priority", "priority", lambda row: show_field("priority", row["priority"]))
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_json: bool, empty: str) -> None:
@@ -110,6 +117,15 @@ def show_value(value: Any) -> str:
     if isinstance(value, dict | list):
         return clean(json.dumps(value, default=_plain, ensure_ascii=False))
     return clean(str(value))
+
+
+def show_field(field: str, value: Any) -> str:
+    """Show the value of a field of a worker's definition, or of a run."""
+    if value is None:
+        return "unset"
+    if field == "priority":
+        return JobPriority(value).name if value in set(JobPriority) else str(value)
+    return show_value(value)
 
 
 def show_time(moment: datetime) -> str:

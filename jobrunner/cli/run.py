@@ -57,7 +57,7 @@ def run(
     root = ctx.find_root().obj
     before = root.database_url if isinstance(root, Root) else None
     explicit: dict[str, Any] = {
-        "database_url": database_url or before,
+        "database_url": before if database_url is None else database_url,
         "tick_interval": read_duration("--tick-interval", tick_interval),
         "max_concurrent": max_concurrent,
         "drain_timeout": read_duration("--drain-timeout", drain_timeout),

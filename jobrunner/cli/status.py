@@ -16,6 +16,7 @@ from jobrunner.cli.output import (
     Column,
     columns,
     note,
+    priority,
     say,
     show_json,
     show_json_line,
@@ -25,6 +26,7 @@ from jobrunner.cli.output import (
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.policy.words import counted
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 
@@ -105,8 +107,8 @@ def status(
     if not as_json:
         running, waiting = (sum(row[key] for row in rows) for key in ("running_runs", "pending_runs"))
         say(
-            f"\n{len(rows)} workers, {running} running, {waiting} waiting; "
-            f"{counts['live_nodes']} live nodes, {counts['open_dead_letters']} open dead letters"
+            f"\n{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
+            f"{counted(counts['live_nodes'], 'live node')}, {counted(counts['open_dead_letters'], 'open dead letter')}"
         )
 
 
@@ -148,7 +150,9 @@ def runs(
 
     rows = context.with_database(ctx, database_url, read)
     shown = [
-        *columns("id", "worker", "state", "trigger", "priority", "attempt", "due_at", "started_at", "key"),
+        *columns("id", "worker", "state", "trigger"),
+        priority(),
+        *columns("attempt", "due_at", "started_at", "key"),
         Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
         Column("progress", "progress", lambda row: show_progress(row["progress"])),
     ]
@@ -191,6 +195,7 @@ def explain(
 @app.command("upcoming")
 def upcoming(
     ctx: typer.Context,
+    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
     horizon: Annotated[str, typer.Option("--for", metavar="DURATION", help="How far to look ahead.")] = "24h",
     limit: Limit = 100,
     as_json: AsJson = False,
@@ -205,7 +210,9 @@ def upcoming(
 
     async def read(db: Database) -> tuple[list[Upcoming], bool]:
         async with db.read() as conn:
-            return await reading.read_upcoming(conn, now, now + timedelta(seconds=seconds), limit)
+            if worker is not None:
+                await reading.require_workers(conn, db.dialect, [worker])
+            return await reading.read_upcoming(conn, now, now + timedelta(seconds=seconds), limit, worker)
 
     found, has_more = context.with_database(ctx, database_url, read)
     rows = [dataclasses.asdict(row) for row in found]

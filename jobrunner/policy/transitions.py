@@ -26,6 +26,7 @@ from jobrunner.model.run import FROM_SCHEDULE, USES_UP_AN_ATTEMPT, EndsRun, Outc
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.backoff import retry_delay
+from jobrunner.policy.words import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -170,7 +171,7 @@ def _move_circuit(
     has_failed_enough = state.consecutive_failures >= current.max_consecutive_failures
     if ends_run is not EndsRun.EXHAUSTED or not state.is_enabled or not has_failed_enough:
         return state, None, ()
-    reason = f"{state.consecutive_failures} runs in a row failed; the last: {_sentence(outcome)}"
+    reason = f"{counted(state.consecutive_failures, 'run')} in a row failed; the last: {_sentence(outcome)}"
     opened = replace(
         state,
         is_enabled=False,

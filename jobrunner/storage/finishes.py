@@ -48,6 +48,7 @@ from jobrunner.storage.rows import (
 )
 from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
+from jobrunner.storage.types import to_json as time_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -285,7 +286,7 @@ async def _letters(conn: AsyncConnection, dialect: Dialect, batch: _Batch) -> li
                     "outcome": row.outcome,
                     "error_type": row.error_type,
                     "error": row.error,
-                    "finished_at": row.finished_at.isoformat(),
+                    "finished_at": time_to_json(row.finished_at),
                 }
             )
     return [_letter(run, decided, past[run.id]) for run, decided in dead]

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind, Run, Trigger
 from jobrunner.storage import tables as t
+from jobrunner.storage.types import to_json as time_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -166,5 +167,5 @@ def outcome_error(outcome: Outcome, run: Run) -> dict[str, Any]:
         "outcome": str(outcome.kind),
         "error_type": outcome.error_type,
         "error": outcome.error,
-        "finished_at": outcome.finished_at.isoformat(),
+        "finished_at": time_to_json(outcome.finished_at),
     }

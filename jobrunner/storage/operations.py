@@ -14,11 +14,13 @@ from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
 from jobrunner.policy import definitions, switches
 from jobrunner.policy.transitions import decide_finish
+from jobrunner.policy.words import counted
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups, workers
 from jobrunner.storage.audit import audit_row, write_audits
 from jobrunner.storage.history import attempt_row, missed_row, storable_outcome
 from jobrunner.storage.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
+from jobrunner.storage.types import to_json as time_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +70,7 @@ async def pause(db: Database, name: str, now: datetime, actor: str, until: datet
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         after, missed = switches.pause(stored.state, stored.config, now, until)
-        detail = {"until": until.isoformat(), "reason": reason}
+        detail = {"until": time_to_json(until), "reason": reason}
         await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
         return after
 
@@ -80,7 +82,7 @@ async def resume(db: Database, name: str, now: datetime, actor: str) -> WorkerSt
         has_loop_run = await workers.has_loop_run(conn, name)
         after = switches.resume(stored.state, stored.config, now, has_loop_run=has_loop_run)
         was = stored.state.paused_until
-        detail = {"was_paused_until": None if was is None else was.isoformat()}
+        detail = {"was_paused_until": None if was is None else time_to_json(was)}
         await _switch(db, conn, after, None, audit_row("resume", name, detail, now, actor))
         return after
 
@@ -221,7 +223,7 @@ async def _refuse_removal(conn: AsyncConnection, name: str) -> None:
     r, h, d, b = t.runs, t.node_handlers, t.worker_dependencies, t.worker_blocks
     live = (await conn.execute(sa.select(sa.func.count()).select_from(r).where(r.c.worker == name))).scalar_one()
     if live:
-        raise Refused(f"worker {name!r} has {live} live runs; cancel them or let them end, then remove it")
+        raise Refused(f"worker {name!r} has {counted(live, 'live run')}; cancel or let end, then remove it")
     node = (
         await conn.execute(
             sa.select(t.nodes.c.hostname, t.nodes.c.pid)

@@ -84,7 +84,7 @@ async def require_current(db: Database) -> None:
     """
     found = await status(db)
     if found.state is SchemaState.MISSING:
-        raise SchemaMissing
+        raise SchemaMissing(db.url.database if db.is_sqlite else None)
     if found.state is SchemaState.BEHIND:
         raise SchemaBehind(str(found.current), found.head)
     if found.state is SchemaState.AHEAD:

@@ -23,6 +23,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
 from jobrunner.errors import DatabaseError, InvalidSetting, Refused, SchemaAhead, SchemaMissing
+from jobrunner.policy.words import counted
 from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect, first_line
@@ -233,7 +234,9 @@ async def _finish(db: Database, conn: AsyncConnection, before: SchemaStatus, aft
     if db.is_sqlite:
         orphans = (await conn.exec_driver_sql("PRAGMA foreign_key_check")).all()
         if orphans:
-            raise DatabaseError(f"the migration is undone: {len(orphans)} rows would point to what is not there")
+            raise DatabaseError(
+                f"the migration is undone: {counted(len(orphans), 'row')} would point to what is not there"
+            )
     if after.current is not None and after != before:
         detail = {"from": before.current, "to": after.current}
         await conn.execute(sa.insert(audit_log).values(actor=actor, action="upgrade", detail=detail))

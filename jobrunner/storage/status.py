@@ -187,11 +187,12 @@ async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequen
 
 
 async def read_upcoming(
-    conn: AsyncConnection, now: datetime, until: datetime, limit: int
+    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
 ) -> tuple[list[Upcoming], bool]:
     """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
 
-    These are the times of the schedules, and the waiting runs that somebody triggered for later.
+    These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
+    it is given.
     """
     w, s, r = t.workers, t.worker_state, t.runs
     scheduled = (
@@ -199,6 +200,8 @@ async def read_upcoming(
         .select_from(w.join(s, s.c.worker == w.c.name))
         .where(w.c.execution_mode == "scheduled")
     )
+    if worker is not None:
+        scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
     rows = (await conn.execute(scheduled)).all()
     workers = [(config_of(row[:split]), state_of(row[split:])) for row in rows]
@@ -208,6 +211,8 @@ async def read_upcoming(
         .order_by(r.c.due_at, r.c.id)
         .limit(limit + 1)
     )
+    if worker is not None:
+        planned = planned.where(r.c.worker == worker)
     waiting = [
         Upcoming(
             row.worker,

@@ -22,6 +22,11 @@ def to_text(moment: datetime) -> str:
     return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat(" ", "microseconds")[:26]
 
 
+def to_json(moment: datetime) -> str:
+    """Write an aware time as it stands inside a JSON document: as `--json` shows those of columns."""
+    return f"{to_text(moment).replace(' ', 'T')}Z"
+
+
 def from_text(text: str) -> datetime:
     """Read what `to_text` wrote, as an aware UTC time."""
     return datetime.fromisoformat(text + "+00:00")

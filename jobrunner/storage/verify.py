@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.policy.sweep import Fault, Together, TooMany
+from jobrunner.policy.words import counted
 from jobrunner.storage import states
 from jobrunner.storage import tables as t
 from jobrunner.storage.intervals import Intervals, moment
@@ -178,7 +179,7 @@ async def _attempts(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violat
         )
     )
     async for row in _stream(conn, wrong):
-        problem = f"the attempts of run {row.run_id} are {row.rows} rows numbered {row.first} to {row.last}"
+        problem = f"the attempts of run {row.run_id} are {counted(row.rows, 'row')} numbered {row.first} to {row.last}"
         yield Violation(2, problem, (f"run_history.run_id={row.run_id}",))
 
 

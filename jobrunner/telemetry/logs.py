@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from jobrunner.model.run import OutcomeKind
+from jobrunner.policy.gates import show_time
+from jobrunner.policy.words import counted
 from jobrunner.telemetry import events as e
 
 logger = logging.getLogger("jobrunner")
@@ -32,11 +34,11 @@ def _line(event: e.Event) -> tuple[int, str]:  # noqa: C901 - one case an event,
         case e.CircuitOpened(state):
             return logging.ERROR, f"{state.worker}: disabled: {state.disabled_reason}"
         case e.NodeStarted(node_id, workers, database):
-            return logging.INFO, f"node {node_id[:8]} runs {workers} workers on {database}"
+            return logging.INFO, f"node {node_id[:8]} runs {counted(workers, 'worker')} on {database}"
         case e.NodeDraining(node_id, running, seconds):
             return logging.INFO, f"node {node_id[:8]} drains: {running} running, at most {seconds:g} s"
         case e.NodeStopped(node_id, left_behind):
-            said = f"; {left_behind} runs had not ended" if left_behind else ""
+            said = f"; {counted(left_behind, 'run')} had not ended" if left_behind else ""
             return logging.INFO, f"node {node_id[:8]} stopped{said}"
         case e.DatabaseLost(error):
             return logging.ERROR, f"the database is away; running work goes on, outcomes are kept: {error}"
@@ -63,7 +65,9 @@ def _log_end(event: e.RunEnded) -> None:
     if why:
         named = f"{outcome.error_type}: {why}" if outcome.error_type else why
         line += f" ({named.splitlines()[0][:200]})"
-    if event.retry_at is not None:
+    if event.retry_at is not None and event.retry_at <= show_time(outcome.finished_at):
+        line += "; again as soon as may be"
+    elif event.retry_at is not None:
         line += f"; again at {event.retry_at}"
     elif event.ends_run not in {None, "cancelled"}:
         line += f"; {event.ends_run}, kept as a dead letter"

@@ -253,4 +253,32 @@ def test_a_worker_that_a_node_has_or_others_need_is_not_removed(cli):
     assert "depends on 'fetch'" in cli.refused(1, "admin", "remove", "fetch")
     assert "has the code" in cli.refused(1, "admin", "remove", "held")
     cli.ok("trigger", "mail")
-    assert "live runs" in cli.refused(1, "admin", "remove", "mail")
+    assert "has 1 live run; " in cli.refused(1, "admin", "remove", "mail")
+
+
+def test_set_and_unset_answer_in_words(sqlite_cli):
+    cli = sqlite_cli
+    said = cli.ok("admin", "set", "fetch", "priority=3", "cooldown_seconds=60", "memory_limit_mb=null").lines
+    assert said == ["fetch: priority is CRITICAL", "fetch: cooldown_seconds is 60", "fetch: memory_limit_mb is unset"]
+    assert cli.ok("admin", "unset", "fetch", "cooldown_seconds").lines == ["fetch: cooldown_seconds is unset again"]
+    assert "CRITICAL" in cli.ok("admin", "list").out
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ((), "every 300 s"),
+        (("--interval", "1h"), "every 3600 s"),
+        (("--cron", "0 3 * * *"), "0 3 * * * (UTC)"),
+        (("--triggered",), "when triggered"),
+    ],
+)
+def test_adding_answers_when_it_will_run(sqlite_cli, how, said):
+    assert sqlite_cli.ok("admin", "add", "x", "--command", "true", *how).out == f"added x: {said}\n"
+
+
+def test_times_inside_documents_look_like_those_of_columns(cli):
+    cli.ok("admin", "pause", "fetch", "--until", "2099-01-31T12:00+02:00")
+    cli.ok("admin", "resume", "fetch")
+    resumed, paused = cli("admin", "audit", "--limit", "2", "--json").json
+    assert paused["detail"]["until"] == resumed["detail"]["was_paused_until"] == "2099-01-31T10:00:00.000000Z"

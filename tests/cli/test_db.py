@@ -45,6 +45,11 @@ def test_reading_does_not_make_a_file(empty_file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_there_is_no_file_the_way_to_one_is_told(empty_file, tmp_path):
+    line = empty_file.refused(4, "status")
+    assert f"`jobrunner run MODULE` makes it in {tmp_path / 'empty.db'}, or run `jobrunner db upgrade`" in line
+
+
 def test_adding_a_worker_makes_the_file(empty_file):
     empty_file.ok("admin", "add", "x", "--command", "true")
     assert [row["name"] for row in empty_file("status", "--json").json] == ["x"]
@@ -222,7 +227,7 @@ def test_one_process_prunes_at_a_time(postgres_url, capsys):
         ("not a url", 2, "cannot be read"),
         ("sqlite:///nowhere/at/all/x.db", 1, "no folder"),
         ("postgresql://ann:secret@localhost:1/x", 1, "cannot be reached"),
-        ("", 4, "no jobrunner schema"),
+        ("", 2, "write sqlite:///jobrunner.db or postgresql://"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_line_without_the_password(

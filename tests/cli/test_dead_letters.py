@@ -133,7 +133,7 @@ def test_a_key_that_waits_keeps_a_letter_open(cli):
     assert "has its key 'k'" in cli.refused(1, "dead-letters", "replay", "1", "2")
     assert cli.rows("runs") == []
     result = cli.ok("dead-letters", "replay", "--worker", "mail")
-    assert "1 letters stay open" in result.err
+    assert "1 letter stays open" in result.err
     assert [row["status"] for row in cli.rows("dead_letters")] == ["replayed", "open"]
 
 

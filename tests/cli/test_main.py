@@ -163,7 +163,7 @@ def test_a_node_that_is_told_to_stop_exits_0(tmp_path, number):
     (tmp_path / "work.py").write_text(WORKERS)
     node = start("run", "work", cwd=tmp_path)
     line = node.stderr.readline()
-    assert "runs 1 workers" in line, line
+    assert "runs 1 worker " in line, line
     node.send_signal(number)
     assert finish(node)[0] == 0
 
@@ -171,7 +171,7 @@ def test_a_node_that_is_told_to_stop_exits_0(tmp_path, number):
 def test_a_trigger_waits_for_its_run(tmp_path):
     (tmp_path / "work.py").write_text(WORKERS)
     node = start("run", "work", cwd=tmp_path)
-    assert "runs 1 workers" in node.stderr.readline()
+    assert "runs 1 worker " in node.stderr.readline()
     code, out, err = finish(start("trigger", "hello", "--wait", cwd=tmp_path))
     assert (code, out.splitlines()[1], err) == (0, "succeeded", "")
     code, out, _ = finish(start("trigger", "hello", "--payload", '{"nme": 1}', "--wait", cwd=tmp_path))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.cli.conftest import NODE, NOW, scheduled, triggered
+from tests.cli.test_dead_letters import letter
 
 
 def ended(number, worker="fetch", **values):
@@ -51,6 +52,20 @@ def test_a_table_names_its_columns_and_is_aligned(sqlite_cli):
     assert lines[0].split()[:3] == ["NAME", "SCHEDULE", "STATE"]
     assert lines[1].index("enabled") == lines[0].index("STATE")
     assert lines[-1] == "2 workers, 0 running, 0 waiting; 0 live nodes, 0 open dead letters"
+
+
+def test_one_of_a_thing_is_not_said_to_be_several(cli):
+    cli.register(triggered("mail"))
+    cli.ok("trigger", "mail")
+    cli.join("mail")
+    cli.insert("dead_letters", letter(7))
+    assert cli.ok("status").lines[-1] == "2 workers, 0 running, 1 waiting; 1 live node, 1 open dead letter"
+
+
+def test_runs_show_the_name_of_a_priority_and_its_number_to_programs(cli):
+    cli.ok("trigger", "mail", "--priority", "critical")
+    assert cli.ok("runs").lines[1].split()[4] == "CRITICAL"
+    assert cli("runs", "--json").json[0]["priority"] == 3
 
 
 def test_nothing_stored_reaches_the_terminal_as_a_control_sequence(sqlite_cli):
@@ -230,6 +245,16 @@ def test_upcoming_lists_the_firings_in_order(cli):
     assert times == sorted(times)
     assert sum(row["worker"] == "hourly" for row in rows) == 3
     assert [row["run_id"] for row in rows if row["worker"] == "mail"] == [1]
+
+
+def test_upcoming_of_one_worker(cli):
+    cli.register(scheduled("hourly", cron="0 * * * *"))
+    cli.ok("trigger", "mail", "--in", "90m")
+    for name, count in (("fetch", 60), ("hourly", 1), ("mail", 1)):
+        rows = cli("upcoming", name, "--for", "2h", "--json").json
+        assert {row["worker"] for row in rows} == {name}
+        assert len(rows) >= count
+    cli.refused(3, "upcoming", "nobody")
 
 
 def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):

@@ -241,7 +241,7 @@ def test_the_reason_is_one_line_of_bounded_length():
 def test_an_error_without_words_still_gives_a_reason():
     current = config("triggered", max_consecutive_failures=1)
     decided = end("timed_out", a_run(**LAST), current=current, error="", error_type=None)
-    assert decided.state.disabled_reason == "1 runs in a row failed; the last: timed out"
+    assert decided.state.disabled_reason == "1 run in a row failed; the last: timed out"
 
 
 def test_without_a_cooldown_an_open_circuit_plans_nothing():
