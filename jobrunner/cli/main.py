@@ -4,7 +4,7 @@ A command's module is imported when the command is used, so that `jobrunner --he
 not wait for what only the demo needs. What each command does is therefore written here, too, in one line.
 
 Exit codes: 0 ok, 1 failed (an unreachable database, too), 2 usage or bad input, 3 no such worker, run or letter,
-4 schema missing, behind or ahead, 130 interrupted. An error is one line on
+4 schema missing, behind, ahead or damaged, 130 interrupted. An error is one line on
 stderr. A traceback is a fault of jobrunner's, never of its user's.
 """
 

@@ -98,13 +98,13 @@ class Node:
 
     async def start(self) -> None:
         """Register the workers, join, take over from dead predecessors, and begin to tick."""
-        self.crashed = asyncio.get_running_loop().create_future()
         now = self._clock.now()
         async with self.db.write() as conn:
             configs = list(self._configs.values())
             registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now)
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
             await wakeups.notify(self.db, conn)
+        self.crashed = asyncio.get_running_loop().create_future()
         if registered.kept_newer:
             names = ", ".join(registered.kept_newer)
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
@@ -380,6 +380,8 @@ class Node:
             task.cancel()
         await self._wakeups.stop()
         await self._ticker.close()
+        if self.crashed is not None:  # it has joined
+            await self._note_state("stopped")
         await self.db.close()
 
     async def _wait_ended(self, seconds: float) -> None:

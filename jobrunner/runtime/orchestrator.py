@@ -27,6 +27,7 @@ from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage import operations, revisions, status
 from jobrunner.storage.database import Database
+from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -237,8 +238,11 @@ class WorkerOrchestrator(Triggers):
         try:
             await _prepare(node.db, is_migrating=is_migrating)
             await node.start()
-        except BaseException:
+        except BaseException as error:
+            trouble = await trouble_behind(node.db, error) if isinstance(error, Exception) else None
             await node.abandon()
+            if trouble is not None:
+                raise trouble from error
             raise
         self._node = node
         self._state = "running"

@@ -25,6 +25,7 @@ from jobrunner.errors import (
     InvalidWorker,
     Refused,
     SchemaAhead,
+    SchemaDamaged,
     SchemaMissing,
     WorkerNotFound,
 )
@@ -382,6 +383,16 @@ async def test_a_start_that_fails_leaves_no_thread_and_can_be_tried_again(house:
         await other.start()
     left = Counter(thread.name for thread in threading.enumerate()) - threads
     assert [name for name in left if name.startswith("jobrunner")] == []
+
+
+async def test_a_start_on_a_damaged_schema_names_what_is_missing_and_leaves_no_live_node(house: House):
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("it", nothing, interval_seconds=1)
+    part = "table node_handlers" if house.db.is_sqlite else "function take_turn"  # needed before it joins, and after
+    await house.sql(f"DROP {part.replace(' ', ' {p}')}")
+    with pytest.raises(SchemaDamaged, match=f"it has no {part}"):
+        await orchestrator.start()
+    assert await house.rows("SELECT id FROM {p}nodes WHERE state <> 'stopped'") == []
 
 
 async def test_what_is_refused_before_and_after_the_start(house: House):
