@@ -85,9 +85,11 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
         await _prepare(db, access)
         return await work(db)
     except Exception as error:
-        from jobrunner.storage.parts import trouble_behind  # noqa: PLC0415 - `--help` must not wait for it
+        trouble = None
+        if access is not Access.ANY:
+            from jobrunner.storage.parts import trouble_behind  # noqa: PLC0415 - `--help` must not wait for it
 
-        trouble = await trouble_behind(db, error)
+            trouble = await trouble_behind(db, error)
         if trouble is None:
             raise
         raise trouble from error
