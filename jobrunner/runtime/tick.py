@@ -180,7 +180,8 @@ class Ticker:
             if not ended and (plain is None or free <= 0):
                 self._start_all(claims)
                 return gave_runs
-            self._is_look_late = plain is not None and self._clock.monotonic() >= self._look_at
+            if plain is not None:
+                self._is_look_late = self._clock.monotonic() >= self._look_at
             turn = asyncio.ensure_future(self._turn(flow, plain, ended, min(free, MOST_A_TURN - len(ended))))
             asyncio.get_running_loop().call_soon(self._start_all, claims)  # when the turn has begun
             turned = await turn

@@ -47,24 +47,28 @@ _BY_PRIORITY = "\n        UNION ALL ".join(
     " ORDER BY r.due_at, r.id LIMIT NEW.most)"
     for priority in (3, 2, 1, 0)
 )
+_TABLES = {
+    "turn_answer": "free INTEGER, ended TEXT, claims TEXT, has_other INTEGER",
+    "turn_ending": "id INTEGER PRIMARY KEY, worker, finished_at, ms, result, reason, output",
+    "turn_ended": "worker TEXT PRIMARY KEY, finished_at, ms, runs, latest",
+    "turn_room": "worker TEXT PRIMARY KEY, last_fence, ended_at, most, after, now",
+    "turn_first": "place INTEGER PRIMARY KEY, id, worker, priority, due_at, first_started_at",
+    "turn_slot": "place INTEGER PRIMARY KEY, slot",
+    "turn_chosen": "place INTEGER PRIMARY KEY, id, worker, slot, fence, at, first_started_at",
+    "turn_fenced": "worker TEXT PRIMARY KEY, fence, began_at",
+    "turn_fired": "worker TEXT PRIMARY KEY, due, next, fence, at",
+}
+_EMPTIED = "\n    ".join(f"DELETE FROM {name};" for name in _TABLES)  # noqa: S608 - constants
 _OBJECTS = (
     """
-CREATE TEMP VIEW take_turn AS SELECT
+CREATE TEMP VIEW IF NOT EXISTS take_turn AS SELECT
     NULL AS node, NULL AS now, NULL AS free, NULL AS ended, NULL AS ended_workers, NULL AS plain, NULL AS passed_runs,
     NULL AS passed_schedules, NULL AS firings
 """,
-    "CREATE TEMP TABLE turn_answer (free INTEGER, ended TEXT, claims TEXT, has_other INTEGER)",
-    "CREATE TEMP TABLE turn_ending (id INTEGER PRIMARY KEY, worker, finished_at, ms, result, reason, output)",
-    "CREATE TEMP TABLE turn_ended (worker TEXT PRIMARY KEY, finished_at, ms, runs, latest)",
-    "CREATE TEMP TABLE turn_room (worker TEXT PRIMARY KEY, last_fence, ended_at, most, after, now)",
-    "CREATE TEMP TABLE turn_first (place INTEGER PRIMARY KEY, id, worker, priority, due_at, first_started_at)",
-    "CREATE TEMP TABLE turn_slot (place INTEGER PRIMARY KEY, slot)",
-    "CREATE TEMP TABLE turn_chosen (place INTEGER PRIMARY KEY, id, worker, slot, fence, at, first_started_at)",
-    "CREATE TEMP TABLE turn_fenced (worker TEXT PRIMARY KEY, fence, began_at)",
-    "CREATE TEMP TABLE turn_fired (worker TEXT PRIMARY KEY, due, next, fence, at)",
+    *(f"CREATE TEMP TABLE IF NOT EXISTS {name} ({columns})" for name, columns in _TABLES.items()),
     # A loose scan of the index: one step a worker, however many runs it has waiting.
     """
-CREATE TEMP VIEW turn_waiting AS
+CREATE TEMP VIEW IF NOT EXISTS turn_waiting AS
 WITH RECURSIVE waiting (name) AS (
     SELECT min(worker) FROM runs WHERE state = 'pending'
     UNION ALL
@@ -74,12 +78,12 @@ WITH RECURSIVE waiting (name) AS (
 SELECT name FROM waiting WHERE name IS NOT NULL
 """,
     """
-CREATE TEMP VIEW turn_numbers AS
+CREATE TEMP VIEW IF NOT EXISTS turn_numbers AS
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers LIMIT 1000000) SELECT n FROM numbers
 """,
     # For each worker that has room: as many of its runs as could start at most, in order, beside its lowest free slots.
     f"""
-CREATE TEMP TRIGGER turn_look AFTER INSERT ON turn_room WHEN NEW.most > 0 BEGIN
+CREATE TEMP TRIGGER IF NOT EXISTS turn_look AFTER INSERT ON turn_room WHEN NEW.most > 0 BEGIN
     UPDATE turn_room SET after = (SELECT coalesce(max(place), 0) FROM turn_first) WHERE worker = NEW.worker;
     INSERT INTO turn_first (id, worker, priority, due_at, first_started_at)
     SELECT * FROM (
@@ -93,16 +97,8 @@ CREATE TEMP TRIGGER turn_look AFTER INSERT ON turn_room WHEN NEW.most > 0 BEGIN
 END
 """,  # noqa: S608 - made of constants
     f"""
-CREATE TEMP TRIGGER turn_taken INSTEAD OF INSERT ON take_turn BEGIN
-    DELETE FROM turn_answer;
-    DELETE FROM turn_ending;
-    DELETE FROM turn_ended;
-    DELETE FROM turn_room;
-    DELETE FROM turn_slot;
-    DELETE FROM turn_first;
-    DELETE FROM turn_chosen;
-    DELETE FROM turn_fenced;
-    DELETE FROM turn_fired;
+CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGIN
+    {_EMPTIED}
 
     -- The ends of claims that still stand, but for those that are never sure: of a circuit's probe, of a loop.
     INSERT INTO turn_ending
@@ -236,7 +232,7 @@ END
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make a write connection ready for turns."""
+    """Make a write connection, which has seen the schema's tables, ready for turns; doing it again does no harm."""
     connection.execute("PRAGMA temp_store = MEMORY")
     for statement in _OBJECTS:
         connection.execute(statement)

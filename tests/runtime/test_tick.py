@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -23,10 +24,18 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from jobrunner import JobPriority
 from jobrunner.errors import DatabaseUnavailable
+from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
+from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode
 from jobrunner.runtime import tick
+from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.tick import Ticker
 from jobrunner.storage import operations
-from jobrunner.storage.claims import claim_due
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS
+from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.database import Database
+from jobrunner.storage.facts import Here
+from jobrunner.storage.finishes import Ended
+from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Plain, Turned
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
@@ -96,6 +105,32 @@ async def test_a_worker_that_is_enabled_while_others_keep_the_node_busy_starts_s
     await orchestrator.enable_worker("off")
     await house.attempts(1, "off")
     assert len([end for end in house.seen if isinstance(end, e.RunEnded) and end.run.worker == "busy"]) < 1_900
+
+
+async def test_under_load_a_late_look_at_those_who_are_stuck_is_not_put_off_by_ends(tmp_path: Path):
+    """One turn more claims runs; then there are turns for what has ended only, until there was a look."""
+    clock, events = ManualClock(), e.Events()
+    db = Database.open(f"sqlite:///{tmp_path}/never-opened.db")
+    outage = Outage(clock, events)
+    recorder = Recorder(db, outage, events, lambda _: None)
+    claimer = Claimer("n1", Here(frozenset()))
+    ticker = Ticker(db, clock, outage, claimer, recorder, 60.0, lambda: 9, lambda _: None)
+    config = WorkerConfig("busy", "x", WorkerExecutionMode.TRIGGERED)
+    run = Run(1, "busy", Trigger.MANUAL, RunState.RUNNING, 1, clock.now(), clock.now(), {}, None, 1, False)
+    ticker._plain = Plain({"busy": config}, {"busy": 1}, ("off",))
+    ticker._has_reason = True
+    claiming: list[bool] = []
+
+    async def turn(_flow: Any, plain: Plain | None, _ended: Any, _most: int) -> Turned:
+        claiming.append(plain is not None)
+        recorder.put(Ended(run, Outcome(OutcomeKind.SUCCEEDED, clock.now())))
+        return Turned(runs=() if plain is None else (run,))
+
+    ticker._turn = turn  # type: ignore[method-assign]
+    assert ticker._flow is not None
+    assert await ticker._take_turns(ticker._flow)
+    assert not await ticker._take_turns(ticker._flow)
+    assert claiming == [True, False, False]
 
 
 async def test_with_others_stuck_a_run_that_comes_to_an_idle_node_takes_one_turn(
