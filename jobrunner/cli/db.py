@@ -56,18 +56,19 @@ def downgrade(
         str,
         typer.Argument(metavar="REVISION", help="Back to this revision; base removes everything.", show_default=False),
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is data and no terminal.")] = False,
     actor: Actor = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Take the schema back to an older revision; what only newer ones can hold is lost."""
     who = context.actor_of(actor)
     if not yes:
-        if sys.stdin is None or not sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
+            typer.confirm(f"Take the schema back to {revision}? What newer revisions hold is lost", abort=True)
+        elif _without_check(ctx, database_url, schema.holds_data):
             raise UsageError(
                 f"taking the schema back to {revision} deletes data, and there is nobody to ask; pass --yes"
             )
-        typer.confirm(f"Take the schema back to {revision}? What newer revisions hold is lost", abort=True)
     before, after = _without_check(ctx, database_url, lambda db: schema.downgrade(db, revision, actor=who))
     say(f"took the schema back from {_shown(before)} to {_shown(after)}")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect, first_line
 from jobrunner.storage.parts import read_missing
 from jobrunner.storage.revisions import VERSION_TABLE, SchemaState, SchemaStatus
-from jobrunner.storage.tables import audit_log, metadata, nodes
+from jobrunner.storage.tables import audit_log, dead_letters, metadata, nodes, run_history, runs, workers
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -67,6 +68,16 @@ async def downgrade(db: Database, revision: str, *, actor: str = _SYSTEM_ACTOR) 
         SchemaAhead, DatabaseUnavailable, DatabaseError, InvalidSetting: As `upgrade`.
     """
     return await asyncio.to_thread(_migrate_in_own_loop, db, "downgrade", revision, actor)
+
+
+async def holds_data(db: Database) -> bool:
+    """Say whether any worker, run, history row or letter is there."""
+    for table in (workers, runs, run_history, dead_letters):
+        with suppress(sa.exc.DBAPIError):  # there is no such table
+            async with db.read() as conn:
+                if (await conn.execute(sa.select(sa.true()).select_from(table).limit(1))).first() is not None:
+                    return True
+    return False
 
 
 async def check(db: Database) -> list[str]:

@@ -78,6 +78,14 @@ def test_downgrading_asks_and_where_nobody_is_there_refuses(cli, monkeypatch):
     assert cli("db", "current").code == 0
 
 
+def test_an_empty_schema_is_taken_back_without_a_question(cli, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    cli.ok("db", "downgrade", "base", "--yes")
+    cli.ok("db", "upgrade")
+    assert "to nothing" in cli.ok("db", "downgrade", "base").out
+    assert cli.refused(4, "db", "downgrade", "base")
+
+
 def test_downgrading_is_refused_while_nodes_are_live(cli):
     cli.join("mail")
     assert "a node (host, pid 4711) is live; stop it" in cli.refused(1, "db", "downgrade", "base", "--yes")
