@@ -272,7 +272,7 @@ async def test_two_hundred_runs_leak_neither_processes_nor_files(house: House):
     assert me.num_threads() <= threads + 4
     assert len({document(r["result"]) for r in await house.history("pid")}) <= 10 + 50
     await orchestrator.stop()
-    assert [process.cmdline() for process in children if is_pool(process)] == []
+    await house.until(lambda: not any(is_pool(process) for process in children))  # killed is not gone yet
 
 
 async def test_a_function_that_no_other_process_can_find_is_refused(house: House):
