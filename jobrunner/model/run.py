@@ -53,6 +53,8 @@ class EndsRun(StrEnum):
 ClaimKey = tuple[int, int]
 """What names one claim for ever: the run's id and the claim's fence."""
 
+MOST_ATTEMPTS = 1_000_000_000
+"""A run that has come so far is not tried again, whatever its retries."""
 USES_UP_AN_ATTEMPT = frozenset({OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, OutcomeKind.LOST})
 FROM_SCHEDULE = frozenset({Trigger.SCHEDULE, Trigger.CONTINUOUS})
 

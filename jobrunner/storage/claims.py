@@ -344,6 +344,7 @@ def _firing(
         "due_at": scheduled_for,
         "payload": config.payload,
         "created_at": now,
+        "is_ours": True,
     }
 
 

@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
-_TIME_SHAPE = (
-    "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
+LONGEST_SECONDS = 3162240000
+MAX_COUNT = 2147483647
+MAX_BIG_COUNT = 4611686018427387904
+LONGEST_KEY = 200
+# A shape alone lets the 30th of February and the hour 29 pass: SQLite's own reading of the text must give it back.
+_REAL_TIME = (
+    "({c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+    ".[0-9][0-9][0-9][0-9][0-9][0-9]' AND {c} >= '1970' AND datetime({c}) IS substr({c}, 1, 19))"
 )
+_FIRST_TIME = "'1970-01-01 00:00:00+00'::timestamptz"
+_LAST_TIME = "'9999-12-31 23:59:59.999999+00'::timestamptz"
 
 
 def one_of(column: str, values: Iterable[str]) -> sa.CheckConstraint:
@@ -26,17 +34,43 @@ def on(dialect: str, condition: str, name: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
 
 
-def time_shapes(*columns: str) -> list[sa.CheckConstraint]:
-    """On SQLite, the columns hold times as `types.to_text` writes them, so that they sort."""
-    return [on("sqlite", f"{c} IS NULL OR {c} GLOB '{_TIME_SHAPE}'", f"{c}_shape") for c in columns]
+def real_times(table: str, *columns: str) -> list[sa.CheckConstraint]:
+    """The columns hold real times from 1970 to 9999; on SQLite as `types.to_text` writes them, so that they sort.
+
+    On PostgreSQL it is one constraint for the whole table, since each is parsed anew for every statement.
+    """
+    several = len(columns) > 1
+    first, last = (f"least({', '.join(columns)})", f"greatest({', '.join(columns)})") if several else (columns[0],) * 2
+    return [
+        *(on("sqlite", f"{c} IS NULL OR {_REAL_TIME.format(c=c)}", f"{c}_time") for c in columns),
+        on("postgresql", f"{first} >= {_FIRST_TIME} AND {last} <= {_LAST_TIME}", f"{table}_times"),
+    ]
+
+
+def seconds(*columns: str, above: bool = False) -> list[sa.CheckConstraint]:
+    """The columns hold numbers of seconds from 0 (`above`: more than 0) to a century; NaN is none of them."""
+    least = "> 0" if above else ">= 0"
+    return [sa.CheckConstraint(f"{c} {least} AND {c} <= {LONGEST_SECONDS}", name=c) for c in columns]
+
+
+def counts(least: int, *columns: str, most: int = MAX_COUNT) -> list[sa.CheckConstraint]:
+    """The columns hold whole numbers from `least` to `most`."""
+    return [sa.CheckConstraint(f"{c} BETWEEN {least} AND {most}", name=c) for c in columns]
+
+
+def json_kind(column: str, kind: str = "object") -> list[sa.CheckConstraint]:
+    """The column holds a JSON object, or what else `kind` names."""
+    return [
+        on("sqlite", f"json_valid({column}) AND json_type({column}) = '{kind}'", f"{column}_{kind}"),
+        on("postgresql", f"jsonb_typeof({column}) = '{kind}'", f"{column}_{kind}"),
+    ]
 
 
 def json_object(column: str) -> list[sa.CheckConstraint]:
     """The column holds a JSON object of at most 1 MiB (SQLite counts characters of its text, as bytes)."""
     return [
-        on("sqlite", f"json_valid({column}) AND json_type({column}) = 'object'", f"{column}_object"),
+        *json_kind(column),
         on("sqlite", f"length(CAST({column} AS BLOB)) <= {MAX_PAYLOAD_BYTES}", f"{column}_size"),
-        on("postgresql", f"jsonb_typeof({column}) = 'object'", f"{column}_object"),
         on("postgresql", f"octet_length({column}::text) <= {MAX_PAYLOAD_BYTES + 65536}", f"{column}_size"),
     ]
 

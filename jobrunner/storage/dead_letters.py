@@ -252,6 +252,7 @@ def _insert_statement(dialect: Dialect) -> Any:
         "key": d.c.key,
         "replay_of": d.c.id,
         "created_at": now,
+        "is_ours": sa.true(),
     }
     source = (
         sa.select(*values.values())

@@ -21,6 +21,7 @@ from jobrunner.errors import InvalidDatabaseUrl
 from jobrunner.storage import postgres_driver, sqlite_driver
 from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS, Dialect, PostgresDialect, SqliteDialect
 from jobrunner.storage.tables import SCHEMA_TOKEN
+from jobrunner.storage.types import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,7 +188,7 @@ def _open_postgres(options: Options) -> Engines:
 
 
 def _engine(url: sa.URL, dialect: Dialect, **options: Any) -> AsyncEngine:
-    engine = create_async_engine(url, json_serializer=_to_json, **options)
+    engine = create_async_engine(url, json_serializer=_to_json, json_deserializer=read_json, **options)
     sa.event.listen(engine.sync_engine, "handle_error", partial(_translate, dialect, shown(url)))
     if dialect.name == "sqlite":
         sa.event.listen(engine.sync_engine, "begin", _begin)

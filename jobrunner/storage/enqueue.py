@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import Refused, WorkerNotFound
+from jobrunner.model.run import Trigger
 from jobrunner.storage import tables as t
 from jobrunner.storage.rowsets import built_once
-from jobrunner.storage.types import Json, UtcDateTime
+from jobrunner.storage.types import Flag, Json, UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,38 +45,58 @@ class Request:
 
 @built_once
 def insert_statement(dialect: Dialect) -> Any:
-    """Build the INSERT ... SELECT that adds one run with its worker's defaults; no row for an unknown worker."""
-    w, r = t.workers, t.runs
-    values: dict[str, sa.ColumnElement[Any]] = {
-        "worker": w.c.name,
+    """Build the INSERT ... SELECT that adds one run with its worker's defaults; no row for an unknown worker.
+
+    It names only what any client may say (migration 0001): a role that may do no more can trigger by it.
+    """
+    return _insert(dialect, _said_by_clients())
+
+
+@built_once
+def insert_ours_statement(dialect: Dialect) -> Any:
+    """Build the same for what a client may not say: a run that is forced, or no trigger by hand."""
+    ours: dict[str, sa.ColumnElement[Any]] = {
         "trigger": sa.bindparam("trigger", type_=sa.Text()),
+        "is_forced": sa.bindparam("is_forced", type_=Flag()),
+        "replay_of": sa.bindparam("replay_of", type_=sa.BigInteger()),
+        "is_ours": sa.true(),
+    }
+    return _insert(dialect, _said_by_clients() | ours)
+
+
+def _said_by_clients() -> dict[str, sa.ColumnElement[Any]]:
+    w = t.workers
+    return {
+        "worker": w.c.name,
         "priority": sa.func.coalesce(sa.bindparam("priority", type_=sa.Integer()), w.c.priority),
         "scheduled_for": sa.bindparam("due_at", type_=UtcDateTime()),
         "due_at": sa.bindparam("due_at", type_=UtcDateTime()),
         "payload": sa.func.coalesce(sa.bindparam("payload", type_=Json), w.c.payload),
         "key": sa.bindparam("key", type_=sa.Text()),
         "key_scope": sa.bindparam("key_scope", type_=sa.Text()),
-        "is_forced": sa.bindparam("is_forced", type_=sa.Boolean()),
-        "replay_of": sa.bindparam("replay_of", type_=sa.BigInteger()),
-        "created_at": sa.bindparam("now", type_=UtcDateTime()),
     }
+
+
+def _insert(dialect: Dialect, values: dict[str, sa.ColumnElement[Any]]) -> Any:
+    w, r = t.workers, t.runs
     source = sa.select(*values.values()).where(w.c.name == sa.bindparam("worker", type_=sa.Text()))
     return dialect.insert(r).from_select(list(values), source).on_conflict_do_nothing().returning(r.c.id)
 
 
-def _parameters(request: Request, now: datetime) -> dict[str, Any]:
-    return {
+def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, dict[str, Any]]:
+    """Return the statement that adds a run, and its parameters."""
+    said = {
         "worker": request.worker,
-        "trigger": request.trigger,
         "priority": request.priority,
         "due_at": request.due_at or now,
         "payload": request.payload,
         "key": request.key,
         "key_scope": request.key_scope,
-        "is_forced": request.is_forced,
-        "replay_of": request.replay_of,
-        "now": now,
     }
+    if not request.is_forced and request.trigger == Trigger.MANUAL and request.replay_of is None:
+        return insert_statement(dialect), said
+    ours = {"trigger": request.trigger, "is_forced": request.is_forced, "replay_of": request.replay_of}
+    return insert_ours_statement(dialect), said | ours
 
 
 def same_key(request: Request) -> sa.Select[Any]:
@@ -99,12 +120,13 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
     Raises:
         WorkerNotFound: the database knows no such worker.
     """
+    statement, parameters = _prepared(dialect, request, now)
     for _ in range(_TRIES):
         if request.key is not None:
             existing = (await conn.execute(same_key(request))).scalars().first()
             if existing is not None:
                 return int(existing)
-        inserted = (await conn.execute(insert_statement(dialect), _parameters(request, now))).scalars().all()
+        inserted = (await conn.execute(statement, parameters)).scalars().all()
         if inserted:
             return int(inserted[0])
         known = await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == request.worker))
@@ -167,7 +189,6 @@ def _insert_many(dialect: Dialect) -> Any:
         "scheduled_for": now,
         "due_at": now,
         "payload": sa.func.coalesce(given.c.value, w.c.payload),
-        "created_at": now,
     }
     source = (
         sa.select(*values.values())

@@ -27,6 +27,8 @@ _VIEWS = ("worker_status", "run_failures", "run_stats")
 _SQLITE = {
     "view": _VIEWS,
     "trigger": (
+        "runs_refuse_client",
+        "runs_refuse_id",
         "runs_refuse_unknown_worker",
         "runs_fill_priority",
         "run_history_refuse_update",
@@ -36,8 +38,15 @@ _SQLITE = {
 }
 _POSTGRES = {
     "view": _VIEWS,
-    "trigger": ("runs_fill_priority", "run_history_refuse_update", "workers_raise_revision", "runs_wake_nodes"),
+    "trigger": (
+        "runs_refuse_client",
+        "runs_fill_priority",
+        "run_history_refuse_update",
+        "workers_raise_revision",
+        "runs_wake_nodes",
+    ),
     "function": (
+        "refuse_client",
         "fill_run_priority",
         "refuse_history_update",
         "raise_revision",

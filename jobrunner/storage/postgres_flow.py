@@ -11,6 +11,7 @@ from jobrunner.model.run import Run, RunState, Trigger
 from jobrunner.storage import postgres_driver
 from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned, result_json
 from jobrunner.storage.history import storable
+from jobrunner.storage.types import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -148,7 +149,7 @@ def _run(row: Any, node_id: str) -> Run:
         row[4],
         row[5],
         row[6],
-        {} if row[7] == "{}" else json.loads(row[7]),
+        read_json(row[7]),
         row[8],
         row[9],
         row[10],

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import aiosqlite
 
 from jobrunner.storage.dialect import BUSY_TIMEOUT_SECONDS
+from jobrunner.storage.types import Garbled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -46,6 +47,7 @@ def connect_plain(
         isolation_level=None,
         check_same_thread=False,  # aiosqlite interrupts from the loop's thread; statements stay in one
     )
+    connection.text_factory = _read_text
     try:
         _use_wal(connection)
         connection.execute(f"PRAGMA synchronous={synchronous}")
@@ -57,6 +59,14 @@ def connect_plain(
         connection.close()
         raise
     return connection
+
+
+def _read_text(raw: bytes) -> str:
+    """Read a text value as SQLite has it, which need not be UTF-8: any program may have put it there."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return Garbled(raw.decode("utf-8", "replace"))
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -10,7 +10,7 @@ from jobrunner.model.run import Run, RunState, Trigger
 from jobrunner.storage import sqlite_turn
 from jobrunner.storage.flow import Turned, result_json
 from jobrunner.storage.history import storable
-from jobrunner.storage.types import from_text, to_text
+from jobrunner.storage.types import Garbled, from_text, read_json, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +50,20 @@ class SqliteFlow:
         except sqlite3.IntegrityError:
             return Turned(has_other=True)  # someone wrote around the rules: the long way decides afresh
         written, claims, has_other = answers[0]
-        runs = tuple([_run(row, node_id) for row in json.loads(claims)])
+        runs = tuple([_run(row, node_id) for row in _read_claims(claims)])
         return Turned(runs, frozenset(json.loads(written)), bool(has_other))
 
     async def close(self) -> None:
         """It has no connection of its own."""
+
+
+def _read_claims(claims: str) -> list[Any]:
+    """Read the answer; where it is not all UTF-8, so is the payload that has replaced characters in it."""
+    rows: list[Any] = json.loads(claims, strict=False)
+    if type(claims) is Garbled:
+        for row in rows:
+            row[6] = Garbled(row[6]) if "\ufffd" in row[6] else row[6]
+    return rows
 
 
 def _ended(ended: Sequence[Ended]) -> tuple[str, str]:
@@ -98,7 +107,7 @@ def _run(row: list[Any], node_id: str) -> Run:
         row[3],
         from_text(row[4]),
         from_text(row[5]),
-        {} if row[6] == "{}" else json.loads(row[6]),
+        read_json(row[6]),
         row[7],
         row[8],
         bool(row[9]),

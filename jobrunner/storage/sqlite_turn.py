@@ -210,10 +210,11 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
         AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL);
     INSERT INTO runs (
         worker, trigger, state, priority, scheduled_for, due_at, payload, slot, fence, node_id, started_at,
-        first_started_at, created_at
+        first_started_at, created_at, is_ours
     )
     SELECT
-        f.worker, 'schedule', 'running', w.priority, f.due, f.due, w.payload, 0, f.fence, NEW.node, f.at, f.at, NEW.now
+        f.worker, 'schedule', 'running', w.priority, f.due, f.due, w.payload, 0, f.fence, NEW.node, f.at, f.at, NEW.now,
+        true
     FROM turn_fired f CROSS JOIN workers w ON w.name = f.worker;
     UPDATE worker_state SET (last_due_at, next_run_at, last_fence, last_run_at) = (
         SELECT f.due, f.next, f.fence, f.at FROM turn_fired f WHERE f.worker = worker_state.worker

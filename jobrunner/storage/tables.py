@@ -7,17 +7,25 @@ Columns that DESIGN does not name are marked "ours" with their reason.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sqlalchemy as sa
 
-from jobrunner.model.run import EndsRun, OutcomeKind, RunState, Trigger
+from jobrunner.model.run import MOST_ATTEMPTS, EndsRun, OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
-from jobrunner.storage.constraints import json_object, on, one_of, partial_index, time_shapes
-from jobrunner.storage.types import Id, Json, Now, UtcDateTime
-
-if TYPE_CHECKING:
-    pass
+from jobrunner.storage.constraints import (
+    LONGEST_KEY,
+    LONGEST_SECONDS,
+    MAX_BIG_COUNT,
+    MAX_COUNT,
+    counts,
+    json_kind,
+    json_object,
+    on,
+    one_of,
+    partial_index,
+    real_times,
+    seconds,
+)
+from jobrunner.storage.types import Big, Flag, Id, Json, Now, Real, UtcDateTime
 
 SCHEMA_TOKEN = "jobrunner"  # noqa: S105 - no secret: a name the engine translates
 
@@ -42,18 +50,18 @@ workers = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("handler", sa.Text, nullable=False),
     sa.Column("execution_mode", sa.Text, nullable=False),
-    sa.Column("interval_seconds", sa.Double),
+    sa.Column("interval_seconds", Real),
     sa.Column("cron", sa.Text),
     sa.Column("timezone", sa.Text, nullable=False, server_default="UTC"),
-    sa.Column("jitter_seconds", sa.Double, nullable=False, server_default="0"),
-    sa.Column("timeout_seconds", sa.Double, nullable=False, server_default="60"),
+    sa.Column("jitter_seconds", Real, nullable=False, server_default="0"),
+    sa.Column("timeout_seconds", Real, nullable=False, server_default="60"),
     sa.Column("max_retries", sa.Integer, nullable=False, server_default="3"),
-    sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default="5"),
-    sa.Column("retry_backoff", sa.Double, nullable=False, server_default="2"),
-    sa.Column("retry_max_delay_seconds", sa.Double, nullable=False, server_default="3600"),
+    sa.Column("retry_delay_seconds", Real, nullable=False, server_default="5"),
+    sa.Column("retry_backoff", Real, nullable=False, server_default="2"),
+    sa.Column("retry_max_delay_seconds", Real, nullable=False, server_default="3600"),
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     sa.Column("max_consecutive_failures", sa.Integer, nullable=False, server_default="5"),
-    sa.Column("cooldown_seconds", sa.Double),
+    sa.Column("cooldown_seconds", Real),
     sa.Column("max_running", sa.Integer, nullable=False, server_default="1"),
     sa.Column("misfire", sa.Text, nullable=False, server_default="run_once"),
     sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
@@ -67,7 +75,7 @@ workers = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=NOW),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=NOW),
     # Ours: a database trigger raises it with every change of the row: what a node has read under it still holds.
-    sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("revision", Big, nullable=False, server_default="1"),
     on("sqlite", "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'", "name"),
     on("postgresql", "name ~ '^[A-Za-z0-9._-]{1,200}$'", "name"),
     one_of("execution_mode", WorkerExecutionMode),
@@ -75,24 +83,23 @@ workers = sa.Table(
     one_of("isolation", Isolation),
     sa.CheckConstraint(
         "(execution_mode = 'scheduled' AND (interval_seconds IS NULL) <> (cron IS NULL) "
-        "AND (interval_seconds IS NULL OR interval_seconds > 0))"
+        "AND (interval_seconds IS NULL OR interval_seconds >= 0.001))"
         " OR (execution_mode = 'triggered' AND interval_seconds IS NULL AND cron IS NULL)"
         " OR (execution_mode = 'continuous' AND interval_seconds >= 0 AND cron IS NULL)",
         name="schedule",
     ),
-    sa.CheckConstraint("priority BETWEEN 0 AND 3", name="priority"),
-    sa.CheckConstraint("jitter_seconds >= 0", name="jitter_seconds"),
-    sa.CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
-    sa.CheckConstraint("max_retries >= 0", name="max_retries"),
-    sa.CheckConstraint("retry_delay_seconds >= 0", name="retry_delay_seconds"),
-    sa.CheckConstraint("retry_backoff >= 1", name="retry_backoff"),
-    sa.CheckConstraint("retry_max_delay_seconds >= 0", name="retry_max_delay_seconds"),
-    sa.CheckConstraint("max_consecutive_failures >= 1", name="max_consecutive_failures"),
-    sa.CheckConstraint("cooldown_seconds > 0", name="cooldown_seconds"),
-    sa.CheckConstraint("max_running >= 1", name="max_running"),
-    sa.CheckConstraint("memory_limit_mb > 0", name="memory_limit_mb"),
+    sa.CheckConstraint(f"interval_seconds <= {LONGEST_SECONDS}", name="interval_seconds"),
+    *counts(0, "priority", most=3),
+    *seconds("jitter_seconds", "retry_delay_seconds", "retry_max_delay_seconds"),
+    *seconds("timeout_seconds", "cooldown_seconds", above=True),
+    sa.CheckConstraint(f"retry_backoff >= 1 AND retry_backoff <= {LONGEST_SECONDS}", name="retry_backoff"),
+    *counts(0, "max_retries"),
+    *counts(1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
     *json_object("payload"),
-    *time_shapes("created_at", "updated_at"),
+    *json_kind("definition"),
+    *json_kind("overrides"),
+    *real_times("workers", "created_at", "updated_at"),
+    sqlite_strict=True,
 )
 
 worker_dependencies = sa.Table(
@@ -101,11 +108,12 @@ worker_dependencies = sa.Table(
     sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
     sa.Column("depends_on", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
     sa.Column("condition", sa.Text, nullable=False, server_default="succeeded"),
-    sa.Column("max_age_seconds", sa.Double),
+    sa.Column("max_age_seconds", Real),
     one_of("condition", DependencyCondition),
     sa.CheckConstraint("worker <> depends_on", name="not_itself"),
-    sa.CheckConstraint("max_age_seconds > 0", name="max_age_seconds"),
+    *seconds("max_age_seconds", above=True),
     sa.Index(None, "depends_on"),
+    sqlite_strict=True,
 )
 
 worker_blocks = sa.Table(
@@ -115,21 +123,22 @@ worker_blocks = sa.Table(
     sa.Column("blocks", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
     sa.CheckConstraint("worker <> blocks", name="not_itself"),
     sa.Index(None, "blocks"),
+    sqlite_strict=True,
 )
 
 worker_state = sa.Table(
     "worker_state",
     metadata,
     sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
-    sa.Column("is_enabled", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("is_enabled", Flag, nullable=False, server_default=sa.true()),
     sa.Column("disabled_by", sa.Text),
     sa.Column("disabled_reason", sa.Text),
     sa.Column("paused_until", UtcDateTime),
     sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
     sa.Column("circuit_opened_at", UtcDateTime),
-    sa.Column("cooldown_current_seconds", sa.Double),
+    sa.Column("cooldown_current_seconds", Real),
     sa.Column("probe_at", UtcDateTime),
-    sa.Column("probe_run_id", sa.BigInteger),
+    sa.Column("probe_run_id", Big),
     sa.Column("consecutive_failures", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_run_at", UtcDateTime),
     sa.Column("last_due_at", UtcDateTime),
@@ -137,21 +146,25 @@ worker_state = sa.Table(
     sa.Column("last_run_outcome", sa.Text),
     sa.Column("last_success_at", UtcDateTime),
     sa.Column("last_error", sa.Text),
-    sa.Column("last_duration_ms", sa.BigInteger),
-    sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("last_duration_ms", Big),
+    sa.Column("last_fence", Big, nullable=False, server_default="0"),
+    sa.Column("total_runs", Big, nullable=False, server_default="0"),
+    sa.Column("total_failures", Big, nullable=False, server_default="0"),
     # Ours: the latest end of an attempt; no run starts before it, whatever the clocks of two nodes say.
     sa.Column("last_ended_at", UtcDateTime),
     # Ours: the worker's priority again, so that one index finds the due schedules in starting order.
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
-    sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("streak_since_id", Big, nullable=False, server_default="0"),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
-    sa.CheckConstraint("consecutive_failures >= 0", name="consecutive_failures"),
-    *time_shapes(
+    *counts(0, "consecutive_failures"),
+    *counts(0, "last_fence", "total_runs", "total_failures", "last_duration_ms", most=MAX_BIG_COUNT),
+    *counts(0, "priority", most=3),
+    *seconds("cooldown_current_seconds", above=True),
+    *real_times(
+        "worker_state",
         "paused_until",
         "circuit_opened_at",
         "probe_at",
@@ -161,6 +174,7 @@ worker_state = sa.Table(
         "last_success_at",
         "last_ended_at",
     ),
+    sqlite_strict=True,
 )
 partial_index(
     "ix_worker_state_due",
@@ -176,7 +190,7 @@ partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="
 runs = sa.Table(
     "runs",
     metadata,
-    sa.Column("id", Id, sa.Identity(), primary_key=True),
+    sa.Column("id", Id, sa.Identity(always=True), primary_key=True),
     sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), nullable=False),
     sa.Column("trigger", sa.Text, nullable=False, server_default="manual"),
     sa.Column("state", sa.Text, nullable=False, server_default="pending"),
@@ -186,9 +200,9 @@ runs = sa.Table(
     sa.Column("payload", Json, nullable=False, server_default="{}"),
     sa.Column("key", sa.Text),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="1"),
-    sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("is_forced", Flag, nullable=False, server_default=sa.false()),
     sa.Column("slot", sa.Integer),
-    sa.Column("fence", sa.BigInteger),
+    sa.Column("fence", Big),
     sa.Column("node_id", sa.Text),
     sa.Column("started_at", UtcDateTime),
     sa.Column("progress", Json),
@@ -204,13 +218,19 @@ runs = sa.Table(
     sa.Column("output", sa.Text),
     sa.Column("output_lines", sa.Integer),
     # Ours: the dead letter a replay comes from.
-    sa.Column("replay_of", sa.BigInteger),
+    sa.Column("replay_of", Big),
+    # Ours: a program of ours wrote the row. Of any other, a database trigger takes only what a client may say.
+    sa.Column("is_ours", Flag, nullable=False, server_default=sa.false()),
     one_of("trigger", Trigger),
     one_of("state", RunState),
     one_of("key_scope", ("waiting", "live")),
-    sa.CheckConstraint("priority BETWEEN 0 AND 3", name="priority"),
-    sa.CheckConstraint("attempt >= 1", name="attempt"),
-    sa.CheckConstraint("slot >= 0", name="slot"),
+    *counts(0, "priority", most=3),
+    sa.CheckConstraint(
+        f"attempt BETWEEN 1 AND {MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {MOST_ATTEMPTS}"
+        f" AND slot BETWEEN 0 AND {MAX_COUNT} AND fence BETWEEN 0 AND {MAX_BIG_COUNT}",
+        name="numbers",
+    ),
+    sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),
     # A claim is whole or absent: fence, slot, node and start come and go together.
     sa.CheckConstraint(
         "(state = 'pending' AND fence IS NULL AND slot IS NULL AND node_id IS NULL AND started_at IS NULL)"
@@ -219,8 +239,11 @@ runs = sa.Table(
         name="claim",
     ),
     *json_object("payload"),
-    *time_shapes("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
+    *real_times(
+        "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
+    ),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, runs.c.id, where=_PENDING)
 partial_index("ix_runs_due_at", runs.c.due_at, where=_PENDING)
@@ -251,19 +274,19 @@ run_history = sa.Table(
     "run_history",
     metadata,
     sa.Column("id", Id, sa.Identity(), primary_key=True),
-    sa.Column("run_id", sa.BigInteger),
-    sa.Column("fence", sa.BigInteger),
+    sa.Column("run_id", Big),
+    sa.Column("fence", Big),
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("trigger", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer),
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("ends_run", sa.Text),
-    sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("is_forced", Flag, nullable=False, server_default=sa.false()),
     sa.Column("scheduled_for", UtcDateTime),
     sa.Column("due_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime, nullable=False),
-    sa.Column("duration_ms", sa.BigInteger),
+    sa.Column("duration_ms", Big),
     sa.Column("error_type", sa.Text),
     sa.Column("error", sa.Text),
     sa.Column("traceback", sa.Text),
@@ -283,8 +306,9 @@ run_history = sa.Table(
     sa.UniqueConstraint("run_id", "fence"),
     sa.Index("ix_run_history_worker", "worker", "id"),
     sa.Index("ix_run_history_finished_at", "finished_at"),
-    *time_shapes("scheduled_for", "due_at", "started_at", "finished_at"),
+    *real_times("run_history", "scheduled_for", "due_at", "started_at", "finished_at"),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 
 # Nearly every row has succeeded: to find one of those needs no index, and each row less in it is time saved.
@@ -294,7 +318,7 @@ dead_letters = sa.Table(
     "dead_letters",
     metadata,
     sa.Column("id", Id, sa.Identity(), primary_key=True),
-    sa.Column("run_id", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("run_id", Big, nullable=False, unique=True),
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("trigger", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
@@ -310,15 +334,19 @@ dead_letters = sa.Table(
     sa.Column("status", sa.Text, nullable=False, server_default="open"),
     sa.Column("resolved_at", UtcDateTime),
     sa.Column("resolved_by", sa.Text),
-    sa.Column("replay_run_id", sa.BigInteger),
+    sa.Column("replay_run_id", Big),
     one_of("trigger", Trigger),
     one_of("status", ("open", "replayed", "discarded")),
     sa.CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
     sa.CheckConstraint("(status = 'replayed') = (replay_run_id IS NOT NULL)", name="replay_run_id"),
     sa.Index("ix_dead_letters_worker", "worker", "id"),
     sa.Index("ix_dead_letters_status", "status", "id"),
-    *time_shapes("scheduled_for", "died_at", "resolved_at"),
+    *counts(0, "priority", most=3),
+    *json_kind("payload"),
+    *json_kind("errors", "array"),
+    *real_times("dead_letters", "scheduled_for", "died_at", "resolved_at"),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 
 nodes = sa.Table(
@@ -330,17 +358,20 @@ nodes = sa.Table(
     sa.Column("boot_id", sa.Text, nullable=False),
     sa.Column("process_started_at", UtcDateTime, nullable=False),
     sa.Column("state", sa.Text, nullable=False, server_default="active"),
-    sa.Column("beat", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("beat", Big, nullable=False, server_default="0"),
     sa.Column("started_at", UtcDateTime, nullable=False),
     sa.Column("heartbeat_at", UtcDateTime, nullable=False),
     sa.Column("last_tick_at", UtcDateTime),
     sa.Column("max_concurrent", sa.Integer, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
     # Ours: whether the node runs command workers, for `explain` and the handler gate.
-    sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("allows_commands", Flag, nullable=False, server_default=sa.false()),
     one_of("state", ("active", "draining", "stopped", "lost")),
     sa.Index(None, "state"),
-    *time_shapes("process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+    *counts(0, "pid", "max_concurrent"),
+    *counts(0, "beat", most=MAX_BIG_COUNT),
+    *real_times("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+    sqlite_strict=True,
 )
 
 # Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
@@ -350,6 +381,7 @@ node_handlers = sa.Table(
     sa.Column("worker", sa.Text, primary_key=True),
     sa.Column("node_id", sa.Text, sa.ForeignKey(nodes.c.id), primary_key=True),
     sa.Index(None, "node_id"),
+    sqlite_strict=True,
 )
 
 audit_log = sa.Table(
@@ -383,6 +415,8 @@ audit_log = sa.Table(
         ),
     ),
     sa.Index("ix_audit_log_worker", "worker", "id"),
-    *time_shapes("at"),
+    *json_kind("detail"),
+    *real_times("audit_log", "at"),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )

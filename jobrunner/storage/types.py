@@ -1,4 +1,8 @@
-"""Column types that read the same on both databases: UTC times and JSON documents."""
+"""Column types that read the same on both databases: UTC times, JSON documents, and what a STRICT SQLite table takes.
+
+Reading never raises. What stands in a row may have been put there by any program, and one value that cannot be read
+must not keep a statement's other rows from being read: a document becomes an `Unreadable`, a time `UNREADABLE_TIME`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,28 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.compiler import compiles
 
+from jobrunner.model.unreadable import UNREADABLE_TIME
+from jobrunner.policy.documents import read_document, unreadable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.engine import Dialect
     from sqlalchemy.sql.compiler import GenericTypeCompiler, SQLCompiler
     from sqlalchemy.types import TypeEngine
+
+
+class Garbled(str):
+    """A text of SQLite that was no UTF-8; what could not be read is replaced in it."""
+
+    __slots__ = ()
+
+
+def read_json(text: str) -> Any:
+    """Read a JSON document as a column holds it; an `Unreadable` where that cannot be done."""
+    if type(text) is Garbled:
+        return unreadable(text, "it is no UTF-8")
+    return read_document(text)
 
 
 def to_text(moment: datetime) -> str:
@@ -28,8 +48,11 @@ def to_json(moment: datetime) -> str:
 
 
 def from_text(text: str) -> datetime:
-    """Read what `to_text` wrote, as an aware UTC time."""
-    return datetime.fromisoformat(text + "+00:00")
+    """Read what `to_text` wrote, as an aware UTC time; `UNREADABLE_TIME` for anything else."""
+    try:
+        return datetime.fromisoformat(text + "+00:00")
+    except (TypeError, ValueError):
+        return UNREADABLE_TIME
 
 
 def _aware(moment: datetime) -> datetime:
@@ -76,8 +99,27 @@ def _json_on_sqlite(_element: _JsonText, _compiler: GenericTypeCompiler, **_: An
     return "TEXT"
 
 
+class Flag(sa.Boolean):
+    """True or false; a STRICT table of SQLite knows no BOOLEAN."""
+
+
+class Real(sa.Double):  # type: ignore[type-arg]  # what it gives is a float, whatever the release calls that
+    """A floating-point number of 64 bits; a STRICT table of SQLite knows no DOUBLE."""
+
+
+@compiles(Flag, "sqlite")
+def _flag_on_sqlite(_element: Flag, _compiler: GenericTypeCompiler, **_: Any) -> str:
+    return "INTEGER"
+
+
+@compiles(Real, "sqlite")
+def _real_on_sqlite(_element: Real, _compiler: GenericTypeCompiler, **_: Any) -> str:
+    return "REAL"
+
+
 Json = _JsonText(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Id = Big
 
 
 class Now(sa.sql.functions.FunctionElement[datetime]):

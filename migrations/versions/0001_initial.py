@@ -19,10 +19,17 @@ depends_on = None
 
 _TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 _JSON = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
-_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_TIME_SHAPE = (
-    "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
+_BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# What a STRICT table of SQLite takes.
+_FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")
+_REAL: sa.types.TypeEngine[Any] = sa.Double().with_variant(sa.REAL(), "sqlite")
+# A shape alone lets the 30th of February and the hour 29 pass: SQLite's own reading of the text must give it back.
+_REAL_TIME = (
+    "({c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+    ".[0-9][0-9][0-9][0-9][0-9][0-9]' AND {c} >= '1970' AND datetime({c}) IS substr({c}, 1, 19))"
 )
+_LONGEST_SECONDS = 3162240000
+_MAX_COUNT, _MAX_BIG_COUNT, _MOST_ATTEMPTS = 2147483647, 4611686018427387904, 1000000000
 _TRIGGERS = ("schedule", "manual", "continuous", "replay")
 _MAX_PAYLOAD_BYTES = 1024 * 1024
 # Queues and counters: vacuum them early and at full speed, or their dead rows slow every tick down.
@@ -73,6 +80,7 @@ def downgrade() -> None:
         op.drop_table(table, schema=_schema(), if_exists=True)  # its triggers and indexes go with it
     if not _is_sqlite():
         for function in (
+            "refuse_client",
             "fill_run_priority",
             "refuse_history_update",
             "raise_revision",
@@ -115,22 +123,36 @@ def _one_of(table: str, column: str, *values: str) -> sa.CheckConstraint:
     return _check(table, column, f"{column} IN ({', '.join(repr(value) for value in values)})")
 
 
-def _time_shapes(table: str, *columns: str) -> list[sa.CheckConstraint]:
-    if not _is_sqlite():
-        return []
-    return [_check(table, f"{c}_shape", f"{c} IS NULL OR {c} GLOB '{_TIME_SHAPE}'") for c in columns]
+def _real_times(table: str, *columns: str) -> list[sa.CheckConstraint]:
+    """Real times from 1970 to 9999; on PostgreSQL in one constraint, since each is parsed anew for every statement."""
+    if _is_sqlite():
+        return [_check(table, f"{c}_time", f"{c} IS NULL OR {_REAL_TIME.format(c=c)}") for c in columns]
+    first, last = (f"{word}({', '.join(columns)})" if columns[1:] else columns[0] for word in ("least", "greatest"))
+    bounds = "'1970-01-01 00:00:00+00'::timestamptz", "'9999-12-31 23:59:59.999999+00'::timestamptz"
+    return [_check(table, f"{table}_times", f"{first} >= {bounds[0]} AND {last} <= {bounds[1]}")]
+
+
+def _seconds(table: str, *columns: str, above: bool = False) -> list[sa.CheckConstraint]:
+    least = "> 0" if above else ">= 0"
+    return [_check(table, c, f"{c} {least} AND {c} <= {_LONGEST_SECONDS}") for c in columns]
+
+
+def _counts(table: str, least: int, *columns: str, most: int = _MAX_COUNT) -> list[sa.CheckConstraint]:
+    return [_check(table, c, f"{c} BETWEEN {least} AND {most}") for c in columns]
+
+
+def _json_kind(table: str, column: str, kind: str = "object") -> sa.CheckConstraint:
+    if _is_sqlite():
+        return _check(table, f"{column}_{kind}", f"json_valid({column}) AND json_type({column}) = '{kind}'")
+    return _check(table, f"{column}_{kind}", f"jsonb_typeof({column}) = '{kind}'")
 
 
 def _payload_checks(table: str) -> list[sa.CheckConstraint]:
     if _is_sqlite():
-        return [
-            _check(table, "payload_object", "json_valid(payload) AND json_type(payload) = 'object'"),
-            _check(table, "payload_size", f"length(CAST(payload AS BLOB)) <= {_MAX_PAYLOAD_BYTES}"),
-        ]
-    return [
-        _check(table, "payload_object", "jsonb_typeof(payload) = 'object'"),
-        _check(table, "payload_size", f"octet_length(payload::text) <= {_MAX_PAYLOAD_BYTES + 65536}"),
-    ]
+        size = f"length(CAST(payload AS BLOB)) <= {_MAX_PAYLOAD_BYTES}"
+    else:
+        size = f"octet_length(payload::text) <= {_MAX_PAYLOAD_BYTES + 65536}"
+    return [_json_kind(table, "payload"), _check(table, "payload_size", size)]
 
 
 def _primary_key(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
@@ -143,7 +165,7 @@ def _foreign_key(table: str, column: str, target: str, target_column: str) -> sa
 
 
 def _table(name: str, *parts: sa.schema.SchemaItem, **options: Any) -> None:
-    op.create_table(name, *parts, schema=_schema(), **options)
+    op.create_table(name, *parts, schema=_schema(), sqlite_strict=True, **options)
 
 
 def _index(name: str, table: str, *columns: str, where: str | None = None, unique: bool = False) -> None:
@@ -173,18 +195,18 @@ def _create_workers() -> None:
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("handler", sa.Text, nullable=False),
         sa.Column("execution_mode", sa.Text, nullable=False),
-        sa.Column("interval_seconds", sa.Double),
+        sa.Column("interval_seconds", _REAL),
         sa.Column("cron", sa.Text),
         sa.Column("timezone", sa.Text, nullable=False, server_default="UTC"),
-        sa.Column("jitter_seconds", sa.Double, nullable=False, server_default="0"),
-        sa.Column("timeout_seconds", sa.Double, nullable=False, server_default="60"),
+        sa.Column("jitter_seconds", _REAL, nullable=False, server_default="0"),
+        sa.Column("timeout_seconds", _REAL, nullable=False, server_default="60"),
         sa.Column("max_retries", sa.Integer, nullable=False, server_default="3"),
-        sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default="5"),
-        sa.Column("retry_backoff", sa.Double, nullable=False, server_default="2"),
-        sa.Column("retry_max_delay_seconds", sa.Double, nullable=False, server_default="3600"),
+        sa.Column("retry_delay_seconds", _REAL, nullable=False, server_default="5"),
+        sa.Column("retry_backoff", _REAL, nullable=False, server_default="2"),
+        sa.Column("retry_max_delay_seconds", _REAL, nullable=False, server_default="3600"),
         sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
         sa.Column("max_consecutive_failures", sa.Integer, nullable=False, server_default="5"),
-        sa.Column("cooldown_seconds", sa.Double),
+        sa.Column("cooldown_seconds", _REAL),
         sa.Column("max_running", sa.Integer, nullable=False, server_default="1"),
         sa.Column("misfire", sa.Text, nullable=False, server_default="run_once"),
         sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
@@ -197,7 +219,7 @@ def _create_workers() -> None:
         sa.Column("description", sa.Text, nullable=False, server_default=""),
         sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
         sa.Column("updated_at", _TIME, nullable=False, server_default=_now()),
-        sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
+        sa.Column("revision", _BIG, nullable=False, server_default="1"),
         _primary_key("workers", "name"),
         _check("workers", "name", name_rule),
         _one_of("workers", "execution_mode", "scheduled", "triggered", "continuous"),
@@ -207,23 +229,21 @@ def _create_workers() -> None:
             "workers",
             "schedule",
             "(execution_mode = 'scheduled' AND (interval_seconds IS NULL) <> (cron IS NULL) "
-            "AND (interval_seconds IS NULL OR interval_seconds > 0))"
+            "AND (interval_seconds IS NULL OR interval_seconds >= 0.001))"
             " OR (execution_mode = 'triggered' AND interval_seconds IS NULL AND cron IS NULL)"
             " OR (execution_mode = 'continuous' AND interval_seconds >= 0 AND cron IS NULL)",
         ),
-        _check("workers", "priority", "priority BETWEEN 0 AND 3"),
-        _check("workers", "jitter_seconds", "jitter_seconds >= 0"),
-        _check("workers", "timeout_seconds", "timeout_seconds > 0"),
-        _check("workers", "max_retries", "max_retries >= 0"),
-        _check("workers", "retry_delay_seconds", "retry_delay_seconds >= 0"),
-        _check("workers", "retry_backoff", "retry_backoff >= 1"),
-        _check("workers", "retry_max_delay_seconds", "retry_max_delay_seconds >= 0"),
-        _check("workers", "max_consecutive_failures", "max_consecutive_failures >= 1"),
-        _check("workers", "cooldown_seconds", "cooldown_seconds > 0"),
-        _check("workers", "max_running", "max_running >= 1"),
-        _check("workers", "memory_limit_mb", "memory_limit_mb > 0"),
+        _check("workers", "interval_seconds", f"interval_seconds <= {_LONGEST_SECONDS}"),
+        *_counts("workers", 0, "priority", most=3),
+        *_seconds("workers", "jitter_seconds", "retry_delay_seconds", "retry_max_delay_seconds"),
+        *_seconds("workers", "timeout_seconds", "cooldown_seconds", above=True),
+        _check("workers", "retry_backoff", f"retry_backoff >= 1 AND retry_backoff <= {_LONGEST_SECONDS}"),
+        *_counts("workers", 0, "max_retries"),
+        *_counts("workers", 1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
         *_payload_checks("workers"),
-        *_time_shapes("workers", "created_at", "updated_at"),
+        _json_kind("workers", "definition"),
+        _json_kind("workers", "overrides"),
+        *_real_times("workers", "created_at", "updated_at"),
     )
 
 
@@ -233,13 +253,13 @@ def _create_edges() -> None:
         sa.Column("worker", sa.Text, nullable=False),
         sa.Column("depends_on", sa.Text, nullable=False),
         sa.Column("condition", sa.Text, nullable=False, server_default="succeeded"),
-        sa.Column("max_age_seconds", sa.Double),
+        sa.Column("max_age_seconds", _REAL),
         _primary_key("worker_dependencies", "worker", "depends_on"),
         _foreign_key("worker_dependencies", "worker", "workers", "name"),
         _foreign_key("worker_dependencies", "depends_on", "workers", "name"),
         _one_of("worker_dependencies", "condition", "succeeded", "fresh"),
         _check("worker_dependencies", "not_itself", "worker <> depends_on"),
-        _check("worker_dependencies", "max_age_seconds", "max_age_seconds > 0"),
+        *_seconds("worker_dependencies", "max_age_seconds", above=True),
     )
     _index("ix_worker_dependencies_depends_on", "worker_dependencies", "depends_on")
     _table(
@@ -258,15 +278,15 @@ def _create_worker_state() -> None:
     _table(
         "worker_state",
         sa.Column("worker", sa.Text, nullable=False),
-        sa.Column("is_enabled", sa.Boolean, nullable=False, server_default=sa.true()),
+        sa.Column("is_enabled", _FLAG, nullable=False, server_default=sa.true()),
         sa.Column("disabled_by", sa.Text),
         sa.Column("disabled_reason", sa.Text),
         sa.Column("paused_until", _TIME),
         sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
         sa.Column("circuit_opened_at", _TIME),
-        sa.Column("cooldown_current_seconds", sa.Double),
+        sa.Column("cooldown_current_seconds", _REAL),
         sa.Column("probe_at", _TIME),
-        sa.Column("probe_run_id", sa.BigInteger),
+        sa.Column("probe_run_id", _BIG),
         sa.Column("consecutive_failures", sa.Integer, nullable=False, server_default="0"),
         sa.Column("next_run_at", _TIME),
         sa.Column("last_due_at", _TIME),
@@ -274,20 +294,25 @@ def _create_worker_state() -> None:
         sa.Column("last_run_outcome", sa.Text),
         sa.Column("last_success_at", _TIME),
         sa.Column("last_error", sa.Text),
-        sa.Column("last_duration_ms", sa.BigInteger),
-        sa.Column("last_fence", sa.BigInteger, nullable=False, server_default="0"),
-        sa.Column("total_runs", sa.BigInteger, nullable=False, server_default="0"),
-        sa.Column("total_failures", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("last_duration_ms", _BIG),
+        sa.Column("last_fence", _BIG, nullable=False, server_default="0"),
+        sa.Column("total_runs", _BIG, nullable=False, server_default="0"),
+        sa.Column("total_failures", _BIG, nullable=False, server_default="0"),
         sa.Column("last_ended_at", _TIME),
         sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("streak_since_id", _BIG, nullable=False, server_default="0"),
         _primary_key("worker_state", "worker"),
         _foreign_key("worker_state", "worker", "workers", "name"),
         _one_of("worker_state", "disabled_by", "operator", "circuit"),
         _one_of("worker_state", "circuit_state", "closed", "open", "half_open"),
         _check("worker_state", "disabled_by_someone", "is_enabled = (disabled_by IS NULL)"),
-        _check("worker_state", "consecutive_failures", "consecutive_failures >= 0"),
-        *_time_shapes(
+        *_counts("worker_state", 0, "consecutive_failures"),
+        *_counts(
+            "worker_state", 0, "last_fence", "total_runs", "total_failures", "last_duration_ms", most=_MAX_BIG_COUNT
+        ),
+        *_counts("worker_state", 0, "priority", most=3),
+        *_seconds("worker_state", "cooldown_current_seconds", above=True),
+        *_real_times(
             "worker_state",
             "paused_until",
             "circuit_opened_at",
@@ -308,7 +333,7 @@ def _create_worker_state() -> None:
 def _create_runs() -> None:
     _table(
         "runs",
-        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("id", _BIG, sa.Identity(always=True), nullable=False),
         sa.Column("worker", sa.Text, nullable=False),
         sa.Column("trigger", sa.Text, nullable=False, server_default="manual"),
         sa.Column("state", sa.Text, nullable=False, server_default="pending"),
@@ -318,9 +343,9 @@ def _create_runs() -> None:
         sa.Column("payload", _JSON, nullable=False, server_default="{}"),
         sa.Column("key", sa.Text),
         sa.Column("attempt", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("is_forced", _FLAG, nullable=False, server_default=sa.false()),
         sa.Column("slot", sa.Integer),
-        sa.Column("fence", sa.BigInteger),
+        sa.Column("fence", _BIG),
         sa.Column("node_id", sa.Text),
         sa.Column("started_at", _TIME),
         sa.Column("progress", _JSON),
@@ -331,15 +356,21 @@ def _create_runs() -> None:
         sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
         sa.Column("output", sa.Text),
         sa.Column("output_lines", sa.Integer),
-        sa.Column("replay_of", sa.BigInteger),
+        sa.Column("replay_of", _BIG),
+        sa.Column("is_ours", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("runs", "id"),
         _foreign_key("runs", "worker", "workers", "name"),
         _one_of("runs", "trigger", *_TRIGGERS),
         _one_of("runs", "state", "pending", "running", "stopping"),
         _one_of("runs", "key_scope", "waiting", "live"),
-        _check("runs", "priority", "priority BETWEEN 0 AND 3"),
-        _check("runs", "attempt", "attempt >= 1"),
-        _check("runs", "slot", "slot >= 0"),
+        *_counts("runs", 0, "priority", most=3),
+        _check(
+            "runs",
+            "numbers",
+            f"attempt BETWEEN 1 AND {_MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {_MOST_ATTEMPTS}"
+            f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT}",
+        ),
+        _check("runs", "key", "length(key) BETWEEN 1 AND 200"),
         _check(
             "runs",
             "claim",
@@ -348,7 +379,7 @@ def _create_runs() -> None:
             " AND node_id IS NOT NULL AND started_at IS NOT NULL)",
         ),
         *_payload_checks("runs"),
-        *_time_shapes(
+        *_real_times(
             "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
         ),
         sqlite_autoincrement=True,
@@ -376,20 +407,20 @@ def _create_runs() -> None:
 def _create_run_history() -> None:
     _table(
         "run_history",
-        sa.Column("id", _ID, sa.Identity(), nullable=False),
-        sa.Column("run_id", sa.BigInteger),
-        sa.Column("fence", sa.BigInteger),
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("run_id", _BIG),
+        sa.Column("fence", _BIG),
         sa.Column("worker", sa.Text, nullable=False),
         sa.Column("trigger", sa.Text, nullable=False),
         sa.Column("attempt", sa.Integer),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.Column("ends_run", sa.Text),
-        sa.Column("is_forced", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("is_forced", _FLAG, nullable=False, server_default=sa.false()),
         sa.Column("scheduled_for", _TIME),
         sa.Column("due_at", _TIME),
         sa.Column("started_at", _TIME),
         sa.Column("finished_at", _TIME, nullable=False),
-        sa.Column("duration_ms", sa.BigInteger),
+        sa.Column("duration_ms", _BIG),
         sa.Column("error_type", sa.Text),
         sa.Column("error", sa.Text),
         sa.Column("traceback", sa.Text),
@@ -418,7 +449,7 @@ def _create_run_history() -> None:
         _check("run_history", "run_id", "outcome = 'missed' OR run_id IS NOT NULL"),
         _check("run_history", "duration_ms", "duration_ms >= 0"),
         sa.UniqueConstraint("run_id", "fence", name=op.f("uq_run_history_run_id_fence")),
-        *_time_shapes("run_history", "scheduled_for", "due_at", "started_at", "finished_at"),
+        *_real_times("run_history", "scheduled_for", "due_at", "started_at", "finished_at"),
         sqlite_autoincrement=True,
     )
     _index("ix_run_history_worker", "run_history", "worker", "id")
@@ -429,8 +460,8 @@ def _create_run_history() -> None:
 def _create_dead_letters() -> None:
     _table(
         "dead_letters",
-        sa.Column("id", _ID, sa.Identity(), nullable=False),
-        sa.Column("run_id", sa.BigInteger, nullable=False),
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("run_id", _BIG, nullable=False),
         sa.Column("worker", sa.Text, nullable=False),
         sa.Column("trigger", sa.Text, nullable=False),
         sa.Column("priority", sa.Integer, nullable=False),
@@ -446,14 +477,17 @@ def _create_dead_letters() -> None:
         sa.Column("status", sa.Text, nullable=False, server_default="open"),
         sa.Column("resolved_at", _TIME),
         sa.Column("resolved_by", sa.Text),
-        sa.Column("replay_run_id", sa.BigInteger),
+        sa.Column("replay_run_id", _BIG),
         _primary_key("dead_letters", "id"),
         sa.UniqueConstraint("run_id", name=op.f("uq_dead_letters_run_id")),
         _one_of("dead_letters", "trigger", *_TRIGGERS),
         _one_of("dead_letters", "status", "open", "replayed", "discarded"),
         _check("dead_letters", "resolved", "(status = 'open') = (resolved_at IS NULL)"),
         _check("dead_letters", "replay_run_id", "(status = 'replayed') = (replay_run_id IS NOT NULL)"),
-        *_time_shapes("dead_letters", "scheduled_for", "died_at", "resolved_at"),
+        *_counts("dead_letters", 0, "priority", most=3),
+        _json_kind("dead_letters", "payload"),
+        _json_kind("dead_letters", "errors", "array"),
+        *_real_times("dead_letters", "scheduled_for", "died_at", "resolved_at"),
         sqlite_autoincrement=True,
     )
     _index("ix_dead_letters_worker", "dead_letters", "worker", "id")
@@ -469,16 +503,18 @@ def _create_nodes() -> None:
         sa.Column("boot_id", sa.Text, nullable=False),
         sa.Column("process_started_at", _TIME, nullable=False),
         sa.Column("state", sa.Text, nullable=False, server_default="active"),
-        sa.Column("beat", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("beat", _BIG, nullable=False, server_default="0"),
         sa.Column("started_at", _TIME, nullable=False),
         sa.Column("heartbeat_at", _TIME, nullable=False),
         sa.Column("last_tick_at", _TIME),
         sa.Column("max_concurrent", sa.Integer, nullable=False),
         sa.Column("version", sa.Text, nullable=False),
-        sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("allows_commands", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("nodes", "id"),
         _one_of("nodes", "state", "active", "draining", "stopped", "lost"),
-        *_time_shapes("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+        *_counts("nodes", 0, "pid", "max_concurrent"),
+        *_counts("nodes", 0, "beat", most=_MAX_BIG_COUNT),
+        *_real_times("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
     )
     _index("ix_nodes_state", "nodes", "state")
     _table(
@@ -494,7 +530,7 @@ def _create_nodes() -> None:
 def _create_audit_log() -> None:
     _table(
         "audit_log",
-        sa.Column("id", _ID, sa.Identity(), nullable=False),
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
         sa.Column("at", _TIME, nullable=False, server_default=_now()),
         sa.Column("actor", sa.Text, nullable=False),
         sa.Column("action", sa.Text, nullable=False),
@@ -521,7 +557,8 @@ def _create_audit_log() -> None:
             "node_lost",
             "upgrade",
         ),
-        *_time_shapes("audit_log", "at"),
+        _json_kind("audit_log", "detail"),
+        *_real_times("audit_log", "at"),
         sqlite_autoincrement=True,
     )
     _index("ix_audit_log_worker", "audit_log", "worker", "id")
@@ -530,8 +567,38 @@ def _create_audit_log() -> None:
 # --- triggers -----------------------------------------------------------------------------------------------------
 
 
+# What nobody but a program of ours may say of a new run: `is_ours` marks those. Said by anybody else it would be more
+# than the right to trigger: a run past all gates, a claim, a schedule that stands still.
+_CLIENTS_WORD = "a client gives a run worker, payload, priority, due_at, scheduled_for, key and key_scope, nothing else"
+_NOT_A_CLIENTS = """NOT NEW.is_ours AND (
+    NEW.state <> 'pending' OR NEW.trigger <> 'manual' OR NEW.attempt <> 1 OR NEW.is_forced OR NEW.lost_in_a_row <> 0
+    OR NEW.first_started_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL OR NEW.progress IS NOT NULL
+    OR NEW.output IS NOT NULL OR NEW.output_lines IS NOT NULL OR NEW.replay_of IS NOT NULL
+)"""
+
+
 def _create_sqlite_triggers() -> None:
     """Foreign keys are off in a bare SQLite shell: triggers refuse what they would."""
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_refuse_client BEFORE INSERT ON runs WHEN {_NOT_A_CLIENTS}
+        BEGIN
+            SELECT RAISE(ABORT, '{_CLIENTS_WORD}');
+        END
+        """
+    )
+    # There is no GENERATED ALWAYS: an id of a client's own could be that of a run that was, or the last there can be.
+    op.execute(
+        """
+        CREATE TRIGGER runs_refuse_id AFTER INSERT ON runs
+        WHEN NOT NEW.is_ours AND (
+            NEW.id <= 0 OR NEW.id > 9007199254740992 OR EXISTS (SELECT 1 FROM run_history WHERE run_id = NEW.id)
+        )
+        BEGIN
+            SELECT RAISE(ABORT, 'the id of a run is given by the database: leave it out');
+        END
+        """
+    )
     op.execute(
         """
         CREATE TRIGGER runs_refuse_unknown_worker BEFORE INSERT ON runs
@@ -582,6 +649,20 @@ def _create_sqlite_triggers() -> None:
 
 def _create_postgres_triggers() -> None:
     p = _p()
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}refuse_client() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION '{_CLIENTS_WORD}' USING ERRCODE = 'check_violation';
+        END $$
+        """
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_refuse_client BEFORE INSERT ON {p}runs
+        FOR EACH ROW WHEN ({_NOT_A_CLIENTS}) EXECUTE FUNCTION {p}refuse_client()
+        """
+    )
     op.execute(
         f"""
         CREATE FUNCTION {p}fill_run_priority() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -713,6 +794,7 @@ def _create_postgres_turn() -> None:
             slots integer[];
             starts timestamptz[];
             ended integer := 0;
+            deleted integer;
             mine text[];
             plain text[];
         BEGIN
@@ -762,7 +844,8 @@ def _create_postgres_turn() -> None:
                 SELECT array_agg(s.id), count(*) INTO ids, ended FROM standing s;
                 IF ended > 0 THEN
                     DELETE FROM {p}runs r WHERE r.id = ANY (ids);
-                    IF NOT FOUND THEN
+                    GET DIAGNOSTICS deleted = ROW_COUNT;
+                    IF deleted <> ended THEN
                         RAISE 'runs were deleted by another program while they were being finished'
                             USING ERRCODE = 'serialization_failure';
                     END IF;
@@ -856,11 +939,11 @@ def _create_postgres_turn() -> None:
                 )
                 INSERT INTO {p}runs AS r (
                     worker, trigger, state, priority, scheduled_for, due_at, payload, slot, fence, node_id, started_at,
-                    first_started_at, created_at
+                    first_started_at, created_at, is_ours
                 )
                 SELECT
                     f.worker, 'schedule', 'running', f.priority, f.due, f.due, f.payload, 0, f.fence, this_node, f.now,
-                    f.now, at
+                    f.now, at, true
                 FROM fired f
                 RETURNING
                     'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,

@@ -488,7 +488,7 @@ def test_the_database_refuses(shell, sql):
 def test_a_malformed_time_is_refused_on_sqlite(sqlite_url, text):
     shell = Shell(sqlite_url)
     shell.run(A_WORKER)
-    with pytest.raises(ShellError, match="ck_runs_due_at_shape"):
+    with pytest.raises(ShellError, match="ck_runs_due_at_time"):
         shell.run(f"INSERT INTO runs (worker, due_at) VALUES ('w', '{text}')")
 
 
