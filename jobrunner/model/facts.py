@@ -75,6 +75,7 @@ class WorkerFacts:
     counterparts: tuple[str, ...] = ()
     scheduled_run: int | None = None  # the live run that came from the schedule or loop
     revision: int = 0  # of the definition; every change of it raises the number
+    problem: str | None = None  # what of its rows cannot be read or used; nothing of it starts meanwhile
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 UNREADABLE_TIME = datetime.max.replace(tzinfo=UTC)
 """Instead of a text that is no time: nothing is due by it, and a schedule that has it computes its next time again."""
 
+UNREADABLE = "Unreadable"
+"""The `error_type` of a run that ended since it could not be read."""
+
 
 class Unreadable(dict[str, str]):
     """Instead of a JSON document: an object that shows the `text` as it stands, and says what the `problem` is."""

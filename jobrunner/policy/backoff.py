@@ -1,6 +1,19 @@
-"""How long a failed attempt waits before the next one."""
+"""How long a failed attempt waits before the next one, and when that is."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+_CENTURY_SECONDS = 3.2e9
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+
+
+def later(moment: datetime, seconds: float) -> datetime:
+    """Add `seconds` to an aware time: none if negative, a century at most, never beyond the year 9999."""
+    try:
+        return moment + timedelta(seconds=min(max(seconds, 0.0), _CENTURY_SECONDS))
+    except OverflowError:
+        return _END_OF_TIME
 
 
 def retry_delay(attempt: int, delay_seconds: float, backoff: float, max_delay_seconds: float, jitter: float) -> float:

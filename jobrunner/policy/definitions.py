@@ -286,8 +286,11 @@ def from_document(name: str, document: Mapping[str, Any], overrides: Mapping[str
         merged["interval_seconds"] = None
     known = {field.name for field in dataclasses.fields(WorkerConfig)} - {"name"}
     merged = {key: value for key, value in merged.items() if key in known}
-    merged["depends_on"] = tuple(Dependency(**edge) for edge in merged.get("depends_on", ()))
-    merged["blocks"] = tuple(merged.get("blocks", ()))
+    try:
+        merged["depends_on"] = tuple(Dependency(**edge) for edge in merged.get("depends_on", ()))
+        merged["blocks"] = tuple(merged.get("blocks", ()))
+    except TypeError:
+        raise InvalidWorker(name, "its stored definition names no usable depends_on and blocks") from None
     return check_definition(WorkerConfig(name=name, **merged))
 
 
@@ -299,6 +302,21 @@ def still_fitting(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     mode = str(document.get("execution_mode"))
     meaningless = {"triggered": {"interval_seconds", "cron"}, "continuous": {"cron"}}.get(mode, set())
     return {name: value for name, value in overrides.items() if name not in meaningless}
+
+
+def usable_overrides(name: str, document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the overrides with which the definition would not hold together, each judged beside those before it.
+
+    `admin set` refuses such values. Written into the table by hand, they must keep no node from starting.
+    """
+    usable: dict[str, Any] = {}
+    for field, value in overrides.items():
+        try:
+            from_document(name, document, {**usable, field: value})
+        except InvalidWorker:
+            continue
+        usable[field] = value
+    return usable
 
 
 def definition_hash(document: Mapping[str, Any]) -> str:

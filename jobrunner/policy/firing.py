@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import InvalidSchedule
 from jobrunner.model.run import Trigger
 from jobrunner.model.schedule import IntervalSchedule
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
@@ -31,7 +30,7 @@ def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
     """Return when a worker that is new is due first: None when only triggered, else at once or by its cron."""
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return now
-    schedule = schedules.schedule_of(config)
+    schedule = schedules.usable_schedule(config)
     return None if schedule is None else schedules.first_due(schedule, now)
 
 
@@ -42,13 +41,10 @@ def fire(config: WorkerConfig, state: WorkerState, now: datetime) -> Fired:
         return Fired(state)
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return Fired(replace(state, next_run_at=None, last_due_at=oldest), Trigger.CONTINUOUS, oldest)
-    try:
-        schedule = schedules.schedule_of(config)
-    except InvalidSchedule as error:
-        # Somebody wrote it into the table by hand. It has no next time; the others go on.
-        return Fired(replace(state, next_run_at=None, last_error=f"its schedule cannot be used: {error}"))
+    schedule = schedules.usable_schedule(config)
     if schedule is None:
-        return Fired(replace(state, next_run_at=None))
+        problem = schedules.schedule_problem(config)
+        return Fired(replace(state, next_run_at=None, last_error=problem or state.last_error))
     if state.last_due_at is None and isinstance(schedule, IntervalSchedule):
         oldest = max(oldest, now)  # the grid begins with the first run: a thousand new workers spread by themselves
     firing = schedules.decide_firing(schedule, config.misfire, oldest, now)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
+from jobrunner.policy.schedule import schedule_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +117,10 @@ def _due(view: View, candidate: Candidate) -> str | None:
 
 
 def _handler(view: View, candidate: Candidate) -> str | None:
-    return None if view.worker(candidate.worker).has_handler else "no live node has the handler"
+    worker = view.worker(candidate.worker)
+    if worker.problem is not None:
+        return f"set aside: {worker.problem}"
+    return None if worker.has_handler else "no live node has the handler"
 
 
 def _max_running(view: View, candidate: Candidate) -> str | None:
@@ -320,7 +324,7 @@ def _verdicts(view: View, name: str, chosen: Candidate | None) -> list[Verdict]:
     for gate, judge in GATES:
         reason = judge(view, candidate)
         if gate is Gate.DUE and chosen is None:
-            reason = "nothing is waiting: no trigger, and no next time"
+            reason = schedule_problem(view.worker(name).config) or "nothing is waiting: no trigger, and no next time"
         if reason is None:
             verdicts.append(Verdict(gate, is_open=True, reason=_open_reason(view, gate, candidate)))
         elif candidate.is_forced and gate in OPENED_BY_FORCE:

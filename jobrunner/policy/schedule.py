@@ -59,6 +59,26 @@ def schedule_of(config: WorkerConfig) -> Schedule | None:
     return IntervalSchedule(seconds, offset)
 
 
+def usable_schedule(config: WorkerConfig) -> Schedule | None:
+    """Return the schedule, or None where there is none or what a row says of it cannot be used: it has no times then.
+
+    Registering refuses such a schedule; but anybody may write one into the table, and it must hurt that worker only.
+    """
+    try:
+        return schedule_of(config)
+    except InvalidSchedule:
+        return None
+
+
+def schedule_problem(config: WorkerConfig) -> str | None:
+    """Say why a worker's schedule cannot be used; None if it can be, or there is none."""
+    try:
+        schedule_of(config)
+    except InvalidSchedule as error:
+        return f"its schedule cannot be used: {error}"
+    return None
+
+
 def first_due(schedule: Schedule, now: datetime) -> datetime:
     """Return the first time of a schedule that never ran: an interval's is `now` plus its offset.
 
@@ -142,7 +162,7 @@ def rescheduled(schedule: Schedule, last_due: datetime | None, now: datetime) ->
     if last_due is None or isinstance(schedule, CronSchedule):
         return first_due(schedule, now)
     period = _period(schedule)
-    return min(max(last_due + period, now), now + period)
+    return now + min(max(last_due - now + period, timedelta(0)), period)
 
 
 def is_too_far_ahead(schedule: Schedule, next_run_at: datetime, now: datetime) -> bool:

@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.model.run import FROM_SCHEDULE, USES_UP_AN_ATTEMPT, EndsRun, Outcome, OutcomeKind, Run
+from jobrunner.model.run import FROM_SCHEDULE, MOST_ATTEMPTS, USES_UP_AN_ATTEMPT, EndsRun, Outcome, OutcomeKind, Run
+from jobrunner.model.unreadable import UNREADABLE, Unreadable
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
-from jobrunner.policy.backoff import retry_delay
+from jobrunner.policy.backoff import later, retry_delay
 from jobrunner.policy.words import counted
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 POISON_AFTER = 3  # a run lost this many times in a row is exhausted, whatever its retries
 LONGEST_COOLDOWN_SECONDS = 3600.0
+MAX_STREAK = 2**31 - 1  # what its column holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,14 @@ def decide_finish(
     return Finish(outcome, ends_run, retry, has_letter, after, missed, audits)
 
 
+def unreadable_end(run: Run, now: datetime) -> Outcome | None:
+    """Return how a run ends that cannot be begun, since its payload cannot be read; None for any other."""
+    if not isinstance(run.payload, Unreadable):
+        return None
+    error = f"its payload cannot be read: {run.payload.problem}"
+    return Outcome(OutcomeKind.FAILED, now, duration_ms=0, error_type=UNREADABLE, error=error, is_discard=True)
+
+
 def is_probe(run: Run, state: WorkerState) -> bool:
     """Say whether `run` is the one run that may move the worker's open circuit."""
     return state.circuit_state is CircuitState.HALF_OPEN and state.probe_run_id == run.id
@@ -114,27 +124,23 @@ def _end_or_retry(
     if kind is OutcomeKind.INTERRUPTED:
         return None, Retry(run.attempt, run.due_at, run.lost_in_a_row)
     if kind is OutcomeKind.SNOOZED:
-        return None, Retry(run.attempt, _later(now, outcome.delay_seconds or 0.0), 0)
+        return None, Retry(run.attempt, later(now, outcome.delay_seconds or 0.0), 0)
     if outcome.is_discard:
         return EndsRun.DISCARDED, None
     lost_in_a_row = run.lost_in_a_row + 1 if kind is OutcomeKind.LOST else 0
-    has_tries = run.attempt <= rules.max_retries and lost_in_a_row < POISON_AFTER and not outcome.is_final
+    most_tries = min(rules.max_retries, MOST_ATTEMPTS - 1)
+    has_tries = run.attempt <= most_tries and lost_in_a_row < POISON_AFTER and not outcome.is_final
     if has_tries and not is_probe(run, state):
         delay = outcome.delay_seconds
         if delay is None:
             delay = 0.0 if lost_in_a_row == 1 else _retry_delay(rules, run.attempt, jitter)
-        due_at = max(_later(outcome.retry_from or now, delay), now)
+        due_at = max(later(outcome.retry_from or now, delay), now)
         return None, Retry(run.attempt + 1, due_at, lost_in_a_row)
     return (EndsRun.DISCARDED if outcome.does_not_fit else EndsRun.EXHAUSTED), None
 
 
 def _retry_delay(rules: WorkerConfig, attempt: int, jitter: float) -> float:
     return retry_delay(attempt, rules.retry_delay_seconds, rules.retry_backoff, rules.retry_max_delay_seconds, jitter)
-
-
-def _later(moment: datetime, seconds: float) -> datetime:
-    """Add `seconds`, a century at most: a handler may ask for anything."""
-    return moment + timedelta(seconds=min(max(seconds, 0.0), 3.2e9))
 
 
 def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
@@ -157,7 +163,7 @@ def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> Wo
     elif ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}:
         changes["total_failures"] = state.total_failures + 1
     if ends_run is EndsRun.EXHAUSTED:
-        changes["consecutive_failures"] = state.consecutive_failures + 1
+        changes["consecutive_failures"] = min(state.consecutive_failures + 1, MAX_STREAK)
         changes["last_run_outcome"] = str(outcome.kind)
     return replace(state, **changes)
 
@@ -218,7 +224,7 @@ def _with_cooldown(opened: WorkerState, current: WorkerConfig, now: datetime) ->
     """Set when a probe may start, and the schedule's first time from there on; without a cooldown, neither."""
     if opened.cooldown_current_seconds is None:
         return replace(opened, probe_at=None, next_run_at=None)
-    probe_at = _later(now, opened.cooldown_current_seconds)
+    probe_at = later(now, opened.cooldown_current_seconds)
     waiting = replace(opened, probe_at=probe_at)
     return replace(waiting, next_run_at=_first_from(current, waiting, probe_at))
 
@@ -254,7 +260,7 @@ def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> dat
         return None
     if current.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return after + timedelta(microseconds=1)
-    schedule = schedules.schedule_of(current)
+    schedule = schedules.usable_schedule(current)
     served = state.last_due_at
     if served is not None and after < served <= after + schedules.CLOCK_TOLERANCE:
         # Served since `after` was read: by a claim we waited for, or by a node whose clock is a little ahead.
@@ -264,7 +270,7 @@ def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> dat
 
 def missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime, reason: str) -> Missed | None:
     """Count the schedule's times up to `now` that were never served."""
-    schedule = schedules.schedule_of(current)
+    schedule = schedules.usable_schedule(current)
     if schedule is None or state.next_run_at is None or state.next_run_at > now:
         return None
     return schedules.count_due(schedule, state.next_run_at, now, reason)
@@ -283,7 +289,7 @@ def _next_loop(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun
     pause = current.interval_seconds or 0.0
     if ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}:
         pause = max(pause, _retry_delay(current, max(state.consecutive_failures, 1), 0.0))
-    next_run_at = _later(outcome.finished_at, pause)
+    next_run_at = later(outcome.finished_at, pause)
     if state.paused_until is not None and state.paused_until > next_run_at:
         next_run_at = state.paused_until
     return replace(state, next_run_at=None if next_run_at.year >= 9998 else next_run_at)

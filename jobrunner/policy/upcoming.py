@@ -40,7 +40,7 @@ def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, 
     """
     streams, standing = [], []
     for config, state in workers:
-        schedule = schedules.schedule_of(config)
+        schedule = schedules.usable_schedule(config)
         if schedule is None:
             continue
         obstacle = _obstacle(state, now)

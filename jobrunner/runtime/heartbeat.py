@@ -137,6 +137,7 @@ class Heartbeat:
         self._renewed_at = time.monotonic()
         self._is_fenced = False
         self._is_stopping = False
+        self._told: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._body, name="jobrunner:heartbeat", daemon=True)
@@ -260,6 +261,9 @@ class Heartbeat:
         now = self._clock.now()
         while True:
             finished = await nodes.rescue(db, now, _left_before(now))
+            for problem in set(finished.problems) - self._told:
+                self._told.add(problem)
+                self._events.emit(e.Warned(problem))
             if not finished.written:
                 return
             self._hooks.on_changed()

@@ -73,7 +73,7 @@ def is_gone(node: SeenNode, here: NodeIdentity) -> bool:
         return bool(abs(process.create_time() - node.process_started_at.timestamp()) > _SAME_START_SECONDS)
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # a pid that no process can have was written by hand: who knows
         return False
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,9 @@ import jobrunner.storage.workers as worker_store
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
+from jobrunner.policy.backoff import later
+from jobrunner.policy.transitions import unreadable_end
+from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
@@ -108,6 +110,10 @@ class Node:
         if registered.kept_newer:
             names = ", ".join(registered.kept_newer)
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
+        if registered.unused:
+            self._events.emit(
+                e.Warned(f"overrides that cannot be used are passed over: {', '.join(registered.unused)}")
+            )
         await take_over(self.db, self.identity, self._clock, self._events)
         await repairs.repair_schedules(self.db, self._clock.now())
         await self._ticker.warm_up()
@@ -162,7 +168,15 @@ class Node:
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval
         return Ticker(
-            self.db, self._clock, self._outage, self._claimer(), self._recorder, interval, self._free_slots, self._begin
+            self.db,
+            self._clock,
+            self._outage,
+            self._claimer(),
+            self._recorder,
+            interval,
+            self._free_slots,
+            self._begin,
+            SetAside(self._clock, self._events),
         )
 
     def _claimer(self) -> Claimer:
@@ -219,14 +233,17 @@ class Node:
         """Start the code of a claim."""
         is_command = claim.config.isolation is Isolation.COMMAND
         handler = None if is_command else self._handlers[claim.run.worker]
-        deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
+        deadline = later(claim.run.started_at or self._clock.now(), claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
         attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping)
         if claim.config.isolation is Isolation.INLINE:
             context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
         self.held[claim.run.claim_key] = attempt
         self._all_ended.clear()
-        if self._heartbeat.is_fenced:  # held up since the claim: is it still ours?
+        unreadable = unreadable_end(claim.run, self._clock.now())
+        if unreadable is not None:
+            self._on_attempt_end(attempt, unreadable)
+        elif self._heartbeat.is_fenced:  # held up since the claim: is it still ours?
             reason = "the node could not renew its lease before the code was started"
             self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:

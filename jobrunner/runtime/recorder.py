@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
 
 MOST_AT_ONCE = 1000
+TRY_AGAIN_SECONDS = 5.0
 _UNSTORABLE = "the database refused the attempt's texts or result; they are left out"
 
 
@@ -48,6 +49,7 @@ class Recorder:
         self._sure: list[Ended] = []
         self._taken = 0
         self._is_writing = False
+        self._put_off: dict[ClaimKey, asyncio.TimerHandle] = {}
         self._arrived = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -88,7 +90,7 @@ class Recorder:
         self._note_idle()
 
     def _note_idle(self) -> None:
-        if not self._waiting and not self._sure and not self._taken and not self._is_writing:
+        if not (self._waiting or self._sure or self._taken or self._is_writing or self._put_off):
             self._is_idle.set()
 
     def note_written(self, finished: Finished) -> None:
@@ -106,25 +108,43 @@ class Recorder:
             self._is_writing = True
             await self._write(batch)
             self._is_writing = False
-            self._on_written([item.run.claim_key for item in batch])
+            done = [item.run.claim_key for item in batch if item.run.claim_key not in self._put_off]
+            self._on_written(done)
             self._note_idle()
 
     async def _write(self, batch: list[Ended]) -> None:
         """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""
         try:
             finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
+            for item in batch:
+                self._put_off.pop(item.run.claim_key, None)
             self._tell(finished)
             await self._offer(finished)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one end that cannot be written must not keep others from it
             if len(batch) > 1:
                 for item in batch:
                     await self._write([item])
             elif batch[0].outcome.reason == _UNSTORABLE:
-                raise
+                self._put_off_writing(batch[0], error)
             else:
                 why = first_line(error)
                 self._events.emit(e.Warned(f"{batch[0].run.worker}: an outcome could not be stored whole: {why}"))
                 await self._write([_bare(batch[0])])
+
+    def _put_off_writing(self, item: Ended, error: Exception) -> None:
+        """Try again later what the database refuses whatever is left out: it is for the sake of other rows.
+
+        The claim stands, and with it its slot: nobody else may run the work while its end is not written.
+        """
+        key = item.run.claim_key
+        if key not in self._put_off:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self._events.emit(e.Warned(f"the end of run {item.run.id} of {item.run.worker} cannot be written: {why}"))
+        self._put_off[key] = asyncio.get_running_loop().call_later(TRY_AGAIN_SECONDS, self._try_again, item)
+
+    def _try_again(self, item: Ended) -> None:
+        self._waiting.append(item)
+        self._arrived.set()
 
     async def drain(self) -> None:
         """Wait until every outcome handed over so far is written or refused."""

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.errors import DatabaseError
 from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.record import record
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
@@ -42,7 +43,7 @@ from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.flow import Plain, Planned, find_plain, find_planned
+from jobrunner.storage.flow import Plain, Planned, Turned, find_plain, find_planned
 from jobrunner.storage.history import missed_row
 from jobrunner.storage.rows import (
     RUN_COLUMNS,
@@ -56,14 +57,13 @@ from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
-    from jobrunner.storage.flow import Turned
     from jobrunner.storage.flows import Flow
 
 SMALLEST_PAGE = 16
@@ -163,7 +163,14 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | No
 
 
 async def claim_due(
-    db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime], flow: Flow | None = None
+    db: Database,
+    claimer: Claimer,
+    free_slots: int,
+    clock: Callable[[], datetime],
+    flow: Flow | None = None,
+    *,
+    aside: Collection[str] = (),
+    only: str | None = None,
 ) -> Claimed:
     """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
 
@@ -173,6 +180,8 @@ async def claim_due(
         free_slots: how many runs the node can take.
         clock: returns the time now, UTC; asked again once the locks are held.
         flow: the short way, taken when all that may start is plain.
+        aside: workers of which nothing is claimed.
+        only: claim of this worker alone.
 
     Raises:
         DatabaseUnavailable: the database went away; nothing is known to have been claimed.
@@ -182,16 +191,21 @@ async def claim_due(
         now = clock()
         async with db.peek() as conn:
             due = await reading.read_due(conn, db.dialect, now, page)
-            if not due.names:
-                return Claimed((), due.next_at)
+            names = due.names.difference(aside) if only is None else due.names & {only}
+            if not names and due.has_more and only is None:
+                page *= 4
+                continue
+            if not names:
+                next_at = await reading.next_due_at(conn, db.dialect, now) if due.names else due.next_at
+                return Claimed((), next_at)
             if free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
-            facts, edges = await reading.read_around(conn, db.dialect, now, due.names, claimer.here, free_slots)
+            facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
             wanted = {start.worker for start in decide_starts(facts)}
             plain = None if due.has_more else find_plain(facts, wanted)
             next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
         if wanted and flow is not None and plain is not None and wanted <= plain.configs.keys():
-            turned = await flow.turn(claimer.node_id, clock(), free_slots, plain, ())
+            turned = await _try_turn(flow, claimer, clock(), free_slots, plain)
             if turned.runs:
                 return Claimed(claims_of(turned, plain), None, has_more=True, plain=plain)
         if wanted:
@@ -202,6 +216,16 @@ async def claim_due(
         elif not due.has_more:
             return Claimed((), next_due_at, plain=plain)
         page *= 4  # the first page of due schedules is stuck: look behind it
+
+
+async def _try_turn(flow: Flow, claimer: Claimer, now: datetime, free_slots: int, plain: Plain) -> Turned:
+    """Take a turn; what the database refuses there the long way refuses again, and then it is known whose it is."""
+    try:
+        return await flow.turn(claimer.node_id, now, free_slots, plain, ())
+    except DatabaseError:
+        raise
+    except Exception:  # noqa: BLE001 - a number in some row that is too large, say
+        return Turned(has_other=True)
 
 
 def claims_of(turned: Turned, plain: Plain) -> tuple[Claim, ...]:

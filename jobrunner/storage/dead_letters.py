@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DeadLetterNotFound, Refused, WorkerNotFound
+from jobrunner.model.unreadable import UNREADABLE
 from jobrunner.policy.definitions import check_payload
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
@@ -49,7 +50,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The letters resolved, and those left open since another waiting run has their key."""
+    """The letters resolved, and those left open: another waiting run has their key, or their payload is unreadable."""
 
     resolved: tuple[Resolved, ...] = ()
     held_back: tuple[int, ...] = ()
@@ -119,6 +120,13 @@ async def replay(
         if dry_run:
             resolved.extend(Resolved(row.id, row.worker) for row in letters)
             return
+        unreadable = [row.id for row in letters if payload is None and row.error_type == UNREADABLE]
+        if unreadable and chosen.ids:
+            raise Refused(
+                f"letter {unreadable[0]} has no payload that can be read; replay it with a payload of its own"
+            )
+        held_back.extend(unreadable)
+        letters = [row for row in letters if row.id not in unreadable]
         runs = await _insert_runs(conn, db.dialect, [row.id for row in letters], payload, now)
         missing = [row for row in letters if row.id not in runs]
         if missing and chosen.ids:
@@ -198,7 +206,7 @@ async def _lock_letters(conn: AsyncConnection, dialect: Dialect, ids: Sequence[i
     d = t.dead_letters
     given = dialect.rows("ids", id=sa.BigInteger())
     statement = (
-        sa.select(d.c.id, d.c.worker, d.c.key, d.c.status, d.c.replay_run_id)
+        sa.select(d.c.id, d.c.worker, d.c.key, d.c.status, d.c.replay_run_id, d.c.error_type)
         .where(d.c.id.in_(sa.select(given.c.id)))
         .order_by(d.c.id)
     )

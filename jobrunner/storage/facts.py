@@ -21,7 +21,7 @@ from jobrunner.model.run import Trigger
 from jobrunner.model.worker import Dependency, DependencyCondition, Isolation
 from jobrunner.storage import tables as t
 from jobrunner.storage.fact_statements import PRIORITIES, statements
-from jobrunner.storage.rows import CONFIG_COLUMNS, config_of, names_json, state_of
+from jobrunner.storage.rows import CONFIG_COLUMNS, config_or_problem, names_json, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -171,8 +171,8 @@ async def _read_workers(
     known = {}
     entangled = set()
     for row in rows:
-        config = config_of(row[:split])
-        known[config.name] = WorkerFacts(config, state_of(row[split:-2]), revision=row[-2])
+        config, problem = config_or_problem(row[:split])
+        known[config.name] = WorkerFacts(config, state_of(row[split:-2]), revision=row[-2], problem=problem)
         if row[-1]:
             entangled.add(config.name)
     return known, entangled
@@ -247,6 +247,9 @@ async def _add_handlers(conn: AsyncConnection, dialect: Dialect, known: dict[str
     missing = [name for name, worker in known.items() if not _has_handler(worker, here)]
     if not missing:
         return
+    aside = [name for name in missing if known[name].problem is not None]
+    known |= {name: replace(known[name], has_handler=False) for name in aside}
+    missing = [name for name in missing if known[name].problem is None]
     elsewhere = await live_handlers(conn, dialect, missing)
     commands = [name for name in missing if known[name].config.isolation is Isolation.COMMAND]
     if commands and await _some_node_allows_commands(conn):
@@ -257,7 +260,7 @@ async def _add_handlers(conn: AsyncConnection, dialect: Dialect, known: dict[str
 
 
 def _has_handler(worker: WorkerFacts, here: Here) -> bool:
-    if here.handlers is None:
+    if here.handlers is None or worker.problem is not None:
         return False
     if worker.config.isolation is Isolation.COMMAND:
         return here.allows_commands

@@ -39,7 +39,7 @@ from jobrunner.storage.history import attempt_row, missed_row, outcome_error, st
 from jobrunner.storage.rows import (
     CONFIG_COLUMNS,
     STATE_COLUMNS,
-    config_of,
+    config_or_problem,
     names_json,
     state_of,
     state_values,
@@ -77,6 +77,7 @@ class Finished:
 
     written: tuple[tuple[Run, Finish], ...]
     stale: tuple[Run, ...]
+    problems: tuple[str, ...] = ()  # of a rescue: what could not be written, and why
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ async def finish_within(
     await conn.execute(prepared.lock, {"names": names})
     rows = (await conn.execute(prepared.workers, {"names": names})).all()
     split = len(CONFIG_COLUMNS)
-    current = {config.name: config for config in (config_of(row[:split]) for row in rows)}
+    current = {config.name: config for config in (config_or_problem(row[:split])[0] for row in rows)}
     states = {state.worker: state for state in (state_of(row[split:]) for row in rows)}
     claims = to_json({"id": item.run.id, "fence": item.run.fence} for item in ended)
     rows = (await conn.execute(prepared.owned, {"claims": claims})).all()

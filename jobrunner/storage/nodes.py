@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.errors import DatabaseError
 from jobrunner.model.run import Outcome, OutcomeKind, Run
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups
 from jobrunner.storage.audit import audit_row, write_audits
+from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish_within
 from jobrunner.storage.revisions import versions
 from jobrunner.storage.rows import RUN_COLUMNS, run_of, to_json
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.policy.transitions import Finish
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
 
@@ -274,10 +277,33 @@ async def rescue(db: Database, now: datetime, before: datetime) -> Finished:
     ended = [_gone(run, output, OutcomeKind.LOST, now, "its node died", seen_at) for run, output, seen_at in lost]
     why = "its node stopped before its code had ended"
     ended += [_gone(run, output, OutcomeKind.INTERRUPTED, now, why) for run, output in left]
+    try:
+        return await _end_all(db, ended)
+    except DatabaseError:
+        raise
+    except Exception:  # noqa: BLE001 - one row that cannot be written must not keep the others' runs
+        return await _end_each(db, ended)
+
+
+async def _end_all(db: Database, ended: Sequence[Ended]) -> Finished:
     async with db.write() as conn:
         finished = await finish_within(conn, db.dialect, ended)
         await wakeups.notify(db, conn)
         return finished
+
+
+async def _end_each(db: Database, ended: Sequence[Ended]) -> Finished:
+    """End each alone; what cannot be ended stays as it is, for somebody to mend its rows."""
+    written: list[tuple[Run, Finish]] = []
+    problems = []
+    for item in ended:
+        try:
+            written += (await _end_all(db, [item])).written
+        except DatabaseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - see there
+            problems.append(f"run {item.run.id} of {item.run.worker} cannot be rescued: {first_line(error)}")
+    return Finished(tuple(written), (), tuple(problems))
 
 
 def _gone(

@@ -28,7 +28,6 @@ _SQLITE = {
     "view": _VIEWS,
     "trigger": (
         "runs_refuse_client",
-        "runs_refuse_id",
         "runs_refuse_unknown_worker",
         "runs_fill_priority",
         "run_history_refuse_update",

@@ -75,7 +75,7 @@ def _is_too_far(worker: Stored, now: datetime) -> bool:
     if state.next_run_at is None:
         return False
     start = max(now, state.paused_until or now)
-    schedule = schedules.schedule_of(worker.config)
+    schedule = schedules.usable_schedule(worker.config)
     if schedule is None:
         pause = timedelta(seconds=max(worker.config.interval_seconds or 0.0, worker.config.retry_max_delay_seconds))
         return state.next_run_at > start + pause + schedules.CLOCK_TOLERANCE

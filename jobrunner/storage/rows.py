@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.model.run import Run, RunState, Trigger
+from jobrunner.model.unreadable import Unreadable
 from jobrunner.model.worker import (
     CircuitState,
     Isolation,
@@ -23,7 +24,7 @@ from jobrunner.model.worker import (
 from jobrunner.storage import tables as t
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _EDGES = {"depends_on", "blocks"}
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(WorkerConfig) if f.name not in _EDGES)
@@ -44,6 +45,17 @@ def config_of(values: Iterable[Any]) -> WorkerConfig:
     found["misfire"] = Misfire(found["misfire"])
     found["isolation"] = Isolation(found["isolation"])
     return WorkerConfig(**found)
+
+
+def config_or_problem(values: Sequence[Any]) -> tuple[WorkerConfig, str | None]:
+    """Build a definition as `config_of` does; where that cannot be, one that starts nothing, and why."""
+    try:
+        config = config_of(values)
+    except ValueError as error:
+        return WorkerConfig(str(values[0]), execution_mode=WorkerExecutionMode.TRIGGERED), f"its definition: {error}"
+    if isinstance(config.payload, Unreadable):
+        return config, f"its payload cannot be read: {config.payload.problem}"
+    return config, None
 
 
 def state_of(values: Iterable[Any]) -> WorkerState:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.firing import first_time
 from jobrunner.storage import tables as t
-from jobrunner.storage.rows import CONFIG_COLUMNS, config_of, names_json
+from jobrunner.storage.rows import CONFIG_COLUMNS, config_or_problem, names_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -67,6 +67,6 @@ async def mend(conn: AsyncConnection, dialect: Dialect, now: datetime) -> None:
     s = t.worker_state
     await conn.execute(sa.delete(s).where(s.c.worker.in_(without_worker())))
     alone = sa.select(*CONFIG_COLUMNS).where(t.workers.c.name.in_(workers_without()))
-    configs = [config_of(row) for row in (await conn.execute(alone)).all()]
+    configs = [config_or_problem(row)[0] for row in (await conn.execute(alone)).all()]
     if configs:
         await make(conn, dialect, configs, now)

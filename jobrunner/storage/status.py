@@ -13,7 +13,7 @@ from jobrunner.policy.gates import show_time
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage import tables as t
 from jobrunner.storage.fact_statements import PRIORITIES
-from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, state_of
+from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_or_problem, state_of
 from jobrunner.storage.rowsets import same
 from jobrunner.storage.workers import existing_names
 
@@ -204,7 +204,7 @@ async def read_upcoming(
         scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
     rows = (await conn.execute(scheduled)).all()
-    workers = [(config_of(row[:split]), state_of(row[split:])) for row in rows]
+    workers = [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)

@@ -342,6 +342,7 @@ dead_letters = sa.Table(
     sa.Index("ix_dead_letters_worker", "worker", "id"),
     sa.Index("ix_dead_letters_status", "status", "id"),
     *counts(0, "priority", most=3),
+    sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),
     *json_kind("payload"),
     *json_kind("errors", "array"),
     *real_times("dead_letters", "scheduled_for", "died_at", "resolved_at"),

@@ -26,7 +26,7 @@ from jobrunner.storage.rows import (
     CONFIG_COLUMNS,
     CONFIG_FIELDS,
     STATE_COLUMNS,
-    config_of,
+    config_or_problem,
     names_json,
     state_of,
     state_values,
@@ -56,6 +56,7 @@ class Registered:
     added: tuple[str, ...]
     changed: tuple[str, ...]
     kept_newer: tuple[str, ...]  # another version= is higher in the database; its definition stays
+    unused: tuple[str, ...] = ()  # `worker.field`: overrides in the database that cannot be used with this code
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ async def register(
         if config.name not in kept
         and (config.name not in stored or _differs(stored[config.name], hashes[config.name], version))
     ]
-    merged = {config.name: _merge(config, stored.get(config.name)) for config in wanted}
+    unused: list[str] = []
+    merged = {config.name: _merge(config, stored.get(config.name), unused) for config in wanted}
     await _check_relations(conn, dialect, merged)
     given = {config.name: config for config in wanted}
     added = [name for name in sorted(given) if name not in stored]
@@ -108,7 +110,7 @@ async def register(
         await _update(conn, [row(name) for name in changed[start : start + _CHUNK]])
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
     await _write_edges(conn, dialect, list(merged.values()), new=frozenset(added))
-    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)))
+    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(unused))
 
 
 def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
@@ -121,11 +123,15 @@ def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
         yield config.name, known[key]
 
 
-def _merge(config: WorkerConfig, known: Stored | None) -> WorkerConfig:
+def _merge(config: WorkerConfig, known: Stored | None, unused: list[str]) -> WorkerConfig:
+    """Lay the stored overrides over what code says; those that cannot be used stay stored, and go to `unused`."""
     if known is None or not known.overrides:
         return config
     document = definitions.to_document(config)
-    return definitions.from_document(config.name, document, definitions.still_fitting(document, known.overrides))
+    fitting = definitions.still_fitting(document, known.overrides)
+    usable = definitions.usable_overrides(config.name, document, fitting)
+    unused += [f"{config.name}.{field}" for field in fitting if field not in usable]
+    return definitions.from_document(config.name, document, usable)
 
 
 async def _unchanged(conn: AsyncConnection, dialect: Dialect, hashes: Mapping[str, str], version: int | None) -> bool:
@@ -222,7 +228,7 @@ def _rescheduled(state: WorkerState, config: WorkerConfig, now: datetime) -> dat
         return next_time(config, state, now)
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return now
-    schedule = schedules.schedule_of(config)
+    schedule = schedules.usable_schedule(config)
     return None if schedule is None else schedules.rescheduled(schedule, state.last_due_at, now)
 
 
@@ -263,7 +269,7 @@ async def _check_relations(conn: AsyncConnection, dialect: Dialect, merged: Mapp
         for worker, other in await conn.execute(sa.select(d.c.worker, d.c.depends_on)):
             edges.setdefault(worker, []).append(other)
         edges.update({name: [edge.depends_on for edge in config.depends_on] for name, config in merged.items()})
-        refuse_cycles(edges)
+        refuse_cycles(edges, merged)
 
 
 async def existing_names(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> set[str]:
@@ -295,7 +301,7 @@ async def read_stored(
     found = {}
     first, second = len(CONFIG_COLUMNS), len(CONFIG_COLUMNS) + len(STATE_COLUMNS)
     for row in (await conn.execute(statement, {"names": names_json(names)})).all():
-        config, state = config_of(row[:first]), state_of(row[first:second])
+        config, state = config_or_problem(row[:first])[0], state_of(row[first:second])
         definition, overrides, digest, version = row[second:]
         config = _with_edges(config, definition)
         found[config.name] = Stored(config, definition, overrides, digest, version, state)
@@ -303,8 +309,11 @@ async def read_stored(
 
 
 def _with_edges(config: WorkerConfig, definition: Mapping[str, Any]) -> WorkerConfig:
-    depends_on = tuple(Dependency(**edge) for edge in definition.get("depends_on", ()))
-    return replace(config, depends_on=depends_on, blocks=tuple(definition.get("blocks", ())))
+    try:
+        depends_on = tuple(Dependency(**edge) for edge in definition.get("depends_on", ()))
+        return replace(config, depends_on=depends_on, blocks=tuple(definition.get("blocks", ())))
+    except TypeError:  # somebody wrote something else there; the edges that hold are in their own tables
+        return config
 
 
 async def read_one(conn: AsyncConnection, dialect: Dialect, name: str, *, lock: bool = False) -> Stored:

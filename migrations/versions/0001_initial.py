@@ -485,6 +485,7 @@ def _create_dead_letters() -> None:
         _check("dead_letters", "resolved", "(status = 'open') = (resolved_at IS NULL)"),
         _check("dead_letters", "replay_run_id", "(status = 'replayed') = (replay_run_id IS NOT NULL)"),
         *_counts("dead_letters", 0, "priority", most=3),
+        _check("dead_letters", "key", "length(key) BETWEEN 1 AND 200"),
         _json_kind("dead_letters", "payload"),
         _json_kind("dead_letters", "errors", "array"),
         *_real_times("dead_letters", "scheduled_for", "died_at", "resolved_at"),
@@ -579,23 +580,13 @@ _NOT_A_CLIENTS = """NOT NEW.is_ours AND (
 
 def _create_sqlite_triggers() -> None:
     """Foreign keys are off in a bare SQLite shell: triggers refuse what they would."""
+    # There is no GENERATED ALWAYS. Here an id that the database is yet to give is -1.
+    has_id = "(NOT NEW.is_ours AND NEW.id <> -1)"
     op.execute(
         f"""
-        CREATE TRIGGER runs_refuse_client BEFORE INSERT ON runs WHEN {_NOT_A_CLIENTS}
+        CREATE TRIGGER runs_refuse_client BEFORE INSERT ON runs WHEN {_NOT_A_CLIENTS} OR {has_id}
         BEGIN
             SELECT RAISE(ABORT, '{_CLIENTS_WORD}');
-        END
-        """
-    )
-    # There is no GENERATED ALWAYS: an id of a client's own could be that of a run that was, or the last there can be.
-    op.execute(
-        """
-        CREATE TRIGGER runs_refuse_id AFTER INSERT ON runs
-        WHEN NOT NEW.is_ours AND (
-            NEW.id <= 0 OR NEW.id > 9007199254740992 OR EXISTS (SELECT 1 FROM run_history WHERE run_id = NEW.id)
-        )
-        BEGIN
-            SELECT RAISE(ABORT, 'the id of a run is given by the database: leave it out');
         END
         """
     )

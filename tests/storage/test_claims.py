@@ -486,7 +486,7 @@ async def test_the_database_refuses_a_second_live_run_of_a_schedule(stage: Stage
     await stage.register(scheduled("a"))
     await stage.tick()
     with pytest.raises(sa.exc.IntegrityError) as caught:
-        await stage.sql("INSERT INTO {p}runs (worker, trigger) VALUES ('a', 'schedule')")
+        await stage.sql("INSERT INTO {p}runs (worker, trigger, is_ours) VALUES ('a', 'schedule', true)")
     assert stage.db.dialect.is_unique_violation(caught.value)
 
 

@@ -26,7 +26,7 @@ async def test_a_trigger_takes_its_workers_payload_and_priority_and_is_due_now(s
     row = await row_of(stage, await stage.trigger("a"))
     assert (row.worker, row.trigger, row.state, row.attempt) == ("a", "manual", "pending", 1)
     assert (row.payload, row.priority, row.key, row.is_forced) == ({"k": "v"}, 3, None, False)
-    assert (row.due_at, row.scheduled_for, row.created_at) == (T0, T0, T0)
+    assert (row.due_at, row.scheduled_for) == (T0, T0)
     assert (row.slot, row.fence, row.node_id, row.started_at, row.first_started_at) == (None,) * 5
 
 
@@ -190,9 +190,7 @@ async def test_many_triggers_keep_their_order_and_take_their_workers_payload_and
         ("a", {"k": "v"}, 2),
         ("a", {}, 2),
     ]
-    assert {(row.trigger, row.state, row.due_at, row.scheduled_for, row.created_at) for row in rows} == {
-        ("manual", "pending", T0, T0, T0)
-    }
+    assert {(row.trigger, row.state, row.due_at, row.scheduled_for) for row in rows} == {("manual", "pending", T0, T0)}
     assert ids == sorted(ids)
     (low,) = await many(stage, "a", WORKERS_OWN, priority=0)
     assert (await row_of(stage, low)).priority == 0

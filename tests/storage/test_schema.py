@@ -410,8 +410,8 @@ def fill(shell: Shell) -> None:
 def claim(worker: str, slot: int) -> str:
     now = "{now}"
     return (
-        "INSERT INTO {p}runs (worker, state, slot, fence, node_id, started_at, first_started_at)"
-        f" VALUES ('{worker}', 'running', {slot}, 1, 'n', {now}, {now})"
+        "INSERT INTO {p}runs (worker, state, slot, fence, node_id, started_at, first_started_at, is_ours)"
+        f" VALUES ('{worker}', 'running', {slot}, 1, 'n', {now}, {now}, true)"
     )
 
 
@@ -500,9 +500,9 @@ def test_a_slot_is_held_once(shell):
 
 
 def test_a_worker_has_one_live_run_from_its_schedule(shell):
-    shell.run("INSERT INTO {p}runs (worker, trigger) VALUES ('w', 'schedule')")
+    shell.run("INSERT INTO {p}runs (worker, trigger, is_ours) VALUES ('w', 'schedule', true)")
     with pytest.raises(ShellError, match=NOT_UNIQUE):
-        shell.run("INSERT INTO {p}runs (worker, trigger) VALUES ('w', 'continuous')")
+        shell.run("INSERT INTO {p}runs (worker, trigger, is_ours) VALUES ('w', 'continuous', true)")
     shell.run("INSERT INTO {p}runs (worker) VALUES ('w')")
 
 
