@@ -183,7 +183,7 @@ class Ticker:
         if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
-        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow, aside=self._aside.names)
+        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow, self._aside.names)
         self._outage.worked()
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still

@@ -168,7 +168,6 @@ async def claim_due(
     free_slots: int,
     clock: Callable[[], datetime],
     flow: Flow | None = None,
-    *,
     aside: Collection[str] = (),
     only: str | None = None,
 ) -> Claimed:
@@ -267,7 +266,8 @@ async def _claim_locked(
             return _Taken(has_locked=True)
         now = clock()
         facts, edges_now = await reading.read_around(conn, db.dialect, now, wanted, claimer.here, free_slots)
-        wanted = {name for name in wanted if edges_now.related({name}) <= locked}
+        # An edge to a worker that is not there (a bare SQLite shell can write one) ties to nothing.
+        wanted = {name for name in wanted if edges_now.related({name}) & facts.workers.keys() <= locked}
         chosen = [start for start in decide_starts(facts) if start.worker in wanted]
         claims, states = await _write(conn, db.dialect, claimer, facts, chosen)
         return _Taken(claims, len(wanted) < asked, find_planned(facts, states))

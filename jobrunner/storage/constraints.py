@@ -14,11 +14,13 @@ LONGEST_SECONDS = 3162240000
 MAX_COUNT = 2147483647
 MAX_BIG_COUNT = 4611686018427387904
 LONGEST_KEY = 200
-# A shape alone lets the 30th of February and the hour 29 pass: SQLite's own reading of the text must give it back.
-_REAL_TIME = (
-    "({c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
-    ".[0-9][0-9][0-9][0-9][0-9][0-9]' AND {c} >= '1970' AND datetime({c}) IS substr({c}, 1, 19))"
+_TIME_SHAPE = (
+    "{c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+    ".[0-9][0-9][0-9][0-9][0-9][0-9]' AND {c} >= '1970'"
 )
+# A shape lets the 30th of February and the hour 29 pass: SQLite's own reading of the text must give it back. Without a
+# modifier it reads them as they are; of the fraction it makes a rounded second. It costs 0.4 us.
+_REAL_TIME = f"{_TIME_SHAPE} AND datetime(substr({{c}}, 1, 19), '+0 days') IS substr({{c}}, 1, 19)"
 _FIRST_TIME = "'1970-01-01 00:00:00+00'::timestamptz"
 _LAST_TIME = "'9999-12-31 23:59:59.999999+00'::timestamptz"
 
@@ -34,15 +36,17 @@ def on(dialect: str, condition: str, name: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
 
 
-def real_times(table: str, *columns: str) -> list[sa.CheckConstraint]:
+def real_times(table: str, *columns: str, is_copied: bool = False) -> list[sa.CheckConstraint]:
     """The columns hold real times from 1970 to 9999; on SQLite as `types.to_text` writes them, so that they sort.
 
-    On PostgreSQL it is one constraint for the whole table, since each is parsed anew for every statement.
+    On PostgreSQL it is one constraint for the whole table, since each is parsed anew for every statement. With
+    `is_copied` the values were checked where they come from, and on SQLite their shape is enough.
     """
+    rule = _TIME_SHAPE if is_copied else _REAL_TIME
     several = len(columns) > 1
     first, last = (f"least({', '.join(columns)})", f"greatest({', '.join(columns)})") if several else (columns[0],) * 2
     return [
-        *(on("sqlite", f"{c} IS NULL OR {_REAL_TIME.format(c=c)}", f"{c}_time") for c in columns),
+        *(on("sqlite", f"{c} IS NULL OR {rule.format(c=c)}", f"{c}_time") for c in columns),
         on("postgresql", f"{first} >= {_FIRST_TIME} AND {last} <= {_LAST_TIME}", f"{table}_times"),
     ]
 

@@ -29,7 +29,10 @@ _SQLITE = {
     "trigger": (
         "runs_refuse_client",
         "runs_refuse_unknown_worker",
+        "worker_dependencies_refuse_unknown",
+        "worker_blocks_refuse_unknown",
         "runs_fill_priority",
+        "runs_keep_priority",
         "run_history_refuse_update",
         "workers_raise_revision",
         "workers_refuse_delete",
@@ -40,6 +43,7 @@ _POSTGRES = {
     "trigger": (
         "runs_refuse_client",
         "runs_fill_priority",
+        "runs_keep_priority",
         "run_history_refuse_update",
         "workers_raise_revision",
         "runs_wake_nodes",

@@ -306,7 +306,7 @@ run_history = sa.Table(
     sa.UniqueConstraint("run_id", "fence"),
     sa.Index("ix_run_history_worker", "worker", "id"),
     sa.Index("ix_run_history_finished_at", "finished_at"),
-    *real_times("run_history", "scheduled_for", "due_at", "started_at", "finished_at"),
+    *real_times("run_history", "scheduled_for", "due_at", "started_at", "finished_at", is_copied=True),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )

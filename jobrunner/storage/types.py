@@ -50,7 +50,7 @@ def to_json(moment: datetime) -> str:
 def from_text(text: str) -> datetime:
     """Read what `to_text` wrote, as an aware UTC time; `UNREADABLE_TIME` for anything else."""
     try:
-        return datetime.fromisoformat(text + "+00:00")
+        return datetime.fromisoformat(f"{text[:26]}+00:00")  # SQLite's checks end at a NUL, the text need not
     except (TypeError, ValueError):
         return UNREADABLE_TIME
 
