@@ -18,6 +18,7 @@ from jobrunner.policy.durations import parse_duration
 from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
+from jobrunner.storage.grants import Purpose, grants
 from jobrunner.storage.retention import prune as prune_old
 from jobrunner.storage.verify import Scope, Violation
 from jobrunner.storage.verify import verify as verify_promises
@@ -47,6 +48,24 @@ def upgrade(
         say(f"the schema is at {_shown(after)} already")
     else:
         say(f"upgraded the schema from {_shown(before)} to {_shown(after)}")
+
+
+@app.command("grants")
+def show_grants(
+    ctx: typer.Context,
+    role: Annotated[str, typer.Option("--role", metavar="NAME", help="The PostgreSQL role.", show_default=False)],
+    purpose: Annotated[
+        Purpose,
+        typer.Option("--for", help="What the role is for; operate reads too, a node does all.", show_default=False),
+    ],
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Print the GRANT statements that a role needs, for the owner of the schema to run; nothing is changed."""
+    settings = context.load_settings(ctx, database_url)
+    if context.open_database(settings).is_sqlite:
+        raise UsageError("SQLite has no roles: who may write the file and its folder may do everything")
+    for statement in grants(settings.schema, role, purpose):
+        say(statement)
 
 
 @app.command("downgrade")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
-from zoneinfo import ZoneInfo
 
 import typer
 
@@ -27,6 +26,7 @@ from jobrunner.cli.output import (
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
 from jobrunner.policy.words import counted
+from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 
@@ -229,4 +229,4 @@ def upcoming(
 def _local_time(row: Mapping[str, Any]) -> str:
     if row["due_at"] is None or row["timezone"] == "UTC":
         return "-"
-    return f"{row['due_at'].astimezone(ZoneInfo(row['timezone'])):%Y-%m-%d %H:%M:%S %Z}"
+    return f"{row['due_at'].astimezone(zone_or_utc(row['timezone'])):%Y-%m-%d %H:%M:%S %Z}"

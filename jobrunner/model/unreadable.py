@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-UNREADABLE_TIME = datetime.max.replace(tzinfo=UTC)
+UNREADABLE_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """Instead of a text that is no time: nothing is due by it, and a schedule that has it computes its next time again."""
 
 UNREADABLE = "Unreadable"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 _CENTURY_SECONDS = 3.2e9
-_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 def later(moment: datetime, seconds: float) -> datetime:

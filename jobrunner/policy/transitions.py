@@ -90,7 +90,7 @@ def decide_finish(
     ends_run, retry = _end_or_retry(run, outcome, rules, state, jitter)
     if retry is not None and run.cancel_requested_at is not None:
         ends_run, retry = EndsRun.CANCELLED, None
-    after = _count(state, outcome, ends_run)
+    after = _count(state, run, outcome, ends_run)
     missed: Missed | None = None
     audits: tuple[Audit, ...] = ()
     if ends_run is not None:
@@ -143,10 +143,11 @@ def _retry_delay(rules: WorkerConfig, attempt: int, jitter: float) -> float:
     return retry_delay(attempt, rules.retry_delay_seconds, rules.retry_backoff, rules.retry_max_delay_seconds, jitter)
 
 
-def _count(state: WorkerState, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
+def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
     """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
     ended_at = outcome.finished_at if state.last_ended_at is None else max(state.last_ended_at, outcome.finished_at)
-    changes: dict[str, Any] = {"last_ended_at": ended_at}
+    # A claim that was written by hand may carry a fence that was never drawn: none is given out twice.
+    changes: dict[str, Any] = {"last_ended_at": ended_at, "last_fence": max(state.last_fence, run.fence or 0)}
     if outcome.duration_ms is not None:
         changes["last_duration_ms"] = outcome.duration_ms
     if outcome.kind in USES_UP_AN_ATTEMPT:

@@ -36,6 +36,14 @@ def zone_of(timezone: str) -> ZoneInfo:
     raise InvalidSchedule(msg)
 
 
+def zone_or_utc(timezone: str) -> ZoneInfo:
+    """Return the zone of a name that a row has, or UTC where there is none of that name."""
+    try:
+        return zone_of(timezone)
+    except InvalidSchedule:
+        return zone_of("UTC")
+
+
 def offset_at(zone: ZoneInfo, instant: datetime) -> timedelta:
     """Return how far the zone's clock is ahead of UTC at an aware `instant`."""
     return instant.astimezone(zone).utcoffset() or timedelta()

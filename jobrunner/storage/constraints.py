@@ -22,6 +22,7 @@ _TIME_SHAPE = (
 # modifier it reads them as they are; of the fraction it makes a rounded second. It costs 0.4 us.
 _REAL_TIME = f"{_TIME_SHAPE} AND datetime(substr({{c}}, 1, 19), '+0 days') IS substr({{c}}, 1, 19)"
 _FIRST_TIME = "'1970-01-01 00:00:00+00'::timestamptz"
+# What asyncpg takes for "infinity" is the last time that Python has.
 _LAST_TIME = "'9999-12-31 23:59:59.999999+00'::timestamptz"
 
 
@@ -36,7 +37,7 @@ def on(dialect: str, condition: str, name: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
 
 
-def real_times(table: str, *columns: str, is_copied: bool = False) -> list[sa.CheckConstraint]:
+def real_times(*columns: str, is_copied: bool = False) -> list[sa.CheckConstraint]:
     """The columns hold real times from 1970 to 9999; on SQLite as `types.to_text` writes them, so that they sort.
 
     On PostgreSQL it is one constraint for the whole table, since each is parsed anew for every statement. With
@@ -47,7 +48,7 @@ def real_times(table: str, *columns: str, is_copied: bool = False) -> list[sa.Ch
     first, last = (f"least({', '.join(columns)})", f"greatest({', '.join(columns)})") if several else (columns[0],) * 2
     return [
         *(on("sqlite", f"{c} IS NULL OR {rule.format(c=c)}", f"{c}_time") for c in columns),
-        on("postgresql", f"{first} >= {_FIRST_TIME} AND {last} <= {_LAST_TIME}", f"{table}_times"),
+        on("postgresql", f"{first} >= {_FIRST_TIME} AND {last} < {_LAST_TIME}", "times"),
     ]
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from jobrunner.errors import SchemaError
     from jobrunner.storage.database import Database
 
-_VIEWS = ("worker_status", "run_failures", "run_stats")
+VIEWS = ("worker_status", "run_failures", "run_stats")
 _SQLITE = {
-    "view": _VIEWS,
+    "view": VIEWS,
     "trigger": (
         "runs_refuse_client",
         "runs_refuse_unknown_worker",
@@ -39,7 +39,7 @@ _SQLITE = {
     ),
 }
 _POSTGRES = {
-    "view": _VIEWS,
+    "view": VIEWS,
     "trigger": (
         "runs_refuse_client",
         "runs_fill_priority",

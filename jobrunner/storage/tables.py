@@ -98,7 +98,7 @@ workers = sa.Table(
     *json_object("payload"),
     *json_kind("definition"),
     *json_kind("overrides"),
-    *real_times("workers", "created_at", "updated_at"),
+    *real_times("created_at", "updated_at"),
     sqlite_strict=True,
 )
 
@@ -164,7 +164,6 @@ worker_state = sa.Table(
     *counts(0, "priority", most=3),
     *seconds("cooldown_current_seconds", above=True),
     *real_times(
-        "worker_state",
         "paused_until",
         "circuit_opened_at",
         "probe_at",
@@ -239,9 +238,7 @@ runs = sa.Table(
         name="claim",
     ),
     *json_object("payload"),
-    *real_times(
-        "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
-    ),
+    *real_times("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -306,7 +303,7 @@ run_history = sa.Table(
     sa.UniqueConstraint("run_id", "fence"),
     sa.Index("ix_run_history_worker", "worker", "id"),
     sa.Index("ix_run_history_finished_at", "finished_at"),
-    *real_times("run_history", "scheduled_for", "due_at", "started_at", "finished_at", is_copied=True),
+    *real_times("scheduled_for", "due_at", "started_at", "finished_at", is_copied=True),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -345,7 +342,7 @@ dead_letters = sa.Table(
     sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),
     *json_kind("payload"),
     *json_kind("errors", "array"),
-    *real_times("dead_letters", "scheduled_for", "died_at", "resolved_at"),
+    *real_times("scheduled_for", "died_at", "resolved_at"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -371,7 +368,7 @@ nodes = sa.Table(
     sa.Index(None, "state"),
     *counts(0, "pid", "max_concurrent"),
     *counts(0, "beat", most=MAX_BIG_COUNT),
-    *real_times("nodes", "process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
+    *real_times("process_started_at", "started_at", "heartbeat_at", "last_tick_at"),
     sqlite_strict=True,
 )
 
@@ -417,7 +414,7 @@ audit_log = sa.Table(
     ),
     sa.Index("ix_audit_log_worker", "worker", "id"),
     *json_kind("detail"),
-    *real_times("audit_log", "at"),
+    *real_times("at"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )

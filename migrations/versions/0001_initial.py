@@ -132,7 +132,7 @@ def _real_times(table: str, *columns: str, is_copied: bool = False) -> list[sa.C
         return [_check(table, f"{c}_time", f"{c} IS NULL OR {rule.format(c=c)}") for c in columns]
     first, last = (f"{word}({', '.join(columns)})" if columns[1:] else columns[0] for word in ("least", "greatest"))
     bounds = "'1970-01-01 00:00:00+00'::timestamptz", "'9999-12-31 23:59:59.999999+00'::timestamptz"
-    return [_check(table, f"{table}_times", f"{first} >= {bounds[0]} AND {last} <= {bounds[1]}")]
+    return [_check(table, "times", f"{first} >= {bounds[0]} AND {last} < {bounds[1]}")]
 
 
 def _seconds(table: str, *columns: str, above: bool = False) -> list[sa.CheckConstraint]:

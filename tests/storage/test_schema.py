@@ -27,6 +27,13 @@ from tests.support.shell import Shell, ShellError
 A_WORKER = (
     "INSERT INTO {p}workers (name, handler, execution_mode, definition_hash) VALUES ('w', 'm:f', 'triggered', 'x')"
 )
+NAME_WORKERS = (
+    "runs_refuse_unknown_worker",
+    "runs_fill_priority",
+    "runs_keep_priority",
+    "worker_dependencies_refuse_unknown",
+    "worker_blocks_refuse_unknown",
+)
 NOT_UNIQUE = r"(?i)unique"
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
 
@@ -315,7 +322,7 @@ async def test_rebuilding_a_table_on_sqlite_keeps_what_points_to_it(sqlite_url, 
         "0002",
         "0001",
         *(f"op.execute('DROP VIEW {name}')" for name in ("run_stats", "run_failures", "worker_status")),
-        *(f"op.execute('DROP TRIGGER runs_{name}')" for name in ("refuse_unknown_worker", "fill_priority")),
+        *(f"op.execute('DROP TRIGGER {name}')" for name in NAME_WORKERS),
         "with op.batch_alter_table('workers', recreate='always') as batch:",
         "    batch.add_column(sa.Column('extra', sa.Text))",
     )

@@ -35,7 +35,7 @@ def test_cancellation_ends_the_run_and_leaves_streak_and_last_outcome_alone():
     decided = end("cancelled", state=before)
     assert decided.ends_run is EndsRun.CANCELLED
     assert not decided.has_letter
-    assert decided.state == replace(before, last_duration_ms=10_000, total_runs=8, last_ended_at=NOW)
+    assert decided.state == replace(before, last_duration_ms=10_000, total_runs=8, last_ended_at=NOW, last_fence=1)
 
 
 # --- retries ------------------------------------------------------------------------------------------------------

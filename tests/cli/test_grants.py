@@ -1,0 +1,128 @@
+"""`jobrunner db grants`: a role that was given what it prints can do its work, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from jobrunner import WorkerOrchestrator
+from tests.cli.conftest import Cli
+from tests.support.postgres import PostgresServer
+from tests.support.stage import triggered
+
+MORE_THAN_A_TRIGGER = {
+    "a forced run": "INSERT INTO jobrunner.runs (worker, is_forced) VALUES ('mail', true)",
+    "a claim": "INSERT INTO jobrunner.runs (worker, state, slot, fence, node_id, started_at)"
+    " VALUES ('mail', 'running', 0, 1, 'n', now())",
+    "a schedule's run": "INSERT INTO jobrunner.runs (worker, trigger, due_at)"
+    " VALUES ('mail', 'schedule', '2090-01-01+00')",
+    "a later attempt": "INSERT INTO jobrunner.runs (worker, attempt) VALUES ('mail', 7)",
+    "an id": "INSERT INTO jobrunner.runs (id, worker) VALUES (9, 'mail')",
+    "a run of ours": "INSERT INTO jobrunner.runs (worker, is_ours) VALUES ('mail', true)",
+    "other people's payloads": "SELECT payload FROM jobrunner.runs",
+    "a change": "UPDATE jobrunner.runs SET payload = '{}'",
+    "history": "SELECT * FROM jobrunner.run_history",
+}
+
+
+@pytest.fixture
+def as_role(postgres_url: str, postgres: PostgresServer, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable]:
+    """Make a role with the rights that are printed `for` a purpose; return its URL."""
+    url = make_url(postgres_url)
+    role = f"role_{url.database}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'", url.database)
+
+    def grant(purpose: str) -> str:
+        statements = Cli(postgres_url, capsys).ok("db", "grants", "--role", role, "--for", purpose).out
+        postgres.execute(statements, url.database)
+        return url.set(username=role, password="x").render_as_string(hide_password=False)
+
+    yield grant
+    postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", url.database)
+
+
+def test_a_role_that_may_trigger_does_so_by_sql_python_and_the_command_line(as_role, postgres_url, postgres, capsys):
+    Cli(postgres_url, capsys).register(triggered("mail"))
+    theirs = as_role("trigger")
+    role, name = make_url(theirs).username, make_url(theirs).database
+    postgres.execute(
+        f"""SET ROLE {role}; INSERT INTO jobrunner.runs (worker, payload) VALUES ('mail', '{{"a": 1}}')""", name
+    )
+    first = Cli(theirs, capsys).ok("trigger", "mail", "--key", "k", "--priority", "HIGH", "--in", "1h").out
+    orchestrator = WorkerOrchestrator(theirs)
+    assert first == f"run {orchestrator.trigger_sync('mail', key='k')}\n"
+    asyncio.run(orchestrator.trigger_many("mail", [{}, None]))
+
+
+@pytest.mark.parametrize("what", MORE_THAN_A_TRIGGER)
+def test_a_role_that_may_trigger_may_do_nothing_else(what, as_role, postgres_url, postgres, capsys):
+    Cli(postgres_url, capsys).register(triggered("mail"))
+    theirs = make_url(as_role("trigger"))
+    with pytest.raises(RuntimeError, match=r"permission denied|cannot insert"):
+        postgres.execute(f"SET ROLE {theirs.username}; {MORE_THAN_A_TRIGGER[what]}", theirs.database)
+
+
+def test_a_role_that_may_read_sees_everything_and_changes_nothing(as_role, postgres_url, capsys):
+    owner = Cli(postgres_url, capsys)
+    owner.register(triggered("mail"))
+    owner.ok("trigger", "mail")
+    theirs = Cli(as_role("read"), capsys)
+    for words in (
+        "status",
+        "runs",
+        "history",
+        "explain mail",
+        "upcoming",
+        "dead-letters list",
+        "admin audit",
+        "db verify",
+    ):
+        theirs.ok(*words.split())
+    assert "permission denied" in theirs.refused(1, "trigger", "mail")
+    assert "permission denied" in theirs.refused(1, "admin", "disable", "mail")
+
+
+def test_a_role_that_may_operate_does_what_operators_do(as_role, postgres_url, capsys):
+    owner = Cli(postgres_url, capsys)
+    owner.register(triggered("mail"))
+    theirs = Cli(as_role("operate"), capsys)
+    run_id = theirs.ok("trigger", "mail", "--force").out.split()[1]
+    for words in (
+        f"admin cancel {run_id}",
+        "admin disable mail --reason x",
+        "admin enable mail",
+        "admin pause mail --for 1h",
+        "admin resume mail",
+        "admin set mail max_retries=1",
+        "admin unset mail max_retries",
+        "admin add clean --command true --triggered",
+        "admin remove clean",
+    ):
+        theirs.ok(*words.split())
+
+
+async def test_a_role_for_nodes_runs_one(as_role, postgres_url):
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.schema import upgrade
+
+    await upgrade(Database.open(postgres_url))
+    theirs = await asyncio.to_thread(as_role, "node")
+    orchestrator = WorkerOrchestrator(theirs, tick_interval=1.0)
+    ran = asyncio.Event()
+
+    async def work() -> None:
+        ran.set()
+
+    orchestrator.register_worker("it", work, interval_seconds=1)
+    await orchestrator.start()
+    async with asyncio.timeout(30):
+        await ran.wait()
+        await orchestrator.trigger_worker("it", force=True)
+    await orchestrator.stop()
+
+
+def test_sqlite_has_no_roles(sqlite_url, capsys):
+    assert "no roles" in Cli(sqlite_url, capsys).refused(2, "db", "grants", "--role", "x", "--for", "read")
