@@ -1,19 +1,24 @@
 """Rows that no client of ours would write, and any client may. Only `victim-…` workers get them.
 
 Each is one statement. What the database refuses is counted as refused at the door. A run it takes must end, or lie in
-the future, or belong to a worker that was set aside; a definition or a state it takes may stop its own worker only.
+the future, or wait for a reason that `explain` says; a definition or a state it takes may stop its own worker only.
 Left alone is what `db verify` would rightly find: the streak, the number of the attempt, history.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tests.soak.stage import Set
+from tests.soak.stage import Set, jobrunner
+from tests.support.cluster import Row
 
+VICTIMS = ("victim-run", "victim-state", "victim-definition", "victim-loop", "victim-edge", "victim-command")
+UNTOLD = {"gone", "untold"}
 _DEEP = "[" * 900 + "]" * 900
 _DEEPER = "[" * 100_000 + "]" * 100_000
 _LONG_NUMBER = "9" * 5000
@@ -53,7 +58,7 @@ class BadRows:
         except Exception:  # whatever a driver makes of a refusal
             self.refused += 1
             return
-        self.taken[sql.split()[2].removeprefix("{p}") if sql.startswith("INSERT") else sql.split()[1]] += 1
+        self.taken[sql.split()[2 if sql.startswith("INSERT") else 1].removeprefix("{p}")] += 1
         self.runs.update((row["id"], sql) for row in rows if "id" in row)
 
     def _run(self) -> str:
@@ -161,23 +166,25 @@ class BadRows:
         live = {
             row["id"]: row
             for row in self.where.rows(
-                f"SELECT r.id, r.worker, r.due_at > {now} AS is_later, s.is_enabled, s.paused_until IS NOT NULL"
-                " AS is_paused, s.last_error IS NOT NULL AS has_error FROM {p}runs r"
-                " JOIN {p}worker_state s ON s.worker = r.worker WHERE r.worker LIKE 'victim%'"
+                f"SELECT id, worker, due_at > {now} AS is_later FROM {{p}}runs WHERE worker LIKE 'victim%'"
             )
         }
-        fates: Counter[str] = Counter()
-        for run_id in self.runs:
-            fates[ended.get(run_id) or _fate(live.get(run_id))] += 1
-        untold = [
-            sql for id_, sql in self.runs.items() if id_ not in ended and _fate(live.get(id_)) in ("gone", "untold")
-        ]
-        return fates, untold
+        is_said = {worker: self._is_said(worker) for worker in {row["worker"] for row in live.values()}}
+        fates = {run_id: ended.get(run_id) or _fate(live.get(run_id), is_said) for run_id in self.runs}
+        return Counter(fates.values()), [self.runs[run_id] for run_id, fate in fates.items() if fate in UNTOLD]
+
+    def _is_said(self, worker: str) -> bool:
+        """Say whether `explain` names a gate that is shut: then whoever asks why nothing starts is told."""
+        done = jobrunner(self.where.url, "explain", worker, "--json")
+        try:
+            return not all(gate["open"] for gate in json.loads(done.stdout)["gates"])
+        except (ValueError, KeyError):
+            return False
 
 
-def _fate(row: dict[str, object] | None) -> str:
+def _fate(row: Row | None, is_said: Mapping[str, bool]) -> str:
     if row is None:
         return "gone"
     if row["is_later"]:
         return "in the future"
-    return "set aside" if not row["is_enabled"] or row["is_paused"] or row["has_error"] else "untold"
+    return "waiting, explained" if is_said[row["worker"]] else "untold"

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.soak import judge
-from tests.soak.bad_rows import BadRows
+from tests.soak.bad_rows import VICTIMS, BadRows
 from tests.soak.feeder import Feeder, Operator
 from tests.soak.measure import Meter
 from tests.soak.stage import LEASE_SECONDS, Set, end_what_is_left, sets
@@ -89,13 +89,13 @@ def soak(options: argparse.Namespace, folder: Path) -> list[str]:
             play.operator.say("admin", "enable", "steered", "fails")
             play.operator.say("admin", "resume", "steered")
         time.sleep(calm_seconds)
-        calm_until = time.monotonic()
+        calm_until, calm = time.monotonic(), (calm_since, datetime.now(UTC))
         meter.stop()
         wrong: list[str] = []
         for play in plays:
             play.feeder.stop()
         for play in plays:
-            found = play.drain() + _after(play, calm_since, calm_at + calm_seconds / 2, calm_until)
+            found = play.drain() + _after(play, calm, calm_at + calm_seconds / 2, calm_until)
             wrong += [f"{play.where.name}: {line}" for line in found]
         wrong += end_what_is_left(folder)
         said, grown = meter.judge(seconds)
@@ -109,19 +109,18 @@ def _wait_ready(where: Set) -> None:
         assert node.process.poll() is None, node.log_path.read_text()
 
 
-def _after(play: Play, calm_since: datetime, alive_since: float, calm_until: float) -> list[str]:
+def _after(play: Play, calm: tuple[datetime, datetime], alive_since: float, calm_until: float) -> list[str]:
     """Say what a set did, stop its nodes, and return what was wrong."""
     where = play.where
     bad, wrong = judge.untold(play.bad_rows)
-    for victim in ("victim-run", "victim-state", "victim-definition", "victim-loop", "victim-edge", "victim-command"):
-        for words in (("status", victim), ("explain", victim)):
-            play.operator.say(*words)
+    for victim in VICTIMS:
+        play.operator.say("status", victim)
     for node in where.nodes:
         code = node.stop(LEAVING_SECONDS)
         wrong += [f"{node.name} exits {code} on SIGTERM"] * (code != 0)
         wrong += [f"{node.name} ended by itself, {count} x {how}" for how, count in node.ended_by_itself.items()]
     silent, no_longer = judge.silence(where, alive_since, calm_until)
-    verified, by_clock = judge.verify(where, calm_since, set(play.bad_rows.runs))
+    verified, by_clock = judge.verify(where, calm, set(play.bad_rows.runs))
     wrong += no_longer + verified + judge.independent(where, play.feeder) + judge.in_real_time(where)
     wrong += [f"a traceback in a log: {line}" for line in judge.tracebacks(where)]
     wrong += [f"a traceback from the command line: {line}" for line in play.operator.tracebacks]

@@ -13,7 +13,7 @@ import psutil
 from tests.soak.stage import Node, Set
 
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
-JUDGED_SHARE = 0.4  # of the soak: a process that lived for less says nothing about leaks
+JUDGED_SHARE, SHORTEST_SECONDS = 0.3, 60.0  # of the soak: a process that lived for less says nothing about leaks
 FEWEST_LOOKS = 8
 MORE_BYTES, MORE_SHARE, MORE_THINGS = 15 * 2**20, 1.10, 3
 
@@ -102,6 +102,8 @@ class Meter(threading.Thread):
             before, after = _median(looks[quarter : 2 * quarter]), _median(looks[-quarter:])
             said.append(f"{name} ({pid}), {lived / 60:.1f} min: {before}  ->  {after}")
             grown += [f"{name} ({pid}) grew: {what}" for what in growth(before, after)]
+        if seconds < SHORTEST_SECONDS:
+            return ["too short a time to judge what grows"], []
         if "sqlite-1" not in judged or not judged - {"sqlite-1"}:
             grown.append(f"no process lived long enough on both databases to be judged, only of {sorted(judged)}")
         return said, grown

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from tests.support.cluster import ROOT, PlainSql, Row, until
 from tests.support.postgres import LocalPostgres
 
 LEASE_SECONDS = 12.0
-SAID_BEFORE_LEAVING, WATCHERS_NEED_SECONDS = 600, 10.0
+LONGEST_SAID, WATCHERS_NEED_SECONDS, START_SECONDS = 240, 10.0, 15.0
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -43,6 +44,11 @@ def jobrunner(url: str, *words: str, seconds: float = 120.0) -> subprocess.Compl
     return subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=seconds
     )
+
+
+def shape(line: str) -> str:
+    """Return a line without what differs from one time to the next: its end, and its numbers as `#`."""
+    return re.sub(r"[0-9a-f]*[0-9][0-9a-f.:-]*", "#", line)[-LONGEST_SAID:]
 
 
 class Node:
@@ -67,6 +73,7 @@ class Node:
     def _start(self) -> subprocess.Popen[bytes]:
         options = ["--allow-commands", f"--lease={LEASE_SECONDS}", "--tick-interval=1"]
         options += ["--max-concurrent=12", "--drain-timeout=5", f"--database-url={self.url}"]
+        self._started_at = time.monotonic()
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "jobrunner", "run", "tests.soak.workload", *options],
@@ -85,8 +92,8 @@ class Node:
                 if self._is_over.is_set():
                     return
                 if process.pid not in self.deaths and time.monotonic() > self.excused_until:
-                    said = self.log_path.read_text(errors="replace")[-SAID_BEFORE_LEAVING:]
-                    self.ended_by_itself[f"exit {code}: {said.splitlines()[-1:]}"] += 1
+                    said = self.log_path.read_text(errors="replace").splitlines()
+                    self.ended_by_itself[f"exit {code}: {shape(said[-1]) if said else 'without a word'}"] += 1
                 self.deaths.setdefault(process.pid, float("inf"))
                 self._is_over.wait(1.0)
                 self.process = self._start()
@@ -97,13 +104,15 @@ class Node:
         self.process.send_signal(number)
 
     def stop(self, seconds: float) -> int | None:
-        """SIGTERM for good; its exit code, or None if it had to be killed."""
+        """SIGTERM for good; its exit code (0 of one that is still starting), or None if it had to be killed."""
         self._is_over.set()
         self._watch.join()
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(seconds)
+            code = self.process.wait(seconds)
+            is_starting = time.monotonic() - self._started_at < START_SECONDS
+            return 0 if is_starting and code == -signal.SIGTERM else code
         except subprocess.TimeoutExpired:
             self.kill()
             return None
