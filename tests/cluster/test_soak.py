@@ -46,7 +46,6 @@ def noted(folder: Path, *spans: tuple[str, int, float, float]) -> NoNodes:
         ({}, []),
         ({"rss": 114 * 2**20}, []),
         ({"rss": 116 * 2**20}, ["rss from 100 to 116 MiB"]),
-        ({"uss": 96 * 2**20}, ["uss from 80 to 96 MiB"]),
         ({"threads": 11}, []),
         ({"threads": 12}, ["threads from 8 to 12"]),
         ({"descriptors": 24, "connections": 10}, ["descriptors from 20 to 24", "connections from 6 to 10"]),

@@ -44,7 +44,7 @@ def verify(where: Set, calm: tuple[datetime, datetime], bad_runs: set[int]) -> t
 
 
 def _counts(where: Set, promise: int, problem: str, calm: tuple[datetime, datetime]) -> bool:
-    """Victims have edges that were written by hand after their runs; the rest of 3 and 4 is a matter of right clocks."""
+    """Victims get edges by hand, after their runs; all else of promises 3 and 4 asks for clocks that were right."""
     if promise not in BY_CLOCK:
         return True
     return not problem.startswith("victim") and (not where.steps or calm[0] <= _at(problem, calm[0]) <= calm[1])
@@ -178,7 +178,8 @@ def tracebacks(where: Set) -> list[str]:
             if "Traceback" in line:
                 # Ours are one line; of any other, its last line says what it was.
                 rest = () if " | " in line else lines[number + 1 :]
-                found[f"{node.name}: {shape(next((each for each in rest if each[:1] not in ' '), line))}"] += 1
+                said = next((each for each in rest if each.strip() and not each.startswith(" ")), line)
+                found[f"{node.name}: {shape(said)}"] += 1
     return [f"{count} x {line}" for line, count in found.most_common(20)]
 
 

@@ -111,11 +111,11 @@ class Node:
             self.process.terminate()
         try:
             code = self.process.wait(seconds)
-            is_starting = time.monotonic() - self._started_at < START_SECONDS
-            return 0 if is_starting and code == -signal.SIGTERM else code
         except subprocess.TimeoutExpired:
             self.kill()
             return None
+        is_starting = time.monotonic() - self._started_at < START_SECONDS
+        return 0 if is_starting and code == -signal.SIGTERM else code
 
     def kill(self) -> None:
         self._is_over.set()
