@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 
 from tests.soak.stage import Set, jobrunner
 
@@ -23,11 +24,12 @@ PAYLOADS = {"picky": '{"number": "not one"}', "chatty": '{"text": "ä\\n"}'}
 class Feeder(threading.Thread):
     """Triggers steadily until `stop`; remembers which runs the database accepted, and when."""
 
-    def __init__(self, where: Set, random_: random.Random, rate: float) -> None:
+    def __init__(self, where: Set, random_: random.Random, rate: float, without: Collection[str] = ()) -> None:
         super().__init__(daemon=True)
         self.accepted: dict[int, float] = {}  # by the run's id: the moment before it was asked for, monotonic
         self.refused: Counter[str] = Counter()
-        self._where, self._random, self._rate = where, random_, rate
+        self._where, self._random = where, random_
+        self._expected = {name: n * rate * BEAT_SECONDS for name, n in PER_SECOND.items() if name not in without}
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
@@ -42,8 +44,7 @@ class Feeder(threading.Thread):
         if waiting["n"] > MOST_WAITING:
             return
         rows = []
-        for worker, per_second in PER_SECOND.items():
-            expected = per_second * self._rate * BEAT_SECONDS
+        for worker, expected in self._expected.items():
             count = int(expected) + (self._random.random() < expected % 1)
             rows += [f"('{worker}', '{PAYLOADS.get(worker, '{}')}', NULL)"] * count
         rows.append(f"('keyed', '{{}}', 'key-{time.monotonic():.6f}')")

@@ -130,7 +130,7 @@ def silence(where: Set, since: float, until: float) -> tuple[list[str], list[str
     said, wrong = [], []
     for name in ALIVE:
         each = [at for at in starts[name] if at <= until]
-        longest = max((later - earlier for earlier, later in pairwise(each)), default=0.0)
+        longest = max((later - earlier for earlier, later in pairwise([*each, until])), default=0.0)
         said.append(f"{name} {longest:.1f} s")
         if not each or each[-1] < since:
             ago = f"{until - each[-1]:.0f} s ago" if each else "never"

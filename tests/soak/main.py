@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.soak import judge
 from tests.soak.bad_rows import VICTIMS, BadRows
-from tests.soak.feeder import Feeder, Operator
+from tests.soak.feeder import PER_SECOND, Feeder, Operator
 from tests.soak.measure import Meter
 from tests.soak.stage import LEASE_SECONDS, Set, end_what_is_left, sets
 from tests.soak.trouble import MACHINES, PEOPLE, Troublemaker
@@ -48,7 +48,7 @@ class Play:
         ]
         operator, bad_rows = Operator(where, draw[1]), BadRows(where, draw[2])
         play = cls(
-            where, Feeder(where, draw[0], options.rate), operator, bad_rows,
+            where, Feeder(where, draw[0], options.rate, options.without), operator, bad_rows,
             Troublemaker(where, draw[3], bad_rows, operator, options.minutes * 60, options.without),
         )  # fmt: skip
         play.feeder.start()
@@ -149,8 +149,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="30 unless given")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="random unless given")
     parser.add_argument("--rate", type=float, default=1.0, help="how often runs are triggered; 1 is about 10 a second")
-    kinds = [*MACHINES, *PEOPLE]
-    without = "a kind of trouble to leave out, may be repeated: " + ", ".join(kinds)
+    kinds = [*MACHINES, *PEOPLE, *PER_SECOND]
+    without = "a kind of trouble or a worker to leave out, may be repeated: " + ", ".join(kinds)
     parser.add_argument("--without", action="append", default=[], choices=kinds, metavar="KIND", help=without)
     options = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(prefix="jobrunner-soak-"))
