@@ -25,6 +25,7 @@ LIMITS = {"beat": 1, "loop": 1, "sink": 1, "alone": 1, "quick": 4, "threaded": 3
 NEVER_STARTS_DURING = [("left", "right"), ("right", "left"), ("sink", "source")]  # a block, and a dependency
 ALIVE = ("beat", "beat-thread", "loop", "left", "right", "source", "sink")
 MOST_SHOWN = 5
+MOST_SILENT_SECONDS = 60.0  # the longest stall, a lost node's lease, and a start on a busy machine
 Span = tuple[float, float, Execution]
 
 
@@ -123,7 +124,7 @@ def _spans(where: Set, found: list[Execution]) -> list[Span]:
 
 
 def silence(where: Set, since: float, until: float) -> tuple[list[str], list[str]]:
-    """Return the longest time that each steady worker did not start, and those that no longer do in the calm end."""
+    """Return how long each steady worker did not start at most; and who was silent too long, or is in the calm end."""
     starts: defaultdict[str, list[float]] = defaultdict(list)
     for execution in executions(where.notes):
         starts[execution.worker].append(execution.start)
@@ -132,6 +133,7 @@ def silence(where: Set, since: float, until: float) -> tuple[list[str], list[str
         each = [at for at in starts[name] if at <= until]
         longest = max((later - earlier for earlier, later in pairwise([*each, until])), default=0.0)
         said.append(f"{name} {longest:.1f} s")
+        wrong += [f"{name} did not start for {longest:.0f} s"] * (longest > MOST_SILENT_SECONDS)
         if not each or each[-1] < since:
             ago = f"{until - each[-1]:.0f} s ago" if each else "never"
             wrong.append(f"{name} no longer starts: last {ago}, though all has been calm for {until - since:.0f} s")
