@@ -5,6 +5,9 @@ the trouble, and recovery. It prints one line: runs a second before, during and 
 at once; outcomes written by a stale claim; seconds until the rate was back at 95 %. The last word is `ok`, or what was
 wrong, found by `jobrunner db verify` or an independent check of the tables, and then the exit code is 1. Only processes
 started here are signalled, by their pid.
+
+`scripts/chaos --soak` is another program: half an hour of everything at once, on both databases;
+`scripts/chaos --soak --help` says more.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import asyncpg
 from sqlalchemy.engine import make_url
 
 from jobrunner.storage.schema import upgrade_database
+from tests.soak.main import main as soak
 from tests.support.checker import check
 from tests.support.cluster import ROOT, Cluster, NodeProcess, cluster, executions, moment
 from tests.support.postgres import LocalPostgres, take_all_connections
@@ -323,6 +327,8 @@ def _dead(scene: Scene) -> list[str]:
 
 
 def main() -> None:
+    if "--soak" in sys.argv[1:]:
+        soak([word for word in sys.argv[1:] if word != "--soak"])
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

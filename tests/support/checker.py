@@ -15,7 +15,7 @@ import heapq
 import sqlite3
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -325,20 +325,20 @@ PROMISES: dict[int, Callable[[Tables], Iterator[str]]] = {
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_tables(url: str, *, schema: str = "jobrunner") -> Tables:
-    """Read all tables in one transaction."""
+def read_tables(url: str, *, schema: str = "jobrunner", queries: Mapping[str, str] = QUERIES) -> Tables:
+    """Read all tables in one transaction; `queries` may leave out what is not to be judged."""
     if url.startswith("sqlite"):
-        return _read_sqlite(unquote(url.split(":///", 1)[1]))
-    return _read_postgres("postgresql://" + url.split("://", 1)[1], f'"{schema}".')
+        return _read_sqlite(unquote(url.split(":///", 1)[1]), queries)
+    return _read_postgres("postgresql://" + url.split("://", 1)[1], f'"{schema}".', queries)
 
 
-def _read_sqlite(path: str) -> Tables:
+def _read_sqlite(path: str, queries: Mapping[str, str]) -> Tables:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
         rows = {
             table: [_with_times(dict(row)) for row in connection.execute(query.format(p=""))]
-            for table, query in QUERIES.items()
+            for table, query in queries.items()
         }
     return Tables(**rows)
 
@@ -350,7 +350,7 @@ def _with_times(row: Row) -> Row:
     return row
 
 
-def _read_postgres(url: str, prefix: str) -> Tables:
+def _read_postgres(url: str, prefix: str, queries: Mapping[str, str]) -> Tables:
     """Read in a thread of its own, since the caller may have a running event loop."""
 
     async def read() -> Tables:
@@ -359,7 +359,7 @@ def _read_postgres(url: str, prefix: str) -> Tables:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 rows = {
                     table: [dict(row) for row in await connection.fetch(query.format(p=prefix))]
-                    for table, query in QUERIES.items()
+                    for table, query in queries.items()
                 }
         finally:
             await connection.close()
