@@ -40,8 +40,8 @@ class Housekeeper:
         outage: Outage,
         settings: Settings,
         held: Mapping[ClaimKey, Attempt],
-        node_id: Callable[[], str],
         launcher: Launcher,
+        node_id: Callable[[], str],
     ) -> None:
         self._db = db
         self._clock = clock

@@ -16,7 +16,6 @@ import jobrunner.storage.workers as worker_store
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
-from jobrunner.runtime import forks
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
@@ -92,7 +91,7 @@ class Node:
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
         self._housekeeper = Housekeeper(
-            self.db, clock, self._outage, settings, self.held, lambda: self.identity.id, self._launcher
+            self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
         )
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
@@ -101,7 +100,6 @@ class Node:
 
     async def start(self) -> None:
         """Register the workers, join, take over from dead predecessors, and begin to tick."""
-        forks.protect(self.loop)
         now = self._clock.now()
         async with self.db.write() as conn:
             configs = list(self._configs.values())
@@ -359,7 +357,6 @@ class Node:
         await asyncio.wait([*self._services], timeout=STOP_GRACE_SECONDS) if self._services else None
         await self._note_state("stopped")
         await self.db.close()
-        forks.unprotect(self.loop)
         self._events.emit(e.NodeStopped(self.identity.id, len(self.held)))
 
     def _stop_grace(self) -> float:
@@ -385,10 +382,10 @@ class Node:
             task.cancel()
         await self._wakeups.stop()
         await self._ticker.close()
+        self._launcher.close()
         if self.crashed is not None:  # it has joined
             await self._note_state("stopped")
         await self.db.close()
-        forks.unprotect(self.loop)
 
     async def _wait_ended(self, seconds: float) -> None:
         if self.held and seconds > 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.worker import Isolation
+from jobrunner.runtime import forks
 from jobrunner.runtime.executors.command import CommandCode
 from jobrunner.runtime.executors.guards import Guards
 from jobrunner.runtime.executors.inline import InlineCode
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """A node's means of running code: the loop, threads, warm processes, commands."""
+    """A node's means of running code: the loop, threads, warm processes, commands. Made on the node's loop."""
 
     def __init__(self, layers: Sequence[Middleware] = ()) -> None:
+        self._loop = asyncio.get_running_loop()
+        forks.protect(self._loop)  # from what handlers fork
         self._layers = tuple(layers)
         self._guards = Guards()
         self._processes = ProcessPool()
@@ -90,3 +94,4 @@ class Launcher:
         """End the warm processes and all commands; code that still runs in one is killed."""
         self._processes.close()
         self._guards.close()
+        forks.unprotect(self._loop)
