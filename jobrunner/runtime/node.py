@@ -193,16 +193,9 @@ class Node:
             on_changed=post(self._ticker.wake),
             on_outdated=post(self._on_outdated),
         )
-        return Heartbeat(
-            lambda: self._open_database(1),
-            self.identity,
-            self._settings.lease,
-            self._settings.tick_interval,
-            self._clock,
-            self._outage,
-            self._events,
-            hooks,
-        )
+        lease, tick_interval = self._settings.lease, self._settings.tick_interval
+        own = partial(self._open_database, 1), self.identity, lease, tick_interval
+        return Heartbeat(*own, self._clock, self._outage, self._events, hooks)
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
