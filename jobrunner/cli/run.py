@@ -14,6 +14,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Root
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.loading import load_orchestrator
+from jobrunner.runtime.first import stand_aside_if_first
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -54,6 +55,7 @@ def run(
     SIGTERM or SIGINT lets running work end first; a second one stops at once. An SQLite file is created and upgraded
     by itself.
     """
+    stand_aside_if_first()
     root = ctx.find_root().obj
     before = root.database_url if isinstance(root, Root) else None
     explicit: dict[str, Any] = {

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.runtime import forks
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
 from jobrunner.storage.claims import read_claims
@@ -176,6 +177,7 @@ class Heartbeat:
         loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._loop = loop
+        forks.protect(loop)
         db = self._open_database()
         guard = asyncio.ensure_future(self._guard())
         try:
@@ -187,6 +189,7 @@ class Heartbeat:
         finally:
             guard.cancel()
             await db.close()
+            forks.unprotect(loop)
 
     async def _once(self, db: Database) -> None:
         try:

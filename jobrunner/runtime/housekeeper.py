@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.attempt import Attempt
     from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.executors.launcher import Launcher
     from jobrunner.runtime.outage import Outage
     from jobrunner.storage.database import Database
 
@@ -39,6 +40,7 @@ class Housekeeper:
         outage: Outage,
         settings: Settings,
         held: Mapping[ClaimKey, Attempt],
+        launcher: Launcher,
         node_id: Callable[[], str],
     ) -> None:
         self._db = db
@@ -47,12 +49,14 @@ class Housekeeper:
         self._settings = settings
         self._held = held
         self._node_id = node_id
+        self._launcher = launcher
         self._last_cancel_check = 0.0
 
     async def run(self) -> None:
         """Look after what runs, until cancelled."""
         while True:
             await self._clock.sleep(ROUND_SECONDS)
+            self._launcher.look_after(self._clock.monotonic())
             if self._held:
                 await self.stop_cancelled()
                 await self._show_news()

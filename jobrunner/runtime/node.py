@@ -92,7 +92,9 @@ class Node:
         self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
         self._recorder = Recorder(self.db, self._outage, events, self._free)
-        self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
+        self._housekeeper = Housekeeper(
+            self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
+        )
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
         self._on_crash = on_crash
@@ -205,16 +207,9 @@ class Node:
             on_changed=post(self._ticker.wake),
             on_outdated=post(self._on_outdated),
         )
-        return Heartbeat(
-            lambda: self._open_database(1),
-            self.identity,
-            self._settings.lease,
-            self._settings.tick_interval,
-            self._clock,
-            self._outage,
-            self._events,
-            hooks,
-        )
+        lease, tick_interval = self._settings.lease, self._settings.tick_interval
+        own = partial(self._open_database, 1), self.identity, lease, tick_interval
+        return Heartbeat(*own, self._clock, self._outage, self._events, hooks)
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
@@ -397,6 +392,7 @@ class Node:
             task.cancel()
         await self._wakeups.stop()
         await self._ticker.close()
+        self._launcher.close()
         if self.crashed is not None:  # it has joined
             await self._note_state("stopped")
         await self.db.close()

@@ -12,6 +12,7 @@ import traceback
 from typing import Any
 
 from jobrunner.errors import JobrunnerError
+from jobrunner.runtime import forks
 
 SWITCH_SECONDS = 0.0005
 
@@ -45,6 +46,7 @@ async def first_of(*awaited: Any) -> None:
 def stop_signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
     """The first SIGTERM or SIGINT asks to stop, the second to stop now."""
     loop = asyncio.get_running_loop()
+    forks.protect(loop)
 
     def on_signal() -> None:
         if stop_asked.is_set():
@@ -58,6 +60,7 @@ def stop_signals(stop_asked: asyncio.Event, stop_now: asyncio.Event) -> Any:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        forks.unprotect(loop)
 
 
 def end_process(crash: BaseException | None) -> None:

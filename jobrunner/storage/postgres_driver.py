@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from jobrunner.storage import forks
 from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ async def connect(url: sa.URL, *, pooler: str | None = None) -> Any:
         server_settings=settings,
     )
     _watch_peer(connection)
+    forks.keep_private(connection, _fileno)
     return connection
 
 
@@ -60,6 +62,10 @@ def _dsn(url: sa.URL) -> str:
     if "ssl" in query:
         query["sslmode"] = query.pop("ssl")
     return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
+
+
+def _fileno(connection: Any) -> int:
+    return int(connection._transport.get_extra_info("socket").fileno())  # asyncpg has no other way to its socket
 
 
 def _watch_peer(connection: Any) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
+from jobrunner.storage import forks
 from jobrunner.storage.dialect import BUSY_TIMEOUT_SECONDS
 from jobrunner.storage.types import Garbled
 
@@ -197,6 +198,7 @@ async def connect(path: Path, *, synchronous: str, is_in_loop: bool = False, **p
 
     connection = Connection(opened, iter_chunk_size=64)
     connection.is_in_loop = is_in_loop
+    forks.keep_unclosed(connection, lambda opened: opened._connection)
     connection._thread.daemon = True  # as SQLAlchemy does with those it opens itself
     try:
         await connection

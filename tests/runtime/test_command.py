@@ -70,7 +70,7 @@ PARENT = (
     "if os.fork() == 0:\n"  # a daemon: its parent has ended
     "    os.setsid()\n"
     "    if os.fork() == 0:\n"
-    f"        os.execv(sys.executable, {SLEEPER})\n"
+    f"        os.execve(sys.executable, {SLEEPER}, {{}})\n"  # in an environment of its own
     "    os._exit(0)\n"
     "os.wait()\n"
 )
@@ -113,6 +113,41 @@ async def test_it_gets_the_run_in_its_environment_and_the_payload_on_standard_in
     assert json.loads(payload) == {"a": [1, "ü"]}
     assert environment == f"it {row['run_id']} 1"
     assert (row["outcome"], row["ends_run"]) == ("succeeded", "succeeded")
+
+
+async def test_it_gets_no_setting_of_ours_and_so_no_secret(house: House, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JOBRUNNER_DATABASE_URL", "postgresql://ada:hunter2@host/db")
+    monkeypatch.setenv("JOBRUNNER_HTTP_TOKEN", "hunter2")
+    monkeypatch.setenv("OPERATORS_OWN", "kept")
+    row = await end_of(house, ["env"])
+    names = {line.partition("=")[0] for line in row["output"].splitlines()}
+    ours = {name for name in names if name.startswith("JOBRUNNER")}
+    assert ours == {"JOBRUNNER_RUN_ID", "JOBRUNNER_WORKER", "JOBRUNNER_ATTEMPT"}
+    assert "OPERATORS_OWN" in names
+    assert "hunter2" not in row["output"]
+
+
+async def test_it_starts_where_the_node_is_and_with_the_bytes_of_its_environment(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ODD", "a\udcff")
+    row = await end_of(house, 'pwd; printf %s "$ODD" | od -An -tx1')
+    assert row["output"].split() == [str(tmp_path), "61", "ff"]
+
+
+async def test_one_whose_guard_is_killed_has_ended_with_all_that_it_started(house: House, tmp_path: Path):
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    await add(house, [*python(NOTE + PARENT + SLEEP), str(folder)], name="it")
+    orchestrator = await started(house)
+    await orchestrator.trigger_worker("it")
+    await house.until(lambda: len(alive(folder)) == 4)
+    guards = [p for p in psutil.Process().children(recursive=True) if {c.pid for c in p.children()} & {*alive(folder)}]
+    next(p for p in guards if "guard.py" in " ".join(p.cmdline())).kill()
+    (ended,) = await house.attempts(1, "it")
+    assert ended.outcome.error == "the command was killed, since the process that guards it was"
+    await house.until(lambda: not alive(folder))
 
 
 async def test_a_large_payload_need_not_be_read(house: House):
@@ -171,7 +206,10 @@ async def test_what_it_leaves_in_the_background_does_not_hold_up_its_end(house: 
     row = await end_of(house, "sleep 30 & echo $!")
     assert time.monotonic() - began < 5
     assert row["outcome"] == "succeeded"
-    psutil.Process(int(row["output"])).kill()  # it lives on: the command ended by itself
+    stray = psutil.Process(int(row["output"]))
+    assert is_alive(stray)  # it lives on: the command ended by itself
+    await house.close()
+    await house.until(lambda: not is_alive(stray))  # and ends with its node
 
 
 async def test_cancelling_ends_it_within_a_second(house: House):

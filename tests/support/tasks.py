@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import io
+import logging
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,3 +188,89 @@ def leaves_a_child(folder: str) -> int:
     child = subprocess.Popen(SLEEPER, start_new_session=True)
     _note(folder, child.pid)
     return os.getpid()
+
+
+def fork_often(times: int = 10) -> list[int | None]:
+    """Fork and terminate at once, as a library may; say how each copy ended."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads, rightly
+    context = multiprocessing.get_context("fork")
+    codes = []
+    for _ in range(times):
+        process = context.Process(target=time.sleep, args=(3600,))
+        process.start()
+        process.terminate()
+        process.join(20)
+        codes.append(process.exitcode)
+    with context.Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+    return codes
+
+
+def fork_and_return() -> int:
+    """Come back in a copy of the process, too."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return os.getpid()
+
+
+def leave_thread(folder: str) -> int:
+    """A thread that goes on printing."""
+
+    def body() -> None:
+        while True:
+            print("from the thread that was left")
+            time.sleep(0.001)
+
+    threading.Thread(target=body, daemon=True).start()
+    _note(folder, os.getpid())
+    return os.getpid()
+
+
+def _leave_signal() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+
+
+def _leave_stdout() -> None:
+    sys.stdout = io.StringIO()
+
+
+def _leave_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+
+
+TRACES: dict[str, Any] = {
+    "folder": lambda: os.chdir("/"),
+    "umask": lambda: os.umask(0o027),
+    "environment": lambda: os.environ.update(LEFT="behind"),
+    "signal": _leave_signal,
+    "blocked": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}),
+    "limit": _leave_limit,
+    "stdout": _leave_stdout,
+    "closed": lambda: os.close(0),
+    "niceness": lambda: os.nice(1),
+    "path": lambda: sys.path.append("/left"),
+    "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 3600),
+    "log": lambda: logging.getLogger().addHandler(logging.NullHandler()),
+    "nothing": lambda: None,
+}
+
+
+def leave_trace(what: str) -> int:
+    """Change something of the process for good."""
+    TRACES[what]()
+    return os.getpid()
+
+
+def crash_with_daemon(folder: str) -> None:
+    """Leave a daemon behind that nobody has seen, and end at once."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            _note(folder, os.getpid())
+            time.sleep(3600)
+        os._exit(0)
+    while not list(Path(folder).iterdir()):
+        time.sleep(0.001)
+    os._exit(9)

@@ -1,16 +1,15 @@
 """The far side of isolation `process`: what runs in a process of the pool.
 
-A child leads a process group of its own. Its standard output and error are a pipe to the node, which keeps the tail as
-the run's output. Over a second pipe it gets tasks, one after the other, and says `ready`, `started`, `progress` and
-`end`. Everything that travels back is plain (text, JSON, numbers): an error's class, or a result's, may not exist or
-not unpickle on the other side.
+A child is in a session of its own, under a guard. Its standard output and error are a pipe to the node, which keeps the
+tail as the run's output. Over a second pipe it gets tasks, one after the other, and says `ready`, `started`, `progress`
+and `end`. Everything that travels back is plain (text, JSON, numbers): an error's class, or a result's, may not exist
+or not unpickle on the other side.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import inspect
 import os
@@ -20,21 +19,25 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
+from jobrunner.runtime import forks
 from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.executors import guard
+from jobrunner.runtime.executors.traces import Traces
 from jobrunner.runtime.results import storable_result
+from jobrunner.storage.forks import keep_private
 
 if TYPE_CHECKING:
+    import socket
     from datetime import datetime
     from multiprocessing.connection import Connection
 
     from jobrunner.model.run import Run
 
 SIGNALS: tuple[type[Discard | Snooze | RetryAfter], ...] = (Discard, Snooze, RetryAfter)
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,12 @@ class PortableError:
 
 @dataclass(frozen=True)
 class End:
-    """How a task ended. `remark` says why a result is not kept."""
+    """How a task ended. `remark` says why a result is not kept; `is_spent`, that the process must not be used again."""
 
     result: Any = None
     remark: str | None = None
     error: PortableError | None = None
+    is_spent: bool = False
 
 
 class _ChildContext(RunContext):
@@ -87,32 +91,47 @@ class _ChildContext(RunContext):
             self._pipe.send(("progress", self.latest_progress))
 
 
-def child_main(pipe: Connection, output: Connection) -> None:
-    """Run tasks until the node closes the pipe."""
+def child_main(pipe: Connection, output: Connection, control: socket.socket) -> None:
+    """Become the guard of a process that runs tasks until the node closes the pipe."""
     with contextlib.suppress(PermissionError):
-        os.setsid()  # a group of its own, which a Ctrl-C in the node's terminal does not reach
-    _adopt_orphans()
+        os.setsid()  # what a Ctrl-C in the node's terminal does not reach
+    guard.adopt_orphans()
+    me = os.getpid()
+    main = os.fork()
+    if main:
+        pipe.close()
+        output.close()
+        guard.be_deaf()
+        guard.Guard(control.fileno(), main, may_leave=False).run()
+        os._exit(0)
+    control.close()
+    guard.die_with(me)
+    _serve(pipe, output)
+
+
+def _serve(pipe: Connection, output: Connection) -> None:
+    os.setsid()
+    guard.adopt_orphans()  # so that none is lost sight of who lives on when a task has ended
+    keep_private(pipe, type(pipe).fileno)
+    forks.protect_handlers()
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
+    output.close()
     # By lines, so that what was printed before a crash is kept; whatever the locale, what cannot be encoded is escaped.
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - as long as the process
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - as long as the process
+    made = Traces.seen()
     pipe.send(("ready", os.getpid()))
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
-        _run_task(pipe, task)
+        _run_task(pipe, task, made)
 
 
-def _adopt_orphans() -> None:
-    """Become the parent of descendants whose own has ended, where the system offers it: so none is lost sight of."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _run_task(pipe: Connection, task: Task) -> None:
+def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
+    me = os.getpid()
     context = _ChildContext(task.run, task.deadline, pipe)
 
     def on_term(_number: int, _frame: object) -> None:
@@ -125,21 +144,27 @@ def _run_task(pipe: Connection, task: Task) -> None:
         value = _call(pipe, task, context)
         end = End(*storable_result(context.result if value is None else value))
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
+        forks.leave_if_forked(me, error)
         end = End(error=_portable(error))
+    forks.leave_if_forked(me, None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_memory(None)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the handler may have closed or replaced it
             stream.flush()
-    _reap()
-    pipe.send(("end", end))
+    is_out_of_memory = end.error is not None and end.error.kind == "MemoryError"
+    is_spent = is_out_of_memory or _has_children() or Traces.seen() != made
+    pipe.send(("end", replace(end, is_spent=is_spent)))
 
 
-def _reap() -> None:
-    """Take leave of the dead children that nobody else will ask after."""
-    with contextlib.suppress(ChildProcessError):
+def _has_children() -> bool:
+    """Say whether a child is left, after taking leave of the dead that nobody else will ask after."""
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _call(pipe: Connection, task: Task, context: RunContext) -> Any:
@@ -150,8 +175,13 @@ def _call(pipe: Connection, task: Task, context: RunContext) -> Any:
     positional = (context,) if task.takes_run else ()
     pipe.send(("started",))
     if inspect.iscoroutinefunction(function):
-        return asyncio.run(function(*positional, **arguments))
+        return asyncio.run(_protected(function, positional, arguments))
     return function(*positional, **arguments)
+
+
+async def _protected(function: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
+    forks.protect(asyncio.get_running_loop())
+    return await function(*positional, **arguments)
 
 
 def _limit_memory(megabytes: int | None) -> None:

@@ -1,8 +1,10 @@
-"""Command: a program, without or (by explicit choice) with a shell, in a process group of its own.
+"""Command: a program, without or (by explicit choice) with a shell, in a session of its own, under a guard.
 
 It gets the payload as JSON on standard input and `JOBRUNNER_RUN_ID`, `JOBRUNNER_WORKER` and `JOBRUNNER_ATTEMPT` in its
-environment. Exit code 0 is success. The end of what it writes to standard output and error is kept. When it is stopped,
-all that it started is stopped with it; what it leaves behind in the background when it ends by itself may live on.
+environment, which is the node's without any other `JOBRUNNER_` variable: the database's URL, tokens and keys are not
+its own. Exit code 0 is success. The end of what it writes to standard output and error is kept. When it is stopped, all
+that it started is stopped with it. What it leaves behind in the background when it ends by itself may live on, as long
+as the node does.
 """
 
 from __future__ import annotations
@@ -12,26 +14,21 @@ import contextlib
 import json
 import os
 import selectors
-import signal
-import subprocess
 import tempfile
 import threading
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, CommandFailed
-from jobrunner.runtime.executors.groups import Family, name_of_exit
+from jobrunner.runtime.executors.guards import name_of_exit, without_ours
 
 if TYPE_CHECKING:
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Ended
-    from jobrunner.runtime.executors.groups import GroupWatcher
+    from jobrunner.runtime.executors.guards import Guards, Line
 
 _READ_BYTES = 64 * 1024
-_LOOK_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 0.2  # what a background process that holds the pipe says later is not this run's
-_pause = threading.Event()  # never set: a thread's sleep
 
 
 class CommandCode:
@@ -41,18 +38,16 @@ class CommandCode:
     can_be_killed = True
     grace_seconds = LONGEST_GRACE_SECONDS
 
-    def __init__(self, handler: str, context: RunContext, memory_limit_mb: int | None, watcher: GroupWatcher) -> None:
+    def __init__(self, handler: str, context: RunContext, memory_limit_mb: int | None, guards: Guards) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
         self._handler = handler
         self._context = context
         self._memory_limit_mb = memory_limit_mb
-        self._watcher = watcher
-        self._family: Family | None = None
-        self._mark = f"JOBRUNNER_ATTEMPT_MARK={uuid.uuid4().hex}"
+        self._guards = guards
+        self._line: Line | None = None
         self._lock = threading.Lock()
         self._wants_stop = False
-        self._was_killed = False
         threading.Thread(target=self._body, name=f"jobrunner:{context.worker}", daemon=True).start()
 
     def _body(self) -> None:
@@ -69,83 +64,94 @@ class CommandCode:
             self.ended.set_result(outcome)
 
     def _carry_out(self) -> None:
-        with self._lock:
-            if self._wants_stop:
-                raise CommandFailed("the command was stopped before it began")
-            process = self._start()
-            self._family = Family(process.pid, self._mark)
-        self._watcher.add(process.pid)
+        line, output = self._start()
         try:
-            self._read(process)
-            code = process.wait()
-            self._wait_family()
+            with self._lock:
+                self._line = line
+                if self._wants_stop:
+                    line.ask_to_stop()
+            self._read(line, output)
+            if self._wants_stop or line.code is None:
+                line.wait_over()  # until all that it started is gone, too
         finally:
-            if process.stdout is not None:
-                process.stdout.close()
-            self._watcher.remove(process.pid)
+            os.close(output)
+            with self._lock:
+                self._line = None
+            self._guards.leave(line)
+        self._judge(line.code)
+
+    def _judge(self, code: int | None) -> None:
+        if code is None:
+            raise CommandFailed("the command was killed, since the process that guards it was")
         if code != 0:
             capped = "" if self._memory_limit_mb is None else f" under its memory limit of {self._memory_limit_mb} MiB"
             raise CommandFailed(f"the command ended with {name_of_exit(code)}{capped}")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with tempfile.TemporaryFile() as payload:  # a file: a command need not read its input
-            payload.write(json.dumps(self._context.payload).encode() + b"\n")
-            payload.seek(0)
-            return subprocess.Popen(  # noqa: S603 - what the operator asked for
-                arguments_of(self._handler, self._memory_limit_mb),
-                stdin=payload,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment()},
-                start_new_session=True,
-                bufsize=0,
-            )
+    def _start(self) -> tuple[Line, int]:
+        """Return the command's line, and what it writes."""
+        if self._wants_stop:
+            raise CommandFailed("the command was stopped before it began")
+        arguments = arguments_of(self._handler, self._memory_limit_mb)
+        output, far_output = os.pipe()
+        try:
+            with tempfile.TemporaryFile() as payload:  # a file: a command need not read its input
+                payload.write(json.dumps(self._context.payload).encode() + b"\n")
+                payload.seek(0)
+                line = self._guards.start(arguments, self._environment(), payload.fileno(), far_output)
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(far_output)
+        return line, output
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, line: Line, output: int) -> None:
         """Read the output to its end, or until the command has ended and nothing more comes."""
-        if process.stdout is None:
-            return
         stop_at: float | None = None
+        has_output = True
         with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while stop_at is None or time.monotonic() < stop_at:
-                is_ready = selector.select(_LOOK_SECONDS)
-                if is_ready:
-                    chunk = os.read(process.stdout.fileno(), _READ_BYTES)
-                    if not chunk:
-                        return
-                    self._context.output.write_bytes(chunk)
-                if stop_at is None and process.poll() is not None:
+            selector.register(output, selectors.EVENT_READ)
+            selector.register(line, selectors.EVENT_READ)
+            while stop_at is None or (has_output and time.monotonic() < stop_at):
+                for key, _ in selector.select(None if stop_at is None else max(0.0, stop_at - time.monotonic())):
+                    if key.fileobj is line:
+                        self._listen(selector, line)
+                    elif not self._copy(output):
+                        selector.unregister(output)
+                        has_output = False
+                if stop_at is None and (line.code is not None or line.is_over):
                     stop_at = time.monotonic() + _LAST_WORDS_SECONDS
 
-    def _wait_family(self) -> None:
-        """After a stop was asked for, wait until all that it started is gone, too."""
-        while self._wants_stop and self._family is not None and self._family.is_alive():
-            if self._was_killed:
-                self._family.signal(signal.SIGKILL)
-            _pause.wait(_LOOK_SECONDS)
+    def _listen(self, selector: selectors.BaseSelector, line: Line) -> None:
+        line.read()
+        if line.is_over:
+            selector.unregister(line)
+
+    def _copy(self, output: int) -> bool:
+        chunk = os.read(output, _READ_BYTES)
+        self._context.output.write_bytes(chunk)
+        return bool(chunk)
 
     def _environment(self) -> dict[str, str]:
-        name, _, value = self._mark.partition("=")
         return {
-            name: value,
+            **without_ours(os.environ),
             "JOBRUNNER_RUN_ID": str(self._context.id),
             "JOBRUNNER_WORKER": self._context.worker,
             "JOBRUNNER_ATTEMPT": str(self._context.attempt),
         }
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM to the family."""
+        """Send SIGTERM to the command and all that it started."""
         with self._lock:
             self._wants_stop = True
-            if self._family is not None:
-                self._family.signal(signal.SIGTERM)
+            if self._line is not None:
+                self._line.ask_to_stop()
 
     def kill(self) -> None:
-        """Send SIGKILL to the family."""
-        self._was_killed = True
-        if self._family is not None:
-            self._family.signal(signal.SIGKILL)
+        """Send them SIGKILL."""
+        with self._lock:
+            if self._line is not None:
+                self._line.kill()
 
 
 def arguments_of(handler: str, memory_limit_mb: int | None) -> list[str]:

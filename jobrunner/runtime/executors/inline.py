@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
+
+from jobrunner.runtime.forks import leave_if_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +38,11 @@ class InlineCode:
 
 async def _body(function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]) -> Ended:
     """Run the function; whatever it raises, `SystemExit` too, is its attempt's and not the node's."""
+    me = os.getpid()
+    ended: Ended
     try:
-        return await function(*positional, **arguments), None
+        ended = await function(*positional, **arguments), None
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
-        return None, error
+        ended = None, error
+    leave_if_forked(me, ended[1])
+    return ended

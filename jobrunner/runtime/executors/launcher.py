@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.worker import Isolation
+from jobrunner.runtime import forks
 from jobrunner.runtime.executors.command import CommandCode
-from jobrunner.runtime.executors.groups import GroupWatcher
+from jobrunner.runtime.executors.guards import Guards
 from jobrunner.runtime.executors.inline import InlineCode
 from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, task_of
 from jobrunner.runtime.executors.thread import ThreadCode
@@ -17,18 +21,21 @@ if TYPE_CHECKING:
 
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Code
+    from jobrunner.runtime.executors.process import Child
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
     from jobrunner.storage.claims import Claim
 
 
 class Launcher:
-    """A node's means of running code: the loop, threads, warm processes, commands."""
+    """A node's means of running code: the loop, threads, warm processes, commands. Made on the node's loop."""
 
     def __init__(self, layers: Sequence[Middleware] = ()) -> None:
+        self._loop = asyncio.get_running_loop()
+        forks.protect(self._loop)  # from what handlers fork
         self._layers = tuple(layers)
-        self._watcher = GroupWatcher()
-        self._processes = ProcessPool(self._watcher)
+        self._guards = Guards()
+        self._processes = ProcessPool()
 
     def warm(self, handlers: Iterable[Handler]) -> None:
         """Prepare processes for the handlers that run in one; nothing is started if there is none."""
@@ -52,7 +59,7 @@ class Launcher:
     def _start(self, claim: Claim, handler: Handler | None, context: RunContext, arguments: dict[str, Any]) -> Code:
         config = claim.config
         if handler is None:
-            return CommandCode(config.handler, context, config.memory_limit_mb, self._watcher)
+            return CommandCode(config.handler, context, config.memory_limit_mb, self._guards)
         if config.isolation is Isolation.PROCESS:
             task = task_of(
                 handler.label,
@@ -68,7 +75,23 @@ class Launcher:
             return InlineCode(handler.function, positional, arguments)
         return ThreadCode(claim.run.worker, handler.function, positional, arguments)
 
+    def look_after(self, now: float) -> None:
+        """End processes that were idle for a minute, and replace a helper that was killed; `now` is monotonic seconds.
+
+        Called every second. What takes time is done in a thread.
+        """
+        expired = self._processes.take_expired(now)
+        if expired or self._guards.needs_care():
+            threading.Thread(target=self._look_after, args=(expired,), name="jobrunner:care", daemon=True).start()
+
+    def _look_after(self, expired: Sequence[Child]) -> None:
+        for child in expired:
+            self._processes.discard(child)
+        with suppress(OSError):  # no process to be had: the next second tries again, as does the next command
+            self._guards.look_after()
+
     def close(self) -> None:
-        """End the warm processes; code that still runs in one is killed."""
+        """End the warm processes and all commands; code that still runs in one is killed."""
         self._processes.close()
-        self._watcher.close()
+        self._guards.close()
+        forks.unprotect(self._loop)

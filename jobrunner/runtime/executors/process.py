@@ -1,8 +1,9 @@
 """Process: a function in an operating-system process of its own, from a pool of warm ones, killed for good.
 
-The node keeps idle processes for the next task; one whose handler was stopped, ran out of memory, or left processes
-behind is not used again. A process that ends before its handler does, by a crash, `os._exit` or a signal, is a failed
-attempt of that handler only. What the child does is in `child.py`.
+The node keeps idle processes for the next task, each for a minute; one whose handler was stopped, ran out of memory, or
+left the process other than it was (`traces.py`) is not used again: it has ended, with all that runs in it, before the
+run's end is told. A process that ends before its handler does, by a crash, `os._exit` or a signal, is a failed attempt
+of that handler only. What the child does is in `child.py`; each is under a guard (`guard.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
 import threading
 from multiprocessing.connection import wait
 from multiprocessing.forkserver import ensure_running
@@ -21,20 +21,19 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime.executors.child import End, PortableError, Task, child_main
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
-from jobrunner.runtime.executors.groups import Family, name_of_exit
+from jobrunner.runtime.executors.guards import Line, name_of_exit
 from jobrunner.runtime.results import RemoteError
+from jobrunner.storage import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Ended
-    from jobrunner.runtime.executors.groups import GroupWatcher
 
 _READ_BYTES = 64 * 1024
 _MOST_LEFT_BYTES = 1024 * 1024  # of output that is read after the end: a stray may go on writing for ever
-_LOOK_SECONDS = 0.02
-_pause = threading.Event()  # never set: a thread's sleep
+IDLE_SECONDS = 60.0  # after which a process that nobody needed is ended
 _forkserver = multiprocessing.get_context("forkserver")
 _one_at_a_time = threading.Lock()  # multiprocessing looks after its children in every start, and not thread-safely
 
@@ -55,44 +54,41 @@ class Child:
     """One process of the pool, seen from the node. Its methods that wait are called in threads."""
 
     def __init__(self) -> None:
+        self.line = Line()
         self.pipe, far_pipe = _forkserver.Pipe()
         self.output, far_output = _forkserver.Pipe(duplex=False)
-        self.process = _forkserver.Process(target=child_main, args=(far_pipe, far_output))
+        self.idle_since: float | None = None
+        for own in (self.pipe, self.output):
+            forks.keep_private(own, type(own).fileno)
+        self._process = _forkserver.Process(target=child_main, args=(far_pipe, far_output, self.line.far))
         try:
             with _one_at_a_time:
-                self.process.start()
+                self._process.start()
         except BaseException:
-            self.pipe.close()
-            self.output.close()
+            self._let_go()
             raise
         finally:
             far_pipe.close()
             far_output.close()
-        self.pid = self.process.pid or 0  # and its group's
-        self.family = Family(self.pid)
+            self.line.far.close()
 
     def is_alive(self) -> bool:
         """Say whether the process can be given a task."""
-        with _one_at_a_time:
-            return self.process.is_alive()
-
-    def exit_code(self, seconds: float) -> int | None:
-        """Wait for the process to end, at most so long, and return its exit code."""
-        wait([self.process.sentinel], seconds)
-        with _one_at_a_time:
-            return self.process.exitcode
+        return not self.line.has_news()
 
     def wait_ready(self) -> None:
-        """Wait until the process is there and leads its group."""
+        """Wait until the process is there."""
         try:
             self.pipe.recv()
         except (EOFError, OSError):
-            raise ProcessDied(f"its process could not start: {self.last_words()}") from None
+            raise ProcessDied(f"its process could not start: it {self.last_words()}") from None
 
     def last_words(self) -> str:
-        """Say how a process ended that was never given a task."""
-        code = self.exit_code(1.0)
-        return "it did not answer" if code is None else f"it ended with {name_of_exit(code)}"
+        """Say how a process ended whose pipe has closed."""
+        self.line.kill()
+        self.line.wait_over()
+        code = self.line.code
+        return "ended with " + ("a signal" if code is None else name_of_exit(code))
 
     def carry_out(self, task: Task, context: RunContext, on_started: Callable[[], None]) -> End | None:
         """Run a task to its end and return how it ended; None if the process died."""
@@ -100,8 +96,9 @@ class Child:
             self.pipe.send(task)
         except OSError:
             return None
+        line = self.line.fileno()
         while True:
-            ready = wait([self.pipe, self.output, self.process.sentinel])
+            ready = wait([self.pipe, self.output, line])
             if self.output in ready:
                 self._read_output(context)
             if self.pipe in ready:
@@ -116,9 +113,8 @@ class Child:
                 elif kind == "end":
                     self._drain_output(context)
                     return told[0]  # type: ignore[no-any-return]  # what the child sends
-            elif self.process.sentinel in ready:
+            elif line in ready:
                 break
-        self.exit_code(1.0)
         self._drain_output(context)
         return None
 
@@ -140,21 +136,24 @@ class Child:
             left -= count
 
     def close(self) -> None:
-        """End the process, if it is still there, and give back what it held."""
-        self.family.signal(signal.SIGKILL)
-        code = self.exit_code(2.0)
+        """End the process with all that it started, wait until nobody is left, and give back what it held."""
+        self.line.kill()
+        self.line.wait_over()
+        self._let_go()
+        wait([self._process.sentinel], 2.0)  # until the fork server has noticed
+        with _one_at_a_time, contextlib.suppress(ValueError):  # it has not: then this is left to the interpreter
+            self._process.close()
+
+    def _let_go(self) -> None:
+        self.line.close()
         self.pipe.close()
         self.output.close()
-        if code is not None:
-            with _one_at_a_time:
-                self.process.close()
 
 
 class ProcessPool:
     """The node's warm processes."""
 
-    def __init__(self, watcher: GroupWatcher) -> None:
-        self._watcher = watcher
+    def __init__(self) -> None:
         self._idle: list[Child] = []
         self._lock = threading.Lock()
         self._is_closed = False
@@ -175,7 +174,6 @@ class ProcessPool:
                 return child
             self.discard(child)
         child = Child()
-        self._watcher.add(child.pid)
         try:
             child.wait_ready()
         except BaseException:
@@ -185,20 +183,25 @@ class ProcessPool:
 
     def give_back(self, child: Child) -> None:
         """Keep a process for the next task."""
+        child.idle_since = None
         with self._lock:
             if not self._is_closed:
                 self._idle.append(child)
                 return
         self.discard(child)
 
+    def take_expired(self, now: float) -> list[Child]:
+        """Take out those seen idle for a minute, by monotonic seconds; the last given back is the first taken again."""
+        with self._lock:
+            for child in self._idle:
+                child.idle_since = now if child.idle_since is None else child.idle_since
+            expired = [c for c in self._idle if c.idle_since is not None and now - c.idle_since >= IDLE_SECONDS]
+            self._idle = [child for child in self._idle if child not in expired]
+        return expired
+
     def discard(self, child: Child) -> None:
         """End a process."""
         child.close()
-        self.forget(child)
-
-    def forget(self, child: Child) -> None:
-        """Have the watcher forget a process that has ended."""
-        self._watcher.remove(child.pid)
 
     def close(self) -> None:
         """End all idle processes."""
@@ -222,7 +225,7 @@ class ProcessCode:
         self._pool = pool
         self._task = task
         self._context = context
-        self._family: Family | None = None  # while a signal is this run's to send
+        self._line: Line | None = None  # while a signal is this run's to send
         self._lock = threading.Lock()
         self._wants_stop = False
         threading.Thread(target=self._body, name=f"jobrunner:{task.run.worker}", daemon=True).start()
@@ -250,51 +253,37 @@ class ProcessCode:
     def _carry_out(self) -> Ended:
         child = self._pool.take()
         with self._lock:
-            self._family = child.family
+            self._line = child.line
             is_wanted = not self._wants_stop
         end = None
         if is_wanted:
             end = child.carry_out(self._task, self._context, lambda: self._post(self._note_started))
+        last_words = "" if end is not None else child.last_words()  # while the line may still be told to kill
         with self._lock:
-            self._family = None  # from here on the process may run somebody else's code
+            self._line = None  # from here on the process may run somebody else's code
             was_stopped = self._wants_stop
-        if end is not None and not was_stopped and not _is_spent(end, child):
+        if end is not None and not was_stopped and not end.is_spent:
             self._pool.give_back(child)
         else:
-            code = child.exit_code(0.0)
-            self._bury(child)
-            if end is None:
-                how = "a signal" if code is None else name_of_exit(code)
-                return None, ProcessDied(f"its process ended with {how}")
+            self._pool.discard(child)  # only then the code has ended
+        if end is None:
+            return None, ProcessDied(f"its process {last_words}")
         self._context.result_remark = end.remark
         error = end.error
         return end.result, None if error is None else _revived(error, self._task.memory_limit_mb)
 
-    def _bury(self, child: Child) -> None:
-        """End the process and wait until all of its family is gone: only then has the code ended."""
-        child.close()
-        while child.family.is_alive():
-            child.family.signal(signal.SIGKILL)
-            _pause.wait(_LOOK_SECONDS)
-        self._pool.forget(child)
-
     def ask_to_stop(self) -> None:
-        """Send SIGTERM to the family."""
+        """Send SIGTERM to the process and all that it started."""
         with self._lock:
             self._wants_stop = True
-            if self._family is not None:
-                self._family.signal(signal.SIGTERM)
+            if self._line is not None:
+                self._line.ask_to_stop()
 
     def kill(self) -> None:
-        """Send SIGKILL to the family."""
+        """Send them SIGKILL."""
         with self._lock:
-            if self._family is not None:
-                self._family.signal(signal.SIGKILL)
-
-
-def _is_spent(end: End, child: Child) -> bool:
-    """Say whether a process is of no more use: short of memory, or with children that a handler left behind."""
-    return (end.error is not None and end.error.kind == "MemoryError") or child.family.has_children()
+            if self._line is not None:
+                self._line.kill()
 
 
 def task_of(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from typing import TYPE_CHECKING, Any
+
+from jobrunner.runtime.forks import leave_if_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +34,12 @@ class ThreadCode:
 
         def body() -> None:
             outcome: Ended
+            me = os.getpid()
             try:
                 outcome = (context.run(function, *positional, **arguments), None)
             except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
                 outcome = (None, error)
+            leave_if_forked(me, outcome[1])
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._settle, outcome)
 
