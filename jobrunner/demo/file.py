@@ -45,9 +45,10 @@ def make_fresh(path: Path) -> None:
     if not path.parent.is_dir():
         raise DatabaseError(f"there is no folder {path.parent}; make it, or name another file with --file")
     try:
+        path.touch(mode=0o600)  # as any database of ours: its owner's alone
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript(_TABLES)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise DatabaseError(f"{path} cannot be made: {error}; name another file with --file") from None
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.gates import show_time
 from jobrunner.storage import wakeups
@@ -115,6 +115,8 @@ class Recorder:
             finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
             self._tell(finished)
             await self._offer(finished)
+        except DatabaseGone:
+            return  # there is nowhere to write it; the node leaves
         except Exception as error:
             if len(batch) > 1:
                 for item in batch:
