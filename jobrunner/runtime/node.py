@@ -27,9 +27,10 @@ from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
+from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
-from jobrunner.storage import nodes, repairs, runs, wakeups
+from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
@@ -109,7 +110,6 @@ class Node:
             names = ", ".join(registered.kept_newer)
             self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
         await take_over(self.db, self.identity, self._clock, self._events)
-        await repairs.repair_schedules(self.db, self._clock.now())
         await self._ticker.warm_up()
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
@@ -164,6 +164,8 @@ class Node:
     def _on_gone(self, error: DatabaseGone) -> None:
         """Leave at once, also when the node drains already: what is written now is lost, or in another's database."""
         self.hurry()
+        with suppress(DatabaseGone):
+            self.db.check_file(is_now=True)  # another connection found it: from now on nothing is written through ours
         if self.crashed is not None and not self.crashed.done():
             self._leave_for(error, 0.0)
 
@@ -176,7 +178,15 @@ class Node:
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval
         return Ticker(
-            self.db, self._clock, self._outage, self._claimer(), self._recorder, interval, self._free_slots, self._begin
+            self.db,
+            self._clock,
+            self._outage,
+            self._claimer(),
+            self._recorder,
+            interval,
+            self._free_slots,
+            self._begin,
+            Timekeeper(self.db, self._clock, self._events, interval),
         )
 
     def _claimer(self) -> Claimer:

@@ -86,6 +86,7 @@ class Claimed:
     has_more: bool = False  # due work was left because the slots ran out or a row was locked
     plain: Plain | None = None  # who may go the short way at the next tick
     planned: tuple[Planned, ...] = ()  # who may be fired the short way the next time
+    is_ahead: bool | None = None  # whether any wait seems to have begun ahead of now; None: it was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,13 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | No
 
 
 async def claim_due(
-    db: Database, claimer: Claimer, free_slots: int, clock: Callable[[], datetime], flow: Flow | None = None
+    db: Database,
+    claimer: Claimer,
+    free_slots: int,
+    clock: Callable[[], datetime],
+    flow: Flow | None = None,
+    *,
+    is_looking: bool = False,
 ) -> Claimed:
     """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
 
@@ -173,6 +180,7 @@ async def claim_due(
         free_slots: how many runs the node can take.
         clock: returns the time now, UTC; asked again once the locks are held.
         flow: the short way, taken when all that may start is plain.
+        is_looking: ask also, if nothing is due, whether any wait seems to have begun ahead of now.
 
     Raises:
         DatabaseUnavailable: the database went away; nothing is known to have been claimed.
@@ -181,9 +189,9 @@ async def claim_due(
     while True:
         now = clock()
         async with db.peek() as conn:
-            due = await reading.read_due(conn, db.dialect, now, page)
+            due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking)
             if not due.names:
-                return Claimed((), due.next_at)
+                return Claimed((), due.next_at, is_ahead=due.is_ahead)
             if free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
             facts, edges = await reading.read_around(conn, db.dialect, now, due.names, claimer.here, free_slots)

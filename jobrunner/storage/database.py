@@ -191,8 +191,7 @@ class Database:
                     self._writer = await self._open_writer()
                 await self._writer.visit(work, self._writer._conn)
             except Exception as exc:
-                if self._engines.file is not None:
-                    self._engines.file.check()  # where it is gone, that is what to say of any error
+                self.check_file(is_now=True)  # where it is gone, that is what to say of any error
                 failure = self.dialect.failure(exc, self.shown_url)
                 if failure is None:
                     raise
@@ -225,16 +224,19 @@ class Database:
             raise
         await _to_the_end(_commit(conn))
 
-    def check_file(self) -> None:
+    def check_file(self, *, is_now: bool = False) -> None:
         """Return if SQLite's file is the one that was opened first, as far as a look within the last second tells.
 
-        Every use of the database begins with this; PostgreSQL has no file.
+        Every use of the database begins with this; with `is_now` it is looked at in any case. PostgreSQL has no file.
 
         Raises:
             DatabaseGone: it was removed, replaced or emptied.
         """
-        if self._engines.file is not None:
-            self._engines.file.check_if_due()
+        file = self._engines.file
+        if file is not None and is_now:
+            file.check()
+        elif file is not None:
+            file.check_if_due()
 
     def _has_open_connection(self) -> bool:
         pools = [engine.sync_engine.pool for engine in self._engines.pools]

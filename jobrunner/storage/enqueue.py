@@ -40,6 +40,7 @@ class Request:
     is_forced: bool = False
     trigger: str = "manual"
     replay_of: int | None = None
+    waits_since: datetime | None = None  # with a delay: from when on it counts; a time that was named has none
 
 
 @built_once
@@ -58,6 +59,7 @@ def insert_statement(dialect: Dialect) -> Any:
         "is_forced": sa.bindparam("is_forced", type_=sa.Boolean()),
         "replay_of": sa.bindparam("replay_of", type_=sa.BigInteger()),
         "created_at": sa.bindparam("now", type_=UtcDateTime()),
+        "waits_since": sa.bindparam("waits_since", type_=UtcDateTime()),
     }
     source = sa.select(*values.values()).where(w.c.name == sa.bindparam("worker", type_=sa.Text()))
     return dialect.insert(r).from_select(list(values), source).on_conflict_do_nothing().returning(r.c.id)
@@ -75,6 +77,7 @@ def _parameters(request: Request, now: datetime) -> dict[str, Any]:
         "is_forced": request.is_forced,
         "replay_of": request.replay_of,
         "now": now,
+        "waits_since": request.waits_since,
     }
 
 

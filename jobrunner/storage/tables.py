@@ -147,6 +147,11 @@ worker_state = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
     sa.Column("streak_since_id", sa.BigInteger, nullable=False, server_default="0"),
+    # Ours: when a pause of a given length began; NULL for one whose end was named. See `policy.clocks`.
+    sa.Column("paused_at", UtcDateTime),
+    # Ours: how far ahead its next time may lie. The database keeps `planned_from`, that long before it, with an index
+    # of its own (migration 0001): a look for next times that lie too far ahead touches one row.
+    sa.Column("reach_seconds", sa.Double, nullable=False, server_default="0"),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
@@ -160,6 +165,7 @@ worker_state = sa.Table(
         "last_run_at",
         "last_success_at",
         "last_ended_at",
+        "paused_at",
     ),
 )
 partial_index(
@@ -205,6 +211,8 @@ runs = sa.Table(
     sa.Column("output_lines", sa.Integer),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", sa.BigInteger),
+    # Ours: when a wait of a given length began (a retry, a snooze, a delay); NULL where the time itself was named.
+    sa.Column("waits_since", UtcDateTime),
     one_of("trigger", Trigger),
     one_of("state", RunState),
     one_of("key_scope", ("waiting", "live")),
@@ -219,7 +227,15 @@ runs = sa.Table(
         name="claim",
     ),
     *json_object("payload"),
-    *time_shapes("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
+    *time_shapes(
+        "scheduled_for",
+        "due_at",
+        "started_at",
+        "cancel_requested_at",
+        "created_at",
+        "first_started_at",
+        "waits_since",
+    ),
     sqlite_autoincrement=True,
 )
 partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, runs.c.id, where=_PENDING)
