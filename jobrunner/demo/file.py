@@ -14,6 +14,7 @@ from urllib.parse import quote
 import psutil
 
 from jobrunner.errors import DatabaseError, Refused
+from jobrunner.runtime.identity import start_ticks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ CREATE TABLE demo_summary (
 );
 CREATE TABLE demo_outbox (run_id INTEGER PRIMARY KEY, recipient TEXT, subject TEXT, sent_at TEXT);
 """
-_LIVE_NODES = "SELECT pid, process_started_at FROM nodes WHERE state IN ('active', 'draining')"
+_LIVE_NODES = "SELECT pid, process_started_at, start_ticks FROM nodes WHERE state IN ('active', 'draining')"
 _SAME_START_SECONDS = 0.1
 
 
@@ -62,7 +63,7 @@ def _refuse_others(path: Path) -> None:
     if "demo_readings" not in tables:
         raise Refused(f"{path} exists and was not made by the demo; name another file with --file")
     for node in read(path, _LIVE_NODES) if "nodes" in tables else []:
-        if _is_alive(node["pid"], node["process_started_at"]):
+        if _is_alive(node["pid"], node["process_started_at"], node["start_ticks"]):
             raise Refused(f"a demo runs on {path} now (pid {node['pid']}); name another file with --file")
 
 
@@ -72,7 +73,9 @@ def _tables(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
 
 
-def _is_alive(pid: int, started_at: str) -> bool:
+def _is_alive(pid: int, started_at: str, ticks: int | None) -> bool:
+    if ticks is not None:
+        return start_ticks(pid) == ticks
     moment = datetime.fromisoformat(started_at).replace(tzinfo=UTC).timestamp()
     try:
         return bool(abs(psutil.Process(pid).create_time() - moment) < _SAME_START_SECONDS)

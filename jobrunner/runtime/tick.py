@@ -156,7 +156,7 @@ class Ticker:
         if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
-        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow, is_looking=is_look_due)
+        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow, is_look_due)
         self._outage.worked()
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still

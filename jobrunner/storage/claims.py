@@ -169,7 +169,6 @@ async def claim_due(
     free_slots: int,
     clock: Callable[[], datetime],
     flow: Flow | None = None,
-    *,
     is_looking: bool = False,
 ) -> Claimed:
     """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.

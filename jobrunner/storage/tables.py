@@ -352,6 +352,8 @@ nodes = sa.Table(
     sa.Column("last_tick_at", UtcDateTime),
     sa.Column("max_concurrent", sa.Integer, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
+    # Ours: when its process started, in ticks since the boot: what no setting of the clock changes. NULL: not Linux.
+    sa.Column("start_ticks", sa.BigInteger),
     # Ours: whether the node runs command workers, for `explain` and the handler gate.
     sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
     one_of("state", ("active", "draining", "stopped", "lost")),

@@ -501,6 +501,7 @@ def _create_nodes() -> None:
         sa.Column("last_tick_at", _TIME),
         sa.Column("max_concurrent", sa.Integer, nullable=False),
         sa.Column("version", sa.Text, nullable=False),
+        sa.Column("start_ticks", sa.BigInteger),
         sa.Column("allows_commands", sa.Boolean, nullable=False, server_default=sa.false()),
         _primary_key("nodes", "id"),
         _one_of("nodes", "state", "active", "draining", "stopped", "lost"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from jobrunner import RetryAfter, RunContext, Snooze, WorkerOrchestrator
+from jobrunner.runtime import housekeeper
 from jobrunner.storage import nodes, operations
+from jobrunner.storage.verify import Scope, verify
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
@@ -303,3 +306,46 @@ async def test_a_clock_that_jumps_ahead_is_as_a_sleep(scene: Scene):
     assert [row["outcome"] for row in await scene.house.history()].count("missed") == 1
     assert len(await scene.fired("it")) == 2
     assert scene.told == []
+
+
+async def test_an_age_by_a_clock_that_has_jumped_ahead_deletes_nothing_for_an_hour(scene: Scene, monkeypatch):
+    pruned: list[datetime] = []
+
+    async def prune(_db: object, now: datetime, *_: object) -> None:
+        pruned.append(now)
+
+    monkeypatch.setattr(housekeeper.retention, "prune", prune)
+    scene.node.register_worker("it", nothing, execution_mode="triggered")
+    await scene.start()
+    scene.clock.step(40 * 86400)
+    await scene.after(100)
+    await scene.settled()
+    assert pruned == []
+    scene.clock.step(-40 * 86400)
+    scene.clock.advance(3600)
+    await scene.house.until(lambda: pruned)
+    assert pruned == [scene.clock.now()]
+
+
+async def test_a_run_during_which_the_clock_goes_back_ends_as_any_other(scene: Scene):
+    end = asyncio.Event()
+
+    async def long() -> None:
+        await end.wait()
+
+    scene.node.register_worker("it", long, interval_seconds=3600, max_running=1)
+    await scene.node.start()
+    await scene.house.until(lambda: scene.node._node is not None and scene.node._node.held)
+    scene.clock.step(-TWO_HOURS)
+    scene.clock.advance(TICK)
+    await scene.house.until(lambda: scene.told)
+    end.set()
+    await scene.house.attempts(1)
+    await scene.settled()
+    (row,) = await scene.house.history("it")
+    assert row["duration_ms"] == TICK * 1000
+    assert scene.house.time(row["finished_at"]) == scene.clock.now()
+    await scene.after(3600)
+    assert len(await scene.fired("it")) == 2
+    scope = Scope(scene.clock.now() + timedelta(days=1), 30.0, 90.0, timedelta(seconds=1))
+    assert [violation async for violation in verify(scene.house.db, scope)] == []
