@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from jobrunner.storage.repairs import Repaired
 
 _NAMED = 3
+AGREE_AGAIN_SECONDS = 30.0
+"""So long other nodes are given to beat by a clock that was set for all of them before it is told that they differ."""
+_ASK_AGAIN_SECONDS = 1.0
 
 
 class Timekeeper:
@@ -36,7 +39,8 @@ class Timekeeper:
         self._gone_back = 0.0  # seconds; what has to be told once the sweep is done
         self._must_sweep = True  # at the start, too
         self._next_look_at = -math.inf
-        self._disagreeing: str | None = None
+        self._disagreeing_since: float | None = None
+        self._told_of: str | None = None
 
     @property
     def is_look_due(self) -> bool:
@@ -73,6 +77,8 @@ class Timekeeper:
         is_wrong = self._must_sweep or await repairs.find_ahead(self._db, self._clock.now())
         was_set_right = is_wrong and await self._set_right(node_id)
         self.looked()
+        if self._disagreeing_since is not None and self._told_of is None:
+            self._next_look_at = self._clock.monotonic() + min(self._interval, _ASK_AGAIN_SECONDS)
         return was_set_right
 
     def looked(self) -> None:
@@ -86,7 +92,7 @@ class Timekeeper:
         if later is not None:
             self._tell_of(*later)
             return False
-        self._disagreeing = None
+        self._disagreeing_since = self._told_of = None
         repaired = await (repairs.sweep if self._must_sweep else repairs.repair)(self._db, now)
         gone_back, self._gone_back, self._must_sweep = self._gone_back, 0.0, False
         if gone_back:
@@ -97,8 +103,11 @@ class Timekeeper:
         return not repaired.is_nothing
 
     def _tell_of(self, host: str, seconds: float) -> None:
-        if self._disagreeing != host:
-            self._disagreeing = host
+        now = self._clock.monotonic()
+        if self._disagreeing_since is None:
+            self._disagreeing_since = now
+        if self._told_of != host and now - self._disagreeing_since >= AGREE_AGAIN_SECONDS:
+            self._told_of = host
             how = f"the clock of a node on {host} is {show_seconds(seconds)} ahead of this one's"
             self._warn(f"{how}; set the clocks right: until then what lies too far ahead is left as it is")
 
