@@ -113,6 +113,13 @@ class DatabaseUnavailable(DatabaseError):
     """What may go away by itself: unreachable, connection lost, locked, disk full, starting up; try again later."""
 
 
+class DatabaseGone(DatabaseError):
+    """SQLite's file was removed, replaced or emptied under a process that uses it: it must not be used any more."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} while it was in use; put the file back or restore a backup, then start again")
+
+
 class SchemaError(JobrunnerError):
     """The schema in the database is not the one this version of jobrunner needs."""
 

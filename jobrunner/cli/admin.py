@@ -91,7 +91,7 @@ def pause(
     who, end = context.actor_of(actor), _pause_end(duration, until, context.now())
 
     async def change(db: Database, name: str) -> None:
-        await operations.pause(db, name, context.now(), who, end, reason)
+        await operations.pause(db, name, context.now(), who, end, reason, is_length=duration is not None)
 
     shown = "until resumed:" if end == UNTIL_RESUMED else f"until {show_time(end)}:"
     _each(ctx, database_url, names, change, f"paused {shown}")

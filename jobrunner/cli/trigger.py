@@ -69,6 +69,7 @@ def trigger(
         key_scope=_key_scope(key_scope, key),
         priority=None if priority is None else int(read_priority(worker, priority)),
         is_forced=force,
+        waits_since=None if delay is None else now,
     )
 
     async def work(db: Database) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import psutil
 
 from jobrunner.errors import DatabaseError, Refused
+from jobrunner.runtime.identity import start_ticks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ CREATE TABLE demo_summary (
 );
 CREATE TABLE demo_outbox (run_id INTEGER PRIMARY KEY, recipient TEXT, subject TEXT, sent_at TEXT);
 """
-_LIVE_NODES = "SELECT pid, process_started_at FROM nodes WHERE state IN ('active', 'draining')"
+_LIVE_NODES = "SELECT pid, process_started_at, start_ticks FROM nodes WHERE state IN ('active', 'draining')"
 _SAME_START_SECONDS = 0.1
 
 
@@ -45,9 +46,10 @@ def make_fresh(path: Path) -> None:
     if not path.parent.is_dir():
         raise DatabaseError(f"there is no folder {path.parent}; make it, or name another file with --file")
     try:
+        path.touch(mode=0o600)  # as any database of ours: its owner's alone
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript(_TABLES)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise DatabaseError(f"{path} cannot be made: {error}; name another file with --file") from None
 
 
@@ -61,7 +63,7 @@ def _refuse_others(path: Path) -> None:
     if "demo_readings" not in tables:
         raise Refused(f"{path} exists and was not made by the demo; name another file with --file")
     for node in read(path, _LIVE_NODES) if "nodes" in tables else []:
-        if _is_alive(node["pid"], node["process_started_at"]):
+        if _is_alive(node["pid"], node["process_started_at"], node["start_ticks"]):
             raise Refused(f"a demo runs on {path} now (pid {node['pid']}); name another file with --file")
 
 
@@ -71,7 +73,9 @@ def _tables(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
 
 
-def _is_alive(pid: int, started_at: str) -> bool:
+def _is_alive(pid: int, started_at: str, ticks: int | None) -> bool:
+    if ticks is not None:
+        return start_ticks(pid) == ticks
     moment = datetime.fromisoformat(started_at).replace(tzinfo=UTC).timestamp()
     try:
         return bool(abs(psutil.Process(pid).create_time() - moment) < _SAME_START_SECONDS)

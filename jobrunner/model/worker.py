@@ -128,3 +128,4 @@ class WorkerState:
     total_runs: int = 0
     total_failures: int = 0
     last_ended_at: datetime | None = None
+    paused_at: datetime | None = None

@@ -39,6 +39,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def show_seconds(seconds: float) -> str:
+    """Return a length of time to a sentence's precision: `90 s`, `5 min`, `2.5 h`, `3 d`."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.95 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def parse_time(text: str) -> datetime:
     """Return the instant, in UTC, that an ISO 8601 time names; one without a zone is UTC.
 

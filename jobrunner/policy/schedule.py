@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from datetime import timedelta
-from itertools import islice, takewhile
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, assert_never
 
 from jobrunner.errors import InvalidSchedule
@@ -23,7 +24,6 @@ from jobrunner.policy import cron
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
 DEFAULT_INTERVAL_SECONDS = 300.0
 SKIP_GRACE = timedelta(seconds=60)
@@ -33,7 +33,8 @@ CLOCK_TOLERANCE = timedelta(seconds=10)
 COUNTED_AT_MOST = 1000
 
 _MICROSECOND = timedelta(microseconds=1)
-_LONGEST_SECONDS = 100 * 366 * 86400.0
+_SAMPLED_FROM = datetime(2026, 1, 1, tzinfo=UTC)
+LONGEST_SECONDS = 100 * 366 * 86400.0
 _HASH_BITS = 48
 
 
@@ -53,7 +54,7 @@ def schedule_of(config: WorkerConfig) -> Schedule | None:
         cron.check_expression(config.cron, config.timezone)
         return CronSchedule(config.cron, config.timezone, offset)
     seconds = DEFAULT_INTERVAL_SECONDS if config.interval_seconds is None else config.interval_seconds
-    if not _MICROSECOND.total_seconds() <= seconds <= _LONGEST_SECONDS:
+    if not _MICROSECOND.total_seconds() <= seconds <= LONGEST_SECONDS:
         msg = f"interval_seconds {seconds!r} cannot be used; give seconds above 0 and below 100 years"
         raise InvalidSchedule(msg)
     return IntervalSchedule(seconds, offset)
@@ -183,6 +184,38 @@ def is_too_far_ahead(schedule: Schedule, next_run_at: datetime, now: datetime) -
             assert_never(schedule)
 
 
+def reach(schedule: Schedule) -> timedelta:
+    """Return how far ahead a next time may lie: a period; of a cron schedule, what its next few times show."""
+    match schedule:
+        case IntervalSchedule():  # the very first time is an offset away, which may be more than a period
+            return max(_period(schedule), _offset(schedule))
+        case CronSchedule():
+            return _shown_reach(schedule.expression, schedule.timezone)
+        case _:
+            assert_never(schedule)
+
+
+@lru_cache(maxsize=1024)
+def _shown_reach(expression: str, timezone: str) -> timedelta:
+    times = [_SAMPLED_FROM]
+    for _ in range(4):
+        times.append(cron.next_after(expression, timezone, times[-1]))
+    return max(later - earlier for earlier, later in pairwise(times[1:]))
+
+
+def gap_before(schedule: Schedule, due: datetime) -> timedelta:
+    """Return how long before `due` the schedule's time before it lies; its `reach` if there is none."""
+    match schedule:
+        case IntervalSchedule():
+            return reach(schedule)
+        case CronSchedule():
+            named = due - _offset(schedule)
+            before = cron.previous_at_or_before(schedule.expression, schedule.timezone, named - _MICROSECOND)
+            return reach(schedule) if before is None else named - before
+        case _:
+            assert_never(schedule)
+
+
 def count_due(schedule: Schedule, oldest: datetime, now: datetime, reason: str) -> Missed | None:
     """Return the times from `oldest`, a time on the grid, to `now` as missed; None if there are none.
 
@@ -248,7 +281,7 @@ def _exact(seconds: float) -> timedelta:
 
 def _stable_offset(name: str, jitter_seconds: float) -> float:
     """Return seconds in [0, jitter_seconds), whole microseconds, from a hash of the name."""
-    if not (math.isfinite(jitter_seconds) and 0 <= jitter_seconds <= _LONGEST_SECONDS):
+    if not (math.isfinite(jitter_seconds) and 0 <= jitter_seconds <= LONGEST_SECONDS):
         msg = f"jitter_seconds {jitter_seconds!r} cannot be used; give 0 or more seconds, below 100 years"
         raise InvalidSchedule(msg)
     digest = hashlib.sha256(name.encode()).digest()

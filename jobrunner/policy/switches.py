@@ -50,11 +50,14 @@ def disable(
 
 
 def pause(
-    state: WorkerState, config: WorkerConfig, now: datetime, until: datetime
+    state: WorkerState, config: WorkerConfig, now: datetime, until: datetime, *, is_length: bool = False
 ) -> tuple[WorkerState, Missed | None]:
-    """Pause until `until`: the next time becomes the schedule's first at or after that."""
+    """Pause until `until`: the next time becomes the schedule's first at or after that.
+
+    `is_length` says that `until` was not named, but is so long from now: then it moves with a clock that went back.
+    """
     missed = missed_so_far(state, config, now, "paused") if state.is_enabled else None
-    after = replace(state, paused_until=until)
+    after = replace(state, paused_until=until, paused_at=now if is_length else None)
     was_paused = _is_paused(state, now)
     if state.next_run_at is None and not (was_paused and _has_times(state)):
         return after, missed  # only triggered, disabled, or a loop whose run has not ended
@@ -65,7 +68,7 @@ def pause(
 
 def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
     """End a pause now; the next time is the schedule's first after `now`, and for a loop `now`."""
-    after = replace(state, paused_until=None)
+    after = replace(state, paused_until=None, paused_at=None)
     if not _is_paused(state, now) or not _has_times(state):
         return after
     if _is_loop(config) and has_loop_run:

@@ -32,7 +32,7 @@ from jobrunner.policy.words import counted
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from jobrunner.model.schedule import Missed
+    from jobrunner.model.schedule import Missed, Schedule
 
 POISON_AFTER = 3  # a run lost this many times in a row is exhausted, whatever its retries
 LONGEST_COOLDOWN_SECONDS = 3600.0
@@ -46,6 +46,8 @@ class Retry:
     attempt: int
     due_at: datetime
     lost_in_a_row: int
+    since: datetime | None = None
+    """When the wait for `due_at` began, by the clock of whoever ended the attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,10 @@ def _end_or_retry(
     if kind is OutcomeKind.CANCELLED:
         return EndsRun.CANCELLED, None
     if kind is OutcomeKind.INTERRUPTED:
-        return None, Retry(run.attempt, run.due_at, run.lost_in_a_row)
+        # At once, as before; also where the clock went back meanwhile.
+        return None, Retry(run.attempt, min(run.due_at, now), run.lost_in_a_row)
     if kind is OutcomeKind.SNOOZED:
-        return None, Retry(run.attempt, later(now, outcome.delay_seconds or 0.0), 0)
+        return None, Retry(run.attempt, later(now, outcome.delay_seconds or 0.0), 0, now)
     if outcome.is_discard:
         return EndsRun.DISCARDED, None
     lost_in_a_row = run.lost_in_a_row + 1 if kind is OutcomeKind.LOST else 0
@@ -135,7 +138,7 @@ def _end_or_retry(
         if delay is None:
             delay = 0.0 if lost_in_a_row == 1 else _retry_delay(rules, run.attempt, jitter)
         due_at = max(later(outcome.retry_from or now, delay), now)
-        return None, Retry(run.attempt + 1, due_at, lost_in_a_row)
+        return None, Retry(run.attempt + 1, due_at, lost_in_a_row, now)
     return (EndsRun.DISCARDED if outcome.does_not_fit else EndsRun.EXHAUSTED), None
 
 
@@ -190,7 +193,7 @@ def _move_circuit(
     )
     detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
     missed = _missed_so_far(state, current, now)
-    return _with_cooldown(opened, current, now), missed, (Audit("trip", detail),)
+    return with_cooldown(opened, current, now), missed, (Audit("trip", detail),)
 
 
 def _end_probe(
@@ -218,11 +221,14 @@ def _end_probe(
         cooldown_current_seconds=max(base, min(base * 2, LONGEST_COOLDOWN_SECONDS)),
     )
     detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
-    return _with_cooldown(opened, current, now), None, (Audit("trip", detail),)
+    return with_cooldown(opened, current, now), None, (Audit("trip", detail),)
 
 
-def _with_cooldown(opened: WorkerState, current: WorkerConfig, now: datetime) -> WorkerState:
-    """Set when a probe may start, and the schedule's first time from there on; without a cooldown, neither."""
+def with_cooldown(opened: WorkerState, current: WorkerConfig, now: datetime) -> WorkerState:
+    """Set when a probe may start, and the schedule's first time from there on; without a cooldown, neither.
+
+    `opened` is the state of a worker whose circuit opens at `now`.
+    """
     if opened.cooldown_current_seconds is None:
         return replace(opened, probe_at=None, next_run_at=None)
     probe_at = later(now, opened.cooldown_current_seconds)
@@ -262,11 +268,21 @@ def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> dat
     if current.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return after + timedelta(microseconds=1)
     schedule = schedules.usable_schedule(current)
-    served = state.last_due_at
-    if served is not None and after < served <= after + schedules.CLOCK_TOLERANCE:
-        # Served since `after` was read: by a claim we waited for, or by a node whose clock is a little ahead.
-        after = served
-    return None if schedule is None else schedules.next_after_now(schedule, served, after)
+    return None if schedule is None else _next_unserved(schedule, state.last_due_at, after)
+
+
+def _next_unserved(schedule: Schedule, served: datetime | None, after: datetime) -> datetime:
+    """Return the first time after `after`, but not one that has just been served.
+
+    Served since `after` was read, by a claim we waited for or by a node whose clock is a little ahead; or the clock
+    went back, by less than a period: a firing happens once. What was served further ahead says only that the clock was
+    wrong, and holds up nothing.
+    """
+    found = schedules.next_after_now(schedule, served, after)
+    if served is None or served <= after:
+        return found
+    is_just_served = served == found or served <= after + schedules.CLOCK_TOLERANCE
+    return schedules.next_after_now(schedule, served, served) if is_just_served else found
 
 
 def missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime, reason: str) -> Missed | None:

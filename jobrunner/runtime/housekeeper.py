@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROUND_SECONDS = 1.0
 FIRST_PRUNE_SECONDS = (30.0, 90.0)
 PRUNE_SECONDS = 600.0
+DOUBTED_JUMP_SECONDS, DOUBTED_FOR_SECONDS = 86400.0, 3600.0
 MOST_NEWS = 16  # runs in one statement: 1 MiB of output at most, some 10 ms of the loop's time
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
 
@@ -82,15 +83,27 @@ class Housekeeper:
                 self._held[key].stop(StopReason.CANCEL, "cancelled by an operator")
 
     async def prune(self) -> None:
-        """Delete what is old enough now and then, until cancelled; by itself, for a first time may take minutes."""
+        """Delete what is old enough now and then, until cancelled; by itself, for a first time may take minutes.
+
+        What a clock that has jumped ahead makes of an age is not believed for an hour: it may be set right, but what
+        is deleted stays so.
+        """
         days = self._settings.history_days, self._settings.failure_days
+        offset = self._clock_offset()
         await self._clock.sleep(random.uniform(*FIRST_PRUNE_SECONDS))  # noqa: S311 - spreads load
         while True:
+            before, offset = offset, self._clock_offset()
+            if offset - before > DOUBTED_JUMP_SECONDS:
+                await self._clock.sleep(DOUBTED_FOR_SECONDS)
+                continue
             try:
                 await retention.prune(self._db, self._clock.now(), *days, self._clock.sleep)
             except DatabaseError as error:
                 self._outage.failed(error)
             await self._clock.sleep(PRUNE_SECONDS)
+
+    def _clock_offset(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
 
     async def _show_news(self) -> None:
         """Write the progress and the output of what runs, as far as either is new."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 _SAME_START_SECONDS = 30.0
 """How far two readings of one process's start may differ.
 
-It is told relative to the boot, whose time moves by whole seconds whenever the wall clock is set. Too little here would
-declare a living process gone; too much only leaves one whose pid was reused within seconds to be found silent.
+Too little here would declare a living process gone; too much only leaves one whose pid was reused within seconds to be
+found silent. It is for systems other than Linux: there a process's start is told by the time of the boot, which moves
+with the wall clock whenever that is set, and so the ticks since the boot are compared.
 """
 
 
@@ -37,6 +38,7 @@ def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
         version=version(),
         max_concurrent=max_concurrent,
         allows_commands=allows_commands,
+        start_ticks=_own_start_ticks(os.getpid()),
     )
 
 
@@ -44,6 +46,20 @@ def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
 def _started_at(pid: int) -> datetime:
     """Return when this process started: read once, so that all its nodes say the same."""
     return datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
+
+
+@functools.cache
+def _own_start_ticks(pid: int) -> int | None:
+    return start_ticks(pid)
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in ticks since the boot; None where that cannot be told (other than on Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return int(stat.rpartition(")")[2].split()[19])  # the name, in brackets, may hold anything
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def boot_id() -> str:
@@ -70,6 +86,9 @@ def is_gone(node: SeenNode, here: NodeIdentity) -> bool:
         process = psutil.Process(node.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
+        ticks = start_ticks(node.pid)
+        if ticks is not None and node.start_ticks is not None:
+            return ticks != node.start_ticks
         return bool(abs(process.create_time() - node.process_started_at.timestamp()) > _SAME_START_SECONDS)
     except psutil.NoSuchProcess:
         return True

@@ -11,6 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import DatabaseGone
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -48,6 +50,10 @@ class KeptDatabases:
                     return await self._ready(loop, kept)
 
     async def _ready(self, loop: asyncio.AbstractEventLoop, kept: _Kept) -> Database:
+        if kept.db is not None and kept.holder is not None and _is_gone(kept.db):
+            await kept.holder.aclose()
+            kept.db = None
+            self._kept[loop] = kept
         if kept.db is None:
             holder = self._hold(loop)
             kept.db = await anext(holder)
@@ -83,6 +89,15 @@ class KeptDatabases:
 
 async def _close(holder: AsyncGenerator[Database]) -> None:
     await holder.aclose()
+
+
+def _is_gone(db: Database) -> bool:
+    """Say whether SQLite's file is no longer the one that was opened: then the one of that name now is the database."""
+    try:
+        db.check_file()
+    except DatabaseGone:
+        return True
+    return False
 
 
 class _Kept:

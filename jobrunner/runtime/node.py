@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
-from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
+from jobrunner.errors import DatabaseError, DatabaseGone, SchemaAhead, SchemaError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.backoff import later
@@ -29,9 +29,10 @@ from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
+from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
-from jobrunner.storage import nodes, repairs, runs, wakeups
+from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
@@ -81,7 +82,7 @@ class Node:
         self._version = version
         self._clock = clock
         self._events = events
-        self._outage = Outage(clock, events)
+        self._outage = Outage(clock, events, self._posted(self._on_gone))
         self._is_claiming = False
         self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
@@ -117,7 +118,6 @@ class Node:
                 e.Warned(f"overrides that cannot be used are passed over: {', '.join(registered.unused)}")
             )
         await take_over(self.db, self.identity, self._clock, self._events)
-        await repairs.repair_schedules(self.db, self._clock.now())
         await self._ticker.warm_up()
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
@@ -143,6 +143,9 @@ class Node:
 
     async def _judge_crash(self, error: BaseException) -> None:
         """Leave at once after an error nobody expected, unless the schema explains it."""
+        if isinstance(error, DatabaseGone):
+            self._on_gone(error)
+            return
         trouble = None
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_SECONDS):
@@ -160,6 +163,19 @@ class Node:
         is_ahead = isinstance(trouble, SchemaAhead)
         self._events.emit(e.Warned(f"{trouble}; this node {'drains and ' * is_ahead}leaves"))
         self._leave_for(trouble, self._settings.drain_timeout if is_ahead else 0.0)
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What made the node leave by itself, if anything did."""
+        return self.crashed.exception() if self.crashed is not None and self.crashed.done() else None
+
+    def _on_gone(self, error: DatabaseGone) -> None:
+        """Leave at once, also when the node drains already: what is written now is lost, or in another's database."""
+        self.hurry()
+        with suppress(DatabaseGone):
+            self.db.check_file(is_now=True)  # another connection found it: from now on nothing is written through ours
+        if self.crashed is not None and not self.crashed.done():
+            self._leave_for(error, 0.0)
 
     def _leave_for(self, error: BaseException, drain_timeout: float) -> None:
         if self.crashed is not None:
@@ -179,6 +195,7 @@ class Node:
             self._free_slots,
             self._begin,
             SetAside(self._clock, self._events),
+            Timekeeper(self.db, self._clock, self._events, interval),
         )
 
     def _claimer(self) -> Claimer:
@@ -188,15 +205,7 @@ class Node:
         return Here(frozenset(self._handlers), self._settings.allow_commands)
 
     def _new_heartbeat(self) -> Heartbeat:
-        loop = asyncio.get_running_loop()
-
-        def post(callback: Callable[..., None]) -> Callable[..., None]:
-            def call(*arguments: Any) -> None:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(callback, *arguments)
-
-            return call
-
+        post = self._posted
         hooks = Hooks(
             held=lambda: set(self.held.copy()),
             is_ticking=lambda: self._ticker.is_ticking,
@@ -210,6 +219,15 @@ class Node:
         lease, tick_interval = self._settings.lease, self._settings.tick_interval
         own = partial(self._open_database, 1), self.identity, lease, tick_interval
         return Heartbeat(*own, self._clock, self._outage, self._events, hooks)
+
+    def _posted(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Return what calls `callback` in the node's loop, from any thread."""
+
+        def call(*arguments: Any) -> None:
+            if not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(callback, *arguments)
+
+        return call
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
@@ -404,6 +422,8 @@ class Node:
                     await self._all_ended.wait()
 
     async def _note_state(self, state: str) -> None:
+        if isinstance(self.crash, DatabaseGone):
+            return
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS), self.db.write() as conn:
                 await nodes.set_state(conn, self.identity.id, state, self._clock.now())

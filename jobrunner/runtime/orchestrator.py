@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.config import Settings
-from jobrunner.errors import InvalidSetting, InvalidWorker, Refused
+from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
@@ -27,6 +27,7 @@ from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage import operations, revisions, status
 from jobrunner.storage.database import Database
+from jobrunner.storage.engine import anchored
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
@@ -86,7 +87,7 @@ class WorkerOrchestrator(Triggers):
             "lease": lease,
             **settings,
         }
-        self.settings = Settings.load(os.environ, **self._explicit)
+        self.settings = _load_settings(self._explicit)
         self.version = version
         self.events = e.Events()
         self.events.subscribe(log_event)
@@ -98,6 +99,7 @@ class WorkerOrchestrator(Triggers):
         self._node: Node | None = None
         self._state = "new"
         self._leaving: asyncio.Future[None] | None = None
+        self._is_raising = False
         self._databases = self._new_databases()
         _orchestrators.add(self)
 
@@ -111,7 +113,7 @@ class WorkerOrchestrator(Triggers):
         if self._node is not None:
             raise Refused("the orchestrator has started; configure it before")
         self._explicit.update({name: value for name, value in settings.items() if value is not None})
-        self.settings = Settings.load(os.environ, **self._explicit)
+        self.settings = _load_settings(self._explicit)
         self._databases.forget()
         self._databases = self._new_databases()
 
@@ -249,6 +251,9 @@ class WorkerOrchestrator(Triggers):
 
     def _on_crash(self, drain_timeout: float) -> None:
         """Leave, so that other nodes take over: a node that no longer ticks must not go on beating."""
+        crash = self._node.crash if self._node is not None else None
+        if isinstance(crash, DatabaseGone) and not self._is_raising:  # else `run` raises it, once the node has left
+            self.events.emit(e.Warned(f"{crash}; this node leaves"))
         if self._node is not None and self._leaving is None:
             self._leaving = asyncio.ensure_future(self._leave(self._node, drain_timeout))
 
@@ -308,6 +313,7 @@ class WorkerOrchestrator(Triggers):
         share_the_interpreter()
         stop_asked, stop_now = asyncio.Event(), asyncio.Event()
         with stop_signals(stop_asked, stop_now):
+            self._is_raising = True
             await self._start(is_migrating=migrate)
             node = self._running_node()
             await first_of(wait_for(stop_asked), node.wait_idle() if until_idle else None, node.crashed)
@@ -316,7 +322,7 @@ class WorkerOrchestrator(Triggers):
             if not stopping.done():
                 node.hurry()
             await stopping
-            crash = node.crashed.exception() if node.crashed is not None and node.crashed.done() else None
+            crash = node.crash
             if node.has_stuck_code:
                 end_process(crash)
             if crash is not None:
@@ -372,6 +378,12 @@ async def _prepare(db: Database, *, is_migrating: bool) -> None:
 
             await schema.upgrade(db)
     await revisions.require_current(db)
+
+
+def _load_settings(explicit: dict[str, Any]) -> Settings:
+    """Read the settings; a relative SQLite file is the one that has that name now, whatever folder is current later."""
+    settings = Settings.load(os.environ, **explicit)
+    return replace(settings, database_url=anchored(settings.database_url))
 
 
 def _is_async(function: object) -> bool:

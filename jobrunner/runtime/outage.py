@@ -10,7 +10,7 @@ import random
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseGone
 from jobrunner.policy.backoff import retry_delay
 from jobrunner.telemetry import events as e
 
@@ -27,11 +27,15 @@ LONG_SECONDS = 5.0
 
 
 class Outage:
-    """Shared by everything in a node that uses the database, from any thread, so that one outage is one log line."""
+    """Shared by everything in a node that uses the database, from any thread, so that one outage is one log line.
 
-    def __init__(self, clock: Clock, events: e.Events) -> None:
+    A database that is gone for good (`DatabaseGone`) is no outage: that is for `on_gone` to tell and to act on.
+    """
+
+    def __init__(self, clock: Clock, events: e.Events, on_gone: Callable[[DatabaseGone], None] | None = None) -> None:
         self._clock = clock
         self._events = events
+        self._on_gone = on_gone
         self._lock = threading.Lock()
         self._since: float | None = None
         self._is_told = False
@@ -44,6 +48,9 @@ class Outage:
 
     def failed(self, error: Exception) -> None:
         """Note that the database could not be used."""
+        if isinstance(error, DatabaseGone) and self._on_gone is not None:
+            self._on_gone(error)
+            return
         with self._lock:
             now = self._clock.monotonic()
             if self._since is None:
@@ -70,11 +77,18 @@ class Outage:
         await self._clock.sleep(retry_delay(failures, FIRST_PAUSE_SECONDS, 2.0, LONGEST_PAUSE_SECONDS, jitter))
 
     async def until_it_works(self, use: Callable[[], Awaitable[T]]) -> T:
-        """Do `use` again and again until the database can be used; only then return what it gave."""
+        """Do `use` again and again until the database can be used; only then return what it gave.
+
+        Raises:
+            DatabaseGone: it never will be.
+        """
         failures = 0
         while True:
             try:
                 result = await use()
+            except DatabaseGone as error:
+                self.failed(error)
+                raise
             except DatabaseError as error:
                 failures += 1
                 self.failed(error)

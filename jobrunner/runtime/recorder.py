@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.gates import show_time
 from jobrunner.storage import wakeups
@@ -120,6 +120,8 @@ class Recorder:
                 self._put_off.pop(item.run.claim_key, None)
             self._tell(finished)
             await self._offer(finished)
+        except DatabaseGone:
+            return  # there is nowhere to write it; the node leaves
         except Exception as error:  # noqa: BLE001 - one end that cannot be written must not keep others from it
             if len(batch) > 1:
                 for item in batch:

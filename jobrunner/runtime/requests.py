@@ -48,7 +48,8 @@ def read_request(
     if key_scope not in {"waiting", "live"}:
         raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
     level = None if priority is None else int(definitions.parse_priority(name, priority))
-    return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, force)
+    since = None if delay is None else now
+    return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, force, waits_since=since)
 
 
 def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler, dict[str, Any]] | None) -> list[str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
     from jobrunner.runtime.recorder import Recorder
+    from jobrunner.runtime.timekeeper import Timekeeper
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
     from jobrunner.storage.flow import Plain
@@ -59,6 +60,7 @@ class Ticker:
         free_slots: Callable[[], int | None],
         start: Callable[[Claim], None],
         aside: SetAside,
+        timekeeper: Timekeeper,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -72,6 +74,7 @@ class Ticker:
         self._free_slots = free_slots
         self._start = start
         self._aside = aside
+        self._timekeeper = timekeeper
         self._plain: Plain | None = None
         self._timetable = Timetable()
         self._look_at = 0.0  # when to look again at those who are stuck, and may not be so any more
@@ -131,6 +134,8 @@ class Ticker:
                 await self._outage.pause(failures)
                 continue
             failures = 0
+            if self._free_slots() is not None:
+                pause = min(pause, self._timekeeper.seconds_left)
             if pause > 0:
                 await self._clock.wait(self._woken, pause)
 
@@ -176,14 +181,21 @@ class Ticker:
 
     async def _pass(self) -> float:
         self.ticks += 1
+        if self._free_slots() is not None and self._timekeeper.must_sweep:
+            await self._timekeeper.look(self._claimer.node_id)
         self._gave_runs = self._flow is not None and await self._take_turns(self._flow)
+        free = self._free_slots()
+        is_look_due = free is not None and self._timekeeper.is_look_due
+        if is_look_due and (self._gave_runs or not free):  # no search is to follow that could ask along
+            await self._timekeeper.look(self._claimer.node_id)
         if self._gave_runs:
             return 0.0
-        free = self._free_slots()
         if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
-        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, self._flow, self._aside.names)
+        claimed = await claim_due(
+            self._db, self._claimer, free, self._clock.now, self._flow, is_look_due, self._aside.names
+        )
         self._outage.worked()
         self.last_tick_at = self._clock.now()
         if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
@@ -192,8 +204,9 @@ class Ticker:
         self._is_look_late = False
         self._timetable.learn(claimed.planned)
         self._start_all(claimed.claims)
-        if claimed.claims:
-            self._gave_runs = True
+        was_set_right = is_look_due and await self._look(claimed.is_ahead)
+        if claimed.claims or was_set_right:
+            self._gave_runs = bool(claimed.claims)
             return 0.0
         if claimed.has_more:
             return LOCKED_PAUSE_SECONDS
@@ -203,6 +216,16 @@ class Ticker:
         until = (claimed.next_due_at - self._clock.now()).total_seconds()
         return min(until, self._tick_interval)
 
+    async def _look(self, is_ahead: bool | None) -> bool:
+        """Look for what a clock that was wrong has left behind, unless the search for due work has asked along.
+
+        Say whether anything was set right, and may be due.
+        """
+        if is_ahead is False:
+            self._timekeeper.looked()
+            return False
+        return await self._timekeeper.look(self._claimer.node_id)
+
     async def _take_turns(self, flow: Flow) -> bool:
         """Go the short way while there is something for it; say whether it gave runs, so that there may be more.
 
@@ -211,6 +234,9 @@ class Ticker:
         gave_runs = False
         claims: tuple[Claim, ...] = ()
         while True:
+            if claims and self._timekeeper.is_look_due:
+                self._start_all(claims)
+                return True
             free = (self._free_slots() or 0) - len(claims)
             plain = self._due_firings(free) or self._known_plain()
             ended = self._recorder.take_sure()

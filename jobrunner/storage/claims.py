@@ -86,6 +86,7 @@ class Claimed:
     has_more: bool = False  # due work was left because the slots ran out or a row was locked
     plain: Plain | None = None  # who may go the short way at the next tick
     planned: tuple[Planned, ...] = ()  # who may be fired the short way the next time
+    is_ahead: bool | None = None  # whether any wait seems to have begun ahead of now; None: it was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ async def claim_due(
     free_slots: int,
     clock: Callable[[], datetime],
     flow: Flow | None = None,
+    is_looking: bool = False,
     aside: Collection[str] = (),
     only: str | None = None,
 ) -> Claimed:
@@ -181,6 +183,7 @@ async def claim_due(
         flow: the short way, taken when all that may start is plain.
         aside: workers of which nothing is claimed.
         only: claim of this worker alone.
+        is_looking: ask also, if nothing is due, whether any wait seems to have begun ahead of now.
 
     Raises:
         DatabaseUnavailable: the database went away; nothing is known to have been claimed.
@@ -189,14 +192,14 @@ async def claim_due(
     while True:
         now = clock()
         async with db.peek() as conn:
-            due = await reading.read_due(conn, db.dialect, now, page)
+            due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking)
             names = due.names.difference(aside) if only is None else due.names & {only}
             if not names and due.has_more and only is None:
                 page *= 4
                 continue
             if not names:
                 next_at = await reading.next_due_at(conn, db.dialect, now) if due.names else due.next_at
-                return Claimed((), next_at)
+                return Claimed((), next_at, is_ahead=due.is_ahead)
             if free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
             facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)

@@ -185,11 +185,13 @@ class Database:
             DatabaseError: as any use of the database.
         """
         async with self._write_turn:
+            self.check_file()
             try:
                 if self._writer is None or not self._writer.is_open:
                     self._writer = await self._open_writer()
                 await self._writer.visit(work, self._writer._conn)
             except Exception as exc:
+                self.check_file(is_now=True)  # where it is gone, that is what to say of any error
                 failure = self.dialect.failure(exc, self.shown_url)
                 if failure is None:
                     raise
@@ -222,7 +224,26 @@ class Database:
             raise
         await _to_the_end(_commit(conn))
 
+    def check_file(self, *, is_now: bool = False) -> None:
+        """Return if SQLite's file is the one that was opened first, as far as a look within the last second tells.
+
+        Every use of the database begins with this; with `is_now` it is looked at in any case. PostgreSQL has no file.
+
+        Raises:
+            DatabaseGone: it was removed, replaced or emptied.
+        """
+        file = self._engines.file
+        if file is not None and is_now:
+            file.check()
+        elif file is not None:
+            file.check_if_due()
+
+    def _has_open_connection(self) -> bool:
+        pools = [engine.sync_engine.pool for engine in self._engines.pools]
+        return any(pool.checkedin() + pool.checkedout() > 0 for pool in pools)  # type: ignore[attr-defined]  # queues
+
     async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        self.check_file()
         try:
             return await self._connection_of(engine)
         except Exception as exc:
@@ -235,6 +256,8 @@ class Database:
         """Take a connection from the pool; if we are cancelled while it opens, it goes there once it is open."""
         if engine.sync_engine.pool.checkedin():  # type: ignore[attr-defined]  # a queue pool
             return await engine.connect()
+        if self._engines.file is not None and not self._has_open_connection():
+            self._engines.file.all_closed()
         opening = asyncio.ensure_future(engine.connect().start())
         try:
             return await asyncio.shield(opening)

@@ -143,13 +143,13 @@ class SqliteDialect(SqliteRows):
         return ""
 
     def create_file(self) -> None:
-        """Create an empty database file, if there is none.
+        """Create an empty database file that only its owner may read and write, if there is none.
 
         Raises:
             DatabaseError: The folder does not exist or may not be written.
         """
         try:
-            self.path.touch()
+            self.path.touch(mode=0o600)  # what SQLite keeps beside it takes the same
         except OSError as exc:
             reason = self._cannot_open()
             raise reason if isinstance(reason, DatabaseError) else self._may_not_create() from exc

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from jobrunner.errors import InvalidDatabaseUrl
 from jobrunner.storage import postgres_driver, sqlite_driver
 from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS, Dialect, PostgresDialect, SqliteDialect
+from jobrunner.storage.sqlite_file import WatchedFile
 from jobrunner.storage.tables import SCHEMA_TOKEN
 from jobrunner.storage.types import read_json
 
@@ -89,6 +90,20 @@ def _checked_postgres(url: sa.URL) -> sa.URL:
     return url.set(query=query)
 
 
+def anchored(raw: str) -> str:
+    """Return the URL with an SQLite file's path made absolute: the folder that is current may change later.
+
+    One that cannot be used is returned as it is: whoever opens it says why.
+    """
+    try:
+        url = parse_url(raw)
+    except InvalidDatabaseUrl:
+        return raw
+    if url.get_backend_name() != "sqlite":
+        return raw
+    return url.set(database=str(Path(url.database or "").absolute())).render_as_string(hide_password=False)
+
+
 def shown(url: sa.URL) -> str:
     """The URL as people may see it: without driver, password hidden."""
     query = {key: "***" if "password" in key else value for key, value in url.query.items()}
@@ -118,6 +133,7 @@ class Engines:
     peeker: AsyncEngine
     migrator: AsyncEngine
     pools: tuple[AsyncEngine, ...]
+    file: WatchedFile | None = None  # SQLite's
 
 
 def open_engines(options: Options) -> Engines:
@@ -128,16 +144,21 @@ def open_engines(options: Options) -> Engines:
 def _open_sqlite(options: Options) -> Engines:
     path = Path(options.url.database or "").absolute()
     dialect = SqliteDialect(path)
+    file = WatchedFile(path)
 
     def opened(begin: str, pool_size: int, **pragmas: bool) -> AsyncEngine:
-        def connect(*_: Any, **__: Any) -> Any:
-            return sqlite_driver.connect(
+        async def connect(*_: Any, **__: Any) -> Any:
+            file.check()  # what opens now may be another file
+            connection = await sqlite_driver.connect(
                 path, synchronous=options.sqlite_synchronous, is_in_loop=options.sqlite_in_loop, **pragmas
             )
+            file.opened()
+            return connection
 
         return _engine(
             options.url,
             dialect,
+            file,
             connect_args={"async_creator_fn": connect},
             pool_size=pool_size,
             max_overflow=0,
@@ -150,7 +171,7 @@ def _open_sqlite(options: Options) -> Engines:
     reader = opened("BEGIN", _SQLITE_READERS, read_only=True)
     peeker = reader.execution_options(**{_BEGIN: ""})
     migrator = opened("BEGIN IMMEDIATE", 1, foreign_keys=False)
-    return Engines(dialect, writer, reader, peeker, migrator, (writer, reader, migrator))
+    return Engines(dialect, writer, reader, peeker, migrator, (writer, reader, migrator), file)
 
 
 def _open_postgres(options: Options) -> Engines:
@@ -187,9 +208,9 @@ def _open_postgres(options: Options) -> Engines:
     return Engines(dialect, engine, reader, peeker, engine, (engine,))
 
 
-def _engine(url: sa.URL, dialect: Dialect, **options: Any) -> AsyncEngine:
+def _engine(url: sa.URL, dialect: Dialect, file: WatchedFile | None = None, **options: Any) -> AsyncEngine:
     engine = create_async_engine(url, json_serializer=_to_json, json_deserializer=read_json, **options)
-    sa.event.listen(engine.sync_engine, "handle_error", partial(_translate, dialect, shown(url)))
+    sa.event.listen(engine.sync_engine, "handle_error", partial(_translate, dialect, shown(url), file))
     if dialect.name == "sqlite":
         sa.event.listen(engine.sync_engine, "begin", _begin)
     return engine
@@ -210,8 +231,10 @@ def _refuse_closed(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
         raise sa.exc.DisconnectionError
 
 
-def _translate(dialect: Dialect, where: str, context: sa.engine.ExceptionContext) -> None:
+def _translate(dialect: Dialect, where: str, file: WatchedFile | None, context: sa.engine.ExceptionContext) -> None:
     """Raise our error where the database is at fault; leave SQLAlchemy's where the statement is."""
+    if file is not None:
+        file.check()  # where it is gone, that is what to say of any error
     original = context.original_exception
     connection = context.connection
     if connection is not None and not connection.invalidated and not connection.in_nested_transaction():

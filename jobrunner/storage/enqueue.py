@@ -41,6 +41,7 @@ class Request:
     is_forced: bool = False
     trigger: str = "manual"
     replay_of: int | None = None
+    waits_since: datetime | None = None  # with a delay: from when on it counts; a time that was named has none
 
 
 @built_once
@@ -74,6 +75,7 @@ def _said_by_clients() -> dict[str, sa.ColumnElement[Any]]:
         "payload": sa.func.coalesce(sa.bindparam("payload", type_=Json), w.c.payload),
         "key": sa.bindparam("key", type_=sa.Text()),
         "key_scope": sa.bindparam("key_scope", type_=sa.Text()),
+        "waits_since": sa.bindparam("waits_since", type_=UtcDateTime()),
     }
 
 
@@ -92,6 +94,7 @@ def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, d
         "payload": request.payload,
         "key": request.key,
         "key_scope": request.key_scope,
+        "waits_since": request.waits_since,
     }
     if not request.is_forced and request.trigger == Trigger.MANUAL and request.replay_of is None:
         return insert_statement(dialect), said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.storage import tables as t
+from jobrunner.storage.ahead import is_any_ahead
 from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS
 from jobrunner.storage.rowsets import built_once, same
 from jobrunner.storage.types import UtcDateTime
@@ -42,7 +43,7 @@ class Statements:
 def statements(dialect: Dialect) -> Statements:
     """Build the reading statements once for each database."""
     return Statements(
-        due=_due(),
+        due=_due(dialect),
         edges=_edges(dialect),
         workers=_workers(dialect),
         runs=_runs(dialect),
@@ -56,10 +57,11 @@ def _now() -> sa.BindParameter[datetime]:
     return sa.bindparam("now", type_=UtcDateTime())
 
 
-def _due() -> sa.CompoundSelect[Any]:
+def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
     """Names of workers with a due waiting run (kind 0), or with a due schedule (kind 1, at most :page a priority).
 
-    If there are none, one row of kind -1 with the times of `_next_due`: a tick that finds nothing asks once.
+    If there are none, one row of kind -1 with the times of `_next_due`, and with :is_looking whether any wait began
+    ahead of now (`storage.ahead`): a tick that finds nothing asks once.
     """
     r = t.runs
     first = sa.select(sa.func.min(r.c.worker).label("name")).where(_PENDING)
@@ -92,8 +94,9 @@ def _due() -> sa.CompoundSelect[Any]:
         parts.append(sa.select(page.c.name, kind).where(page.c.next_run_at <= _now()))
     due = sa.union_all(*parts).cte("due")
     no_times = [sa.type_coerce(sa.null(), UtcDateTime()) for _ in range(4)]
-    nothing = sa.select(sa.null(), sa.literal_column("-1"), *_next_times()).where(~sa.exists().select_from(due))
-    return sa.select(due.c.name, due.c.kind, *no_times).union_all(nothing)
+    look = sa.case((sa.bindparam("is_looking", type_=sa.Boolean()), is_any_ahead(dialect)))
+    nothing = sa.select(sa.null(), sa.literal_column("-1"), *_next_times(), look).where(~sa.exists().select_from(due))
+    return sa.select(due.c.name, due.c.kind, *no_times, sa.cast(sa.null(), sa.Boolean)).union_all(nothing)
 
 
 def _edges(dialect: Dialect) -> sa.Select[Any]:

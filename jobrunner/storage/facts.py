@@ -20,6 +20,7 @@ from jobrunner.model.facts import ActiveRun, Candidate, Facts, WorkerFacts
 from jobrunner.model.run import Trigger
 from jobrunner.model.worker import Dependency, DependencyCondition, Isolation
 from jobrunner.storage import tables as t
+from jobrunner.storage.ahead import ahead_values
 from jobrunner.storage.fact_statements import PRIORITIES, statements
 from jobrunner.storage.rows import CONFIG_COLUMNS, config_or_problem, names_json, state_of
 
@@ -70,19 +71,27 @@ class Edges:
 class Due:
     """What may be due: the workers, and whether more schedules are than were asked for a priority.
 
-    With no names, `next_at` says when something becomes due next (None: nothing is planned).
+    With no names, `next_at` says when something becomes due next (None: nothing is planned), and `is_ahead`, if it was
+    asked, whether any wait seems to have begun ahead of now.
     """
 
     names: set[str]
     has_more: bool
     next_at: datetime | None
+    is_ahead: bool | None = None
 
 
-async def read_due(conn: AsyncConnection, dialect: Dialect, now: datetime, page: int) -> Due:
-    """Find the workers that may have something due, of schedules at most `page` a priority."""
-    rows = (await conn.execute(statements(dialect).due, {"now": now, "page": page})).all()
+async def read_due(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, page: int, *, is_looking: bool = False
+) -> Due:
+    """Find the workers that may have something due, of schedules at most `page` a priority.
+
+    With `is_looking`, and if there are none, say also whether any wait seems to have begun ahead of now.
+    """
+    parameters = {"now": now, "page": page, "is_looking": is_looking, **ahead_values(now)}
+    rows = (await conn.execute(statements(dialect).due, parameters)).all()
     if rows[0][1] < 0:
-        return Due(set(), has_more=False, next_at=_earliest(rows[0][2:]))
+        return Due(set(), has_more=False, next_at=_earliest(rows[0][2:6]), is_ahead=rows[0][6])
     counts = Counter(row[1] for row in rows)
     has_more = any(counts[1 + priority] >= page for priority in PRIORITIES)
     return Due({row[0] for row in rows}, has_more, None)

@@ -122,6 +122,7 @@ def statements(dialect: Dialect) -> _Statements:
         attempt=sa.Integer(),
         due_at=UtcDateTime(),
         lost_in_a_row=sa.Integer(),
+        waits_since=UtcDateTime(),
     )
     set_back = (
         sa.update(r)
@@ -137,6 +138,7 @@ def statements(dialect: Dialect) -> _Statements:
             attempt=retry.c.attempt,
             due_at=retry.c.due_at,
             lost_in_a_row=retry.c.lost_in_a_row,
+            waits_since=retry.c.waits_since,
         )
         .where(r.c.id == retry.c.id, r.c.fence == retry.c.fence)
         .returning(r.c.id)
@@ -267,6 +269,7 @@ def _retry_row(run: Run, decided: Finish) -> dict[str, Any]:
         "attempt": retry.attempt,
         "due_at": retry.due_at,
         "lost_in_a_row": retry.lost_in_a_row,
+        "waits_since": retry.since,
     }
 
 

@@ -17,7 +17,7 @@ from jobrunner.storage.revisions import VERSION_TABLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAID_BY_CLIENTS = ("worker", "payload", "priority", "due_at", "scheduled_for", "key", "key_scope")
+SAID_BY_CLIENTS = ("worker", "payload", "priority", "due_at", "scheduled_for", "key", "key_scope", "waits_since")
 _SEEN_BY_CLIENTS = ("id", "worker", "key", "key_scope", "first_started_at")
 _READ_OF_WORKERS = ("name", "priority", "payload")
 _CHANGED_BY_OPERATORS = ("workers", "worker_dependencies", "worker_blocks", "worker_state", "runs", "dead_letters")

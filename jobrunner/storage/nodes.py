@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _LIVE: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('active', 'draining')")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 RESCUED_AT_ONCE = 500
-_SEEN = ("id", "hostname", "pid", "boot_id", "process_started_at", "beat")
+_SEEN = ("id", "hostname", "pid", "boot_id", "process_started_at", "beat", "start_ticks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class NodeIdentity:
     version: str
     max_concurrent: int
     allows_commands: bool = False
+    start_ticks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class SeenNode:
     boot_id: str
     process_started_at: datetime
     beat: int
+    start_ticks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ async def join(
             "max_concurrent": node.max_concurrent,
             "version": node.version,
             "allows_commands": node.allows_commands,
+            "start_ticks": node.start_ticks,
         },
     )
     if handlers:

@@ -65,11 +65,23 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
         return after
 
 
-async def pause(db: Database, name: str, now: datetime, actor: str, until: datetime, reason: str | None) -> WorkerState:
-    """Pause a worker until `until`. Raises `WorkerNotFound`."""
+async def pause(
+    db: Database,
+    name: str,
+    now: datetime,
+    actor: str,
+    until: datetime,
+    reason: str | None,
+    *,
+    is_length: bool = False,
+) -> WorkerState:
+    """Pause a worker until `until`; `is_length`: that is so long from now, and not a time that was named.
+
+    Raises `WorkerNotFound`.
+    """
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        after, missed = switches.pause(stored.state, stored.config, now, until)
+        after, missed = switches.pause(stored.state, stored.config, now, until, is_length=is_length)
         detail = {"until": time_to_json(until), "reason": reason}
         await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
         return after

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _SYSTEM_ACTOR = "jobrunner"
+_DATABASES_OWN = frozenset({"planned_from", "ix_worker_state_planned_from"})
+"""Generated, each database in its own words, and so none of what tables.py lists."""
 _one_migration = threading.Lock()
 
 
@@ -108,6 +110,8 @@ def migration_options(connection: sa.Connection, schema: str | None) -> dict[str
     def include_name(name: str | None, kind: str, _parents: Any) -> bool:
         if kind == "schema":
             return name == schema
+        if kind in {"column", "index"} and name in _DATABASES_OWN:
+            return False
         return kind != "table" or name in names
 
     return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from jobrunner.policy import clocks
 from jobrunner.policy.firing import first_time
 from jobrunner.storage import tables as t
 from jobrunner.storage.rows import CONFIG_COLUMNS, config_or_problem, names_json
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 async def make(conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], now: datetime) -> None:
     """Write the states of workers that have none."""
     states = [
-        {"worker": config.name, "priority": int(config.priority), "next_run_at": first_time(config, now)}
+        {
+            "worker": config.name,
+            "priority": int(config.priority),
+            "next_run_at": first_time(config, now),
+            "reach_seconds": clocks.reach_seconds(config),
+        }
         for config in configs
     ]
     await conn.execute(sa.insert(t.worker_state), states)

@@ -156,6 +156,11 @@ worker_state = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
     # Ours: when the streak was last zeroed by hand; `db verify` recomputes the streak from there on.
     sa.Column("streak_since_id", Big, nullable=False, server_default="0"),
+    # Ours: when a pause of a given length began; NULL for one whose end was named. See `policy.clocks`.
+    sa.Column("paused_at", UtcDateTime),
+    # Ours: how far ahead its next time may lie. The database keeps `planned_from`, that long before it, with an index
+    # of its own (migration 0001): a look for next times that lie too far ahead touches one row.
+    sa.Column("reach_seconds", Real, nullable=False, server_default="0"),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
@@ -163,6 +168,7 @@ worker_state = sa.Table(
     *counts(0, "last_fence", "total_runs", "total_failures", "last_duration_ms", most=MAX_BIG_COUNT),
     *counts(0, "priority", most=3),
     *seconds("cooldown_current_seconds", above=True),
+    *seconds("reach_seconds"),
     *real_times(
         "paused_until",
         "circuit_opened_at",
@@ -172,6 +178,7 @@ worker_state = sa.Table(
         "last_run_at",
         "last_success_at",
         "last_ended_at",
+        "paused_at",
     ),
     sqlite_strict=True,
 )
@@ -218,6 +225,8 @@ runs = sa.Table(
     sa.Column("output_lines", sa.Integer),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", Big),
+    # Ours: when a wait of a given length began (a retry, a snooze, a delay); NULL where the time itself was named.
+    sa.Column("waits_since", UtcDateTime),
     # Ours: a program of ours wrote the row. Of any other, a database trigger takes only what a client may say.
     sa.Column("is_ours", Flag, nullable=False, server_default=sa.false()),
     one_of("trigger", Trigger),
@@ -238,7 +247,15 @@ runs = sa.Table(
         name="claim",
     ),
     *json_object("payload"),
-    *real_times("scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"),
+    *real_times(
+        "scheduled_for",
+        "due_at",
+        "started_at",
+        "cancel_requested_at",
+        "created_at",
+        "first_started_at",
+        "waits_since",
+    ),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -362,6 +379,8 @@ nodes = sa.Table(
     sa.Column("last_tick_at", UtcDateTime),
     sa.Column("max_concurrent", sa.Integer, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
+    # Ours: when its process started, in ticks since the boot: what no setting of the clock changes. NULL: not Linux.
+    sa.Column("start_ticks", Big),
     # Ours: whether the node runs command workers, for `explain` and the handler gate.
     sa.Column("allows_commands", Flag, nullable=False, server_default=sa.false()),
     one_of("state", ("active", "draining", "stopped", "lost")),

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
-from jobrunner.policy import definitions
+from jobrunner.policy import clocks, definitions
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
 from jobrunner.policy.transitions import next_time
@@ -203,16 +203,21 @@ async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
 
 async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, WorkerConfig]], now: datetime) -> None:
     """Move the next time of workers whose schedule changed, and keep the priority that the due index sorts by."""
-    moved, priorities = [], []
+    moved, priorities, reaches = [], [], []
     for before, config in pairs:
         if before.config.priority != config.priority:
             priorities.append({"key_worker": config.name, "new_priority": int(config.priority)})
+        if clocks.reach_seconds(before.config) != clocks.reach_seconds(config):
+            reaches.append({"key_worker": config.name, "new_reach": clocks.reach_seconds(config)})
         if before.state.is_enabled and _schedule_key(before.config) != _schedule_key(config):
             moved.append(replace(before.state, next_run_at=_rescheduled(before.state, config, now)))
     if moved:
         await conn.execute(write_state_statement(), [state_values(state) for state in moved])
+    s = t.worker_state
+    if reaches:
+        statement = sa.update(s).where(s.c.worker == sa.bindparam("key_worker"))
+        await conn.execute(statement.values(reach_seconds=sa.bindparam("new_reach")), reaches)
     if priorities:
-        s = t.worker_state
         statement = (
             sa.update(s).where(s.c.worker == sa.bindparam("key_worker")).values(priority=sa.bindparam("new_priority"))
         )

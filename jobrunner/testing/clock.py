@@ -9,7 +9,10 @@ from typing import Any
 
 
 class ManualClock:
-    """Implements `jobrunner.runtime.clock.Clock`. Time passes in `advance` only; safe to use from any thread."""
+    """Implements `jobrunner.runtime.clock.Clock`; safe to use from any thread.
+
+    Time passes in `advance` only; `step` sets the wall clock.
+    """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)) -> None:
         if start.tzinfo is None:
@@ -65,6 +68,12 @@ class ManualClock:
             loop = sleeper.get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_wake, sleeper)
+        return self.now()
+
+    def step(self, seconds: float) -> datetime:
+        """Set the wall clock ahead, or with less than 0 back: no time passes, nobody wakes. Return what it shows."""
+        with self._lock:
+            self._start += timedelta(seconds=seconds)
         return self.now()
 
     def _sleeper(self, seconds: float) -> asyncio.Future[None]:

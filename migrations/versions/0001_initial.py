@@ -304,6 +304,9 @@ def _create_worker_state() -> None:
         sa.Column("last_ended_at", _TIME),
         sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
         sa.Column("streak_since_id", _BIG, nullable=False, server_default="0"),
+        sa.Column("paused_at", _TIME),
+        sa.Column("reach_seconds", _REAL, nullable=False, server_default="0"),
+        _planned_from(),
         _primary_key("worker_state", "worker"),
         _foreign_key("worker_state", "worker", "workers", "name"),
         _one_of("worker_state", "disabled_by", "operator", "circuit"),
@@ -315,6 +318,7 @@ def _create_worker_state() -> None:
         ),
         *_counts("worker_state", 0, "priority", most=3),
         *_seconds("worker_state", "cooldown_current_seconds", above=True),
+        *_seconds("worker_state", "reach_seconds"),
         *_real_times(
             "worker_state",
             "paused_until",
@@ -325,12 +329,27 @@ def _create_worker_state() -> None:
             "last_run_at",
             "last_success_at",
             "last_ended_at",
+            "paused_at",
         ),
     )
     _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")
     _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
     _index("ix_worker_state_paused_until", "worker_state", "paused_until", where="paused_until IS NOT NULL")
     _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", where="next_run_at IS NOT NULL")
+    _index("ix_worker_state_planned_from", "worker_state", "planned_from", where="planned_from IS NOT NULL")
+
+
+def _planned_from() -> sa.Column[float]:
+    """When the next time was planned at the earliest: a reach before it, in seconds since 1970.
+
+    One that lies ahead was planned under a clock that was wrong, and one look into its index finds it. NULL where a
+    pause or a cooldown, and not the schedule, says why the next time is so late.
+    """
+    epoch = "((julianday({}) - 2440587.5) * 86400.0)" if _is_sqlite() else "extract(epoch FROM {} AT TIME ZONE 'UTC')"
+    from_ = f"{epoch.format('next_run_at')} - reach_seconds"
+    is_late = " AND ".join(f"({end} IS NULL OR {from_} > {epoch.format(end)})" for end in ("paused_until", "probe_at"))
+    expression = f"CASE WHEN {is_late} THEN {from_} END"
+    return sa.Column("planned_from", _REAL, sa.Computed(expression, persisted=not _is_sqlite()))
 
 
 def _create_runs() -> None:
@@ -360,6 +379,7 @@ def _create_runs() -> None:
         sa.Column("output", sa.Text),
         sa.Column("output_lines", sa.Integer),
         sa.Column("replay_of", _BIG),
+        sa.Column("waits_since", _TIME),
         sa.Column("is_ours", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("runs", "id"),
         _foreign_key("runs", "worker", "workers", "name"),
@@ -383,7 +403,14 @@ def _create_runs() -> None:
         ),
         *_payload_checks("runs"),
         *_real_times(
-            "runs", "scheduled_for", "due_at", "started_at", "cancel_requested_at", "created_at", "first_started_at"
+            "runs",
+            "scheduled_for",
+            "due_at",
+            "started_at",
+            "cancel_requested_at",
+            "created_at",
+            "first_started_at",
+            "waits_since",
         ),
         sqlite_autoincrement=True,
     )
@@ -513,6 +540,7 @@ def _create_nodes() -> None:
         sa.Column("last_tick_at", _TIME),
         sa.Column("max_concurrent", sa.Integer, nullable=False),
         sa.Column("version", sa.Text, nullable=False),
+        sa.Column("start_ticks", _BIG),
         sa.Column("allows_commands", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("nodes", "id"),
         _one_of("nodes", "state", "active", "draining", "stopped", "lost"),

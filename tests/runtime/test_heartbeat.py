@@ -22,7 +22,7 @@ from jobrunner.errors import DatabaseUnavailable
 from jobrunner.runtime import tick
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.heartbeat import Watch
-from jobrunner.runtime.identity import boot_id, is_gone, new_identity
+from jobrunner.runtime.identity import boot_id, is_gone, new_identity, start_ticks
 from jobrunner.storage import nodes
 from jobrunner.storage.claims import claim_due
 from jobrunner.storage.nodes import SeenNode
@@ -399,6 +399,22 @@ def test_a_node_that_comes_later_is_watched_from_then_on():
         watch.look([seen(now)], now, now)
     watch.beat(30)
     assert watch.look([seen(1), seen(1, "new")], 30, 30) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's start does not move with the clock")
+def test_a_clock_that_was_set_makes_no_living_process_gone():
+    here = new_identity(5, allows_commands=False)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        ticks = start_ticks(child.pid)
+        hours_off = here.process_started_at + timedelta(hours=2)
+        alive = SeenNode("child", here.hostname, child.pid, here.boot_id, hours_off, 0, ticks)
+        assert ticks is not None
+        assert not is_gone(alive, here)
+        assert is_gone(replace(alive, start_ticks=ticks - 1), here)  # the pid was reused
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_only_a_process_that_has_certainly_ended_is_gone():

@@ -31,6 +31,7 @@ from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
+from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.storage import operations
 from jobrunner.storage.claims import Claimer, claim_due
 from jobrunner.storage.database import Database
@@ -115,11 +116,23 @@ async def test_under_load_a_late_look_at_those_who_are_stuck_is_not_put_off_by_e
     outage = Outage(clock, events)
     recorder = Recorder(db, outage, events, lambda _: None)
     claimer = Claimer("n1", Here(frozenset()))
-    ticker = Ticker(db, clock, outage, claimer, recorder, 60.0, lambda: 9, lambda _: None, SetAside(clock, events))
+    ticker = Ticker(
+        db,
+        clock,
+        outage,
+        claimer,
+        recorder,
+        60.0,
+        lambda: 9,
+        lambda _: None,
+        SetAside(clock, events),
+        Timekeeper(db, clock, events, 60.0),
+    )
     config = WorkerConfig("busy", "x", WorkerExecutionMode.TRIGGERED)
     run = Run(1, "busy", Trigger.MANUAL, RunState.RUNNING, 1, clock.now(), clock.now(), {}, None, 1, False)
     ticker._plain = Plain({"busy": config}, {"busy": 1}, ("off",))
     ticker._has_reason = True
+    ticker._timekeeper.looked()  # at the start it has to; that is not what is looked at here
     claiming: list[bool] = []
 
     async def turn(_flow: Any, plain: Plain | None, _ended: Any, _most: int) -> Turned:

@@ -21,7 +21,7 @@ from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy.switches import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.repairs import repair_schedules
+from jobrunner.storage.repairs import sweep
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
@@ -170,7 +170,7 @@ class Simulation:
             case "cancel":
                 await self.cancel(rng.choice(self.accepted or [0]))
             case "repair":
-                assert await repair_schedules(db, now) == 0  # no clock went back, so nothing was wrong
+                assert (await sweep(db, now)).is_nothing  # no clock went back, so nothing was wrong
 
     async def cancel(self, run_id: int) -> None:
         try:

@@ -13,7 +13,7 @@ from jobrunner.model.worker import Dependency, DependencyCondition, JobPriority,
 from jobrunner.policy.switches import UNTIL_RESUMED
 from jobrunner.storage import operations, workers
 from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.repairs import repair_schedules
+from jobrunner.storage.repairs import sweep
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 
@@ -322,7 +322,7 @@ async def test_a_live_run_keeps_the_values_it_was_claimed_with(stage: Stage):
 async def test_a_next_time_too_far_ahead_is_computed_again(stage: Stage):
     await ran_at(stage, scheduled("a", interval_seconds=60), continuous("b"), scheduled("c", cron="0 * * * *"))
     stage.now = T0 - timedelta(days=1)
-    assert await repair_schedules(stage.db, stage.now) == 3
+    assert len((await sweep(stage.db, stage.now)).schedules) == 3
     for name, period in (("a", 60), ("b", 1), ("c", 3600)):
         next_run_at = (await stage.state(name)).next_run_at
         assert next_run_at is not None
@@ -336,7 +336,7 @@ async def test_next_times_that_are_right_are_left_alone(stage: Stage):
     await operations.pause(stage.db, "b", stage.now, ACTOR, UNTIL_RESUMED, None)
     stage.after(1)
     before = [await stage.state(name) for name in "abcd"]
-    assert await repair_schedules(stage.db, stage.now) == 0
+    assert (await sweep(stage.db, stage.now)).is_nothing
     assert [await stage.state(name) for name in "abcd"] == before
 
 
@@ -344,7 +344,7 @@ async def test_an_enabled_loop_that_lost_its_next_time_gets_one_again(stage: Sta
     await stage.register(continuous("a"), continuous("b"))
     await stage.tick(handlers=["b"])
     await stage.sql("UPDATE {p}worker_state SET next_run_at = NULL")
-    assert await repair_schedules(stage.db, stage.now) == 1
+    assert (await sweep(stage.db, stage.now)).schedules == ["a"]
     assert (await stage.state("a")).next_run_at is not None
     assert (await stage.state("b")).next_run_at is None  # its run is live
 
