@@ -99,7 +99,7 @@ class Node:
     async def start(self) -> None:
         """Register the workers, join, take over from dead predecessors, and begin to tick."""
         now = self._clock.now()
-        async with self.db.write() as conn:
+        async with self.db.write(is_long=True) as conn:  # there may be 100,000 workers, and other nodes before us
             configs = list(self._configs.values())
             registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now)
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)

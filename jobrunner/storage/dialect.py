@@ -302,8 +302,9 @@ class PostgresDialect(PostgresRows):
             if isinstance(link, ssl.SSLCertVerificationError):
                 return DatabaseError(f"{where}: the server's certificate is refused: {link.verify_message}")
             if isinstance(link, TimeoutError):
+                said = str(link) or "a statement had no answer in time, and its connection is given up"
                 return DatabaseUnavailable(
-                    f"{where} does not answer within {CONNECT_TIMEOUT_SECONDS:g} s; check host, port and network"
+                    f"{where} does not answer: {said}; check the server, the network and proxies"
                 )
             if isinstance(link, OSError):
                 return DatabaseUnavailable(

@@ -9,7 +9,8 @@ is locked". On PostgreSQL all three draw from one pool.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,11 +106,12 @@ class Options:
     pooler: str | None
     pool_size: int
     sqlite_in_loop: bool = False
+    patience: float = postgres_driver.PATIENCE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The ways to use one database; `pools` are what must be disposed of."""
+    """The ways to use one database; `pools` are what must be disposed of, `opened` PostgreSQL's connections."""
 
     dialect: Dialect
     writer: AsyncEngine
@@ -117,6 +119,7 @@ class Engines:
     peeker: AsyncEngine
     migrator: AsyncEngine
     pools: tuple[AsyncEngine, ...]
+    opened: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
 
 
 def open_engines(options: Options) -> Engines:
@@ -154,15 +157,18 @@ def _open_sqlite(options: Options) -> Engines:
 
 def _open_postgres(options: Options) -> Engines:
     dialect = PostgresDialect()
+    opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
     async def connect(*_: Any, **__: Any) -> Any:
         try:
-            return await postgres_driver.connect(options.url, pooler=options.pooler)
+            connection = await postgres_driver.connect(options.url, pooler=options.pooler, patience=options.patience)
         except Exception as exc:
             failure = dialect.failure(exc, shown(options.url))
             if failure is None:
                 raise
             raise failure from exc
+        opened.add(connection)
+        return connection
 
     connect_args: dict[str, Any] = {"async_creator_fn": connect}
     if options.pooler:
@@ -183,7 +189,7 @@ def _open_postgres(options: Options) -> Engines:
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     # A proxy may give each statement another server: there even a single one needs a transaction.
     peeker = engine if options.pooler else engine.execution_options(isolation_level="AUTOCOMMIT")
-    return Engines(dialect, engine, reader, peeker, engine, (engine,))
+    return Engines(dialect, engine, reader, peeker, engine, (engine,), opened)
 
 
 def _engine(url: sa.URL, dialect: Dialect, **options: Any) -> AsyncEngine:

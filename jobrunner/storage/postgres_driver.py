@@ -3,6 +3,12 @@
 The URL goes to asyncpg whole, as libpq would read it (several hosts, sockets, certificates). A connection whose peer
 has vanished without a word (a machine without power, a cut cable) is noticed by both ends in under half a minute:
 here by TCP keep-alive and TCP_USER_TIMEOUT, there by the server's own, so that no node hangs and no lock is kept.
+
+A peer that is there and says nothing (a proxy that acknowledges and forwards nothing, a server process that was
+stopped) neither sees. So every statement, BEGIN, COMMIT and ROLLBACK has a deadline, `patience`. The server is told a
+shorter one, since it can say why (a lock), gives up nothing but that statement, and leaves the connection of use. A
+connection whose statement had no answer until the deadline is given up, and whether that statement was carried out is
+not known.
 """
 
 from __future__ import annotations
@@ -18,10 +24,14 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 POOLER_TRANSACTION = "transaction"
+PATIENCE_SECONDS = 30.0
+"""How long a statement may take, unless it is known to be a long one."""
+LONGEST_SECONDS = 6 * 3600.0
+"""How long even a long one may take: making an index of a large table, checking a long history."""
+_SERVERS_SHARE = 0.8
 _PEER_TIMEOUT_MS = 20_000
 _KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS, _KEEPALIVE_COUNT = 10, 5, 2
 _SERVER_SETTINGS = {
-    "application_name": "jobrunner",
     "jit": "off",  # our statements are short: compiling them costs more than running them
     "idle_in_transaction_session_timeout": "60000",
     "tcp_keepalives_idle": str(_KEEPALIVE_IDLE_SECONDS),
@@ -30,28 +40,42 @@ _SERVER_SETTINGS = {
 }
 
 
-async def connect(url: sa.URL, *, pooler: str | None = None) -> Any:
+async def connect(url: sa.URL, *, pooler: str | None = None, patience: float = PATIENCE_SECONDS) -> Any:
     """Open an asyncpg connection.
 
     Args:
         url: A PostgreSQL URL as `parse_url` gives it.
         pooler: `transaction` when a proxy such as PgBouncer gives each transaction another server connection: then
             nothing is kept in the session (no named prepared statements, no settings the proxy would refuse).
+        patience: Seconds that each statement may take; beyond them it raises TimeoutError. `set_deadline` changes it.
 
     Raises:
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError: No connection; TimeoutError after 10 s.
     """
-    settings = {"application_name": "jobrunner"} if pooler == POOLER_TRANSACTION else dict(_SERVER_SETTINGS)
+    settings = {"application_name": "jobrunner"}
+    if pooler != POOLER_TRANSACTION:
+        settings |= {**_SERVER_SETTINGS, "statement_timeout": str(round(patience * _SERVERS_SHARE * 1000))}
     settings |= {key: str(value) for key, value in url.query.items() if key in settings}
-    connection = await asyncpg.connect(
-        _dsn(url),
-        password=url.password,  # a URL without a user name does not show it
-        timeout=CONNECT_TIMEOUT_SECONDS,
-        statement_cache_size=0 if pooler == POOLER_TRANSACTION else 100,
-        server_settings=settings,
-    )
+    try:
+        connection = await asyncpg.connect(
+            _dsn(url),
+            password=url.password,  # a URL without a user name does not show it
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=patience,
+            statement_cache_size=0 if pooler == POOLER_TRANSACTION else 100,
+            server_settings=settings,
+        )
+    except TimeoutError as error:
+        if error.args:  # the kernel's, which says more
+            raise
+        raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_SECONDS:g} s") from error
     _watch_peer(connection)
     return connection
+
+
+def set_deadline(connection: Any, seconds: float) -> None:
+    """Give each of the connection's statements so many seconds from now on."""
+    connection._config = connection._config._replace(command_timeout=seconds)  # asyncpg takes it only when it connects
 
 
 def _dsn(url: sa.URL) -> str:

@@ -82,7 +82,7 @@ async def holds_data(db: Database) -> bool:
 
 async def check(db: Database) -> list[str]:
     """Compare the database with what a new one has; a line for each difference, none when they are equal."""
-    async with db.read() as conn:
+    async with db.read(is_long=True) as conn:
         missing = await read_missing(db, conn)
         differences = await conn.run_sync(_differences, None if db.is_sqlite else db.schema)
     return [f"missing {part}" for part in missing if not part.startswith("table ")] + differences
