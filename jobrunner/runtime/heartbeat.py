@@ -17,6 +17,10 @@ If it could not raise the beat until a sixth of the lease is left, the node stop
 node may run the same work. Whether the lease has run that far is read from the clock whenever it matters, so that a
 process that was stopped and continued claims nothing, and starts nothing it had claimed, before it has beaten again.
 
+It vouches for a node that ticks, not for a process that is there: if the node's loop has not come round for three
+intervals (code blocks it, or a wait in it never ends) the beat is not raised, until it does. Others then take over once
+the lease is over, and this node stops its code as above, as soon as its loop lets it.
+
 Pauses. A process may be stopped at any point between two lines, together with the others or alone. So the age of
 another's beat is counted from *after* it was first read to *before* it is read again, and only while our own beats
 went on: what we slept through proves nothing about others. When the database is away for everybody nobody is declared
@@ -34,6 +38,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
 from jobrunner.storage.claims import read_claims
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
+    from jobrunner.runtime.service_manager import ServiceManager
     from jobrunner.storage.database import Database
 
 BEATS_A_LEASE = 6
@@ -60,12 +66,14 @@ LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopp
 class Hooks:
     """What the heartbeat asks of its node.
 
-    The first three are called from the heartbeat's thread; the others post to the node's loop.
+    The first five are called from the heartbeat's thread; the others post to the node's loop.
     """
 
     held: Callable[[], set[ClaimKey]]  # every claim the node knows of
     is_ticking: Callable[[], bool]  # a claim may be on its way that the node does not know of yet
     last_tick_at: Callable[[], datetime | None]
+    came_round_at: Callable[[], float]  # when the node's loop was last seen to go round, on its monotonic clock
+    on_loop: Callable[[], list[str]]  # the workers whose code runs in the node's loop
     on_lost: Callable[[], None]
     on_fence: Callable[[], None]
     on_code_without_claim: Callable[[list[ClaimKey]], None]
@@ -123,6 +131,7 @@ class Heartbeat:
         outage: Outage,
         events: e.Events,
         hooks: Hooks,
+        service_manager: ServiceManager,
     ) -> None:
         self._open_database = open_database
         self._identity = identity
@@ -132,6 +141,8 @@ class Heartbeat:
         self._outage = outage
         self._events = events
         self._hooks = hooks
+        self._service_manager = service_manager
+        self._is_silent = False
         self._watch = Watch(lease)
         # Real time, whatever the node's clock. The node is made before it joins, so this is before anyone can see it.
         self._renewed_at = time.monotonic()
@@ -205,6 +216,19 @@ class Heartbeat:
         while True:
             await _wait(asyncio.Event(), self.interval / 10)
             self._fence_if_late()
+            if self._vouches():
+                self._service_manager.alive()
+
+    def _vouches(self) -> bool:
+        """Say whether the node ticks, and tell it once if it does not."""
+        silence = self._clock.monotonic() - self._hooks.came_round_at()
+        was_silent, self._is_silent = self._is_silent, silence > longest_silence(self._tick_interval, self._lease)
+        if self._is_silent and not was_silent:
+            names = ", ".join(self._hooks.on_loop())
+            blame = f", perhaps since code blocks its loop: {names}" if names else ""
+            said = f"this node has not ticked for {silence:.0f} s{blame}; its lease is not renewed until it ticks"
+            self._events.emit(e.Warned(said))
+        return not self._is_silent
 
     def _fence_if_late(self) -> None:
         if not self._is_fenced and self._is_late():
@@ -213,6 +237,9 @@ class Heartbeat:
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
+        if not self._vouches():
+            self._watch.missed()
+            return
         held = self._hooks.held()
         began, before, now = time.monotonic(), self._clock.monotonic(), self._clock.now()
         try:

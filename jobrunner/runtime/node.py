@@ -16,6 +16,7 @@ import jobrunner.storage.workers as worker_store
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
+from jobrunner.policy.liveness import heartbeat_patience, node_patience
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
@@ -25,6 +26,7 @@ from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timeouts import Timeouts
@@ -58,7 +60,7 @@ class Node:
     def __init__(
         self,
         settings: Settings,
-        open_database: Callable[[int], Database],
+        open_database: Callable[[int, float], Database],
         handlers: Mapping[str, Handler],
         configs: Mapping[str, WorkerConfig],
         version: int | None,
@@ -66,14 +68,16 @@ class Node:
         events: e.Events,
         on_crash: Callable[[float], None],
         middleware: Sequence[Middleware] = (),
+        service_manager: ServiceManager | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.db = open_database(settings.pool_size)
+        self.db = open_database(settings.pool_size, node_patience(settings.lease))
         self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
         self.held: dict[ClaimKey, Attempt] = {}
         self.has_stuck_code = False
         self._settings = settings
         self._open_database = open_database
+        self._service_manager = service_manager or ServiceManager()
         self._handlers = handlers
         self._configs = configs
         self._version = version
@@ -118,6 +122,7 @@ class Node:
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+        self._service_manager.ready()
 
     def _process_handlers(self) -> list[Handler]:
         return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
@@ -185,6 +190,8 @@ class Node:
             held=lambda: set(self.held.copy()),
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
+            came_round_at=lambda: self._ticker.came_round_at,
+            on_loop=self._on_loop,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._on_code_without_claim),
@@ -192,7 +199,7 @@ class Node:
             on_outdated=post(self._on_outdated),
         )
         return Heartbeat(
-            lambda: self._open_database(1),
+            lambda: self._open_database(1, heartbeat_patience(self._settings.lease)),
             self.identity,
             self._settings.lease,
             self._settings.tick_interval,
@@ -200,7 +207,12 @@ class Node:
             self._outage,
             self._events,
             hooks,
+            self._service_manager,
         )
+
+    def _on_loop(self) -> list[str]:
+        claims = [attempt.claim for attempt in self.held.copy().values()]
+        return sorted({claim.run.worker for claim in claims if claim.config.isolation is Isolation.INLINE})
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
@@ -251,8 +263,8 @@ class Node:
         try:
             async with self.db.write() as conn:
                 await runs.set_stopping(conn, claim.run)
-        except DatabaseError as error:
-            self._outage.failed(error)
+        except Exception as error:  # noqa: BLE001 - it is only shown, and nobody waits for it
+            self._outage.dropped("that a run was told to stop could not be shown", error)
 
     def _free(self, keys: list[ClaimKey]) -> None:
         for key in keys:
@@ -331,6 +343,7 @@ class Node:
     async def stop(self, drain_timeout: float) -> None:
         """Claim nothing more, let runs end for `drain_timeout` seconds, stop the rest and give them back, and leave."""
         self._is_stopping = True
+        self._service_manager.stopping()
         self._events.emit(e.NodeDraining(self.identity.id, len(self.held), drain_timeout))
         await self._note_state("draining")
         with suppress(TimeoutError):

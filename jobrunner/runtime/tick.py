@@ -76,6 +76,8 @@ class Ticker:
         self._woken = asyncio.Event()
         self._second_look: asyncio.TimerHandle | None = None
         self.last_tick_at: datetime | None = None
+        self.came_round_at = clock.monotonic()
+        """When the loop was last seen going round, whether or not the database could be used."""
         self.ticks = 0
         self.found_nothing = asyncio.Event()
         self._at_rest = asyncio.Event()
@@ -116,6 +118,7 @@ class Ticker:
         """Tick until cancelled."""
         failures = 0
         while True:
+            self.came_round_at = self._clock.monotonic()
             self._has_reason = self._gave_runs or self._woken.is_set()
             self._woken.clear()
             try:
@@ -187,6 +190,7 @@ class Ticker:
             turned = await turn
             self._outage.worked()
             self.last_tick_at = self._clock.now()
+            self.came_round_at = self._clock.monotonic()
             if plain is None or not turned.runs:
                 return gave_runs
             claims = claims_of(turned, plain)
