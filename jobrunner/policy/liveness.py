@@ -9,22 +9,22 @@ from __future__ import annotations
 
 TICKS_MISSED = 3
 """After so many intervals without a tick a node is not vouched for any more."""
-_SHORTEST_PATIENCE, _LONGEST_PATIENCE = 5.0, 30.0
+_SHORTEST_PATIENCE, _LONGEST_PATIENCE = 4.0, 30.0
 
 
 def node_patience(lease: float) -> float:
-    """Return how long a statement of a node's own may take: half a lease, within reason."""
-    return min(max(lease / 2, _SHORTEST_PATIENCE), _LONGEST_PATIENCE)
+    """Return how long the database may take to connect, or for a statement of a node's own; 12 s of a lease of 30."""
+    return min(max(0.4 * lease, _SHORTEST_PATIENCE), _LONGEST_PATIENCE)
 
 
 def heartbeat_patience(lease: float) -> float:
-    """Return how long a heartbeat's statement may take: after a stalled one there is time for another in the lease."""
-    return lease / 3
+    """Return the same for a heartbeat: after a statement without an answer there is time for another in the lease."""
+    return max(lease / 3, 1.0)
 
 
 def longest_silence(tick_interval: float, lease: float) -> float:
     """Return for how long a node that does not tick is vouched for.
 
-    Three intervals; where these are short, a third of the lease, since a busy machine alone can take that long.
+    Three intervals; where these are short, longer than a tick may wait for the database.
     """
-    return max(TICKS_MISSED * tick_interval, lease / 3)
+    return max(TICKS_MISSED * tick_interval, 1.25 * node_patience(lease))

@@ -73,7 +73,7 @@ class Hooks:
     is_ticking: Callable[[], bool]  # a claim may be on its way that the node does not know of yet
     last_tick_at: Callable[[], datetime | None]
     came_round_at: Callable[[], float]  # when the node's loop was last seen to go round, on its monotonic clock
-    on_loop: Callable[[], list[str]]  # the workers whose code runs in the node's loop
+    blockers: Callable[[], list[str]]  # the workers whose code runs in the node's loop, if that does not answer
     on_lost: Callable[[], None]
     on_fence: Callable[[], None]
     on_code_without_claim: Callable[[list[ClaimKey]], None]
@@ -224,8 +224,8 @@ class Heartbeat:
         silence = self._clock.monotonic() - self._hooks.came_round_at()
         was_silent, self._is_silent = self._is_silent, silence > longest_silence(self._tick_interval, self._lease)
         if self._is_silent and not was_silent:
-            names = ", ".join(self._hooks.on_loop())
-            blame = f", perhaps since code blocks its loop: {names}" if names else ""
+            names = ", ".join(self._hooks.blockers())
+            blame = f": its loop is blocked, by the code of {names}" if names else ""
             said = f"this node has not ticked for {silence:.0f} s{blame}; its lease is not renewed until it ticks"
             self._events.emit(e.Warned(said))
         return not self._is_silent

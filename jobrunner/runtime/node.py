@@ -7,6 +7,7 @@ it ended, the heartbeat proves that the node lives. `held` are its claims until 
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
+_LOOP_ANSWERS_SECONDS = 0.5
 
 
 class Node:
@@ -191,7 +193,7 @@ class Node:
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
             came_round_at=lambda: self._ticker.came_round_at,
-            on_loop=self._on_loop,
+            blockers=self._blockers,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._on_code_without_claim),
@@ -210,7 +212,12 @@ class Node:
             self._service_manager,
         )
 
-    def _on_loop(self) -> list[str]:
+    def _blockers(self) -> list[str]:
+        """Name the workers whose code may block the loop; called from another thread, when it seems to be blocked."""
+        answered = threading.Event()
+        self.loop.call_soon_threadsafe(answered.set)
+        if answered.wait(_LOOP_ANSWERS_SECONDS):
+            return []
         claims = [attempt.claim for attempt in self.held.copy().values()]
         return sorted({claim.run.worker for claim in claims if claim.config.isolation is Isolation.INLINE})
 

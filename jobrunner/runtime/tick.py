@@ -125,6 +125,7 @@ class Ticker:
                 pause = await self.tick()
             except DatabaseError as error:
                 failures += 1
+                self.came_round_at = self._clock.monotonic()
                 self._outage.failed(error)
                 await self._outage.pause(failures)
                 continue

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from jobrunner.errors import InvalidDatabaseUrl
-from jobrunner.storage import postgres_driver, sqlite_driver
+from jobrunner.storage import postgres_driver, postgres_url, sqlite_driver
 from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS, Dialect, PostgresDialect, SqliteDialect
 from jobrunner.storage.tables import SCHEMA_TOKEN
 
@@ -37,6 +37,7 @@ _EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
 _ENCODE = "a password with @ : / # ? in it is percent-encoded, @ as %40"
 _BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
 _SQLITE_READERS = 5
+_SEVERAL = "several.hosts"
 FAILED = "jobrunner_failed"
 """Set in a connection's `info` when a statement failed outside any savepoint: its transaction must not commit."""
 
@@ -49,7 +50,7 @@ def parse_url(raw: str) -> sa.URL:
     """
     _refuse_ambiguous(raw)
     try:
-        url = sa.make_url(raw.strip())
+        url = sa.make_url(postgres_url.hosts_as_parameter(raw.strip()))
     except (sa.exc.ArgumentError, ValueError):
         raise InvalidDatabaseUrl(f"the database URL cannot be read; {_EXAMPLES}; {_ENCODE}") from None
     driver = _DRIVERS.get(url.drivername)
@@ -76,24 +77,25 @@ def _checked_sqlite(url: sa.URL) -> sa.URL:
 
 
 def _checked_postgres(url: sa.URL) -> sa.URL:
-    """Move what SQLAlchemy expects elsewhere: the password out of the query, `sslmode` to `ssl`."""
-    query = dict(url.query)
-    password, sslmode = query.pop("password", None), query.pop("sslmode", None)
-    query.pop("connect_timeout", None)  # ours is 10 s
-    if password:
-        url = url.set(password=str(password))
-    if sslmode:
-        query["ssl"] = sslmode
-    if not url.database and "dbname" not in query and "service" not in query:
+    url = postgres_url.checked(url)
+    if not url.database and "dbname" not in url.query and "service" not in url.query:
         raise InvalidDatabaseUrl(f"{shown(url)} names no database; write postgresql://user@host/database")
-    return url.set(query=query)
+    return url
 
 
 def shown(url: sa.URL) -> str:
     """The URL as people may see it: without driver, password hidden."""
-    query = {key: "***" if "password" in key else value for key, value in url.query.items()}
-    plain = url.set(drivername=url.get_backend_name(), query=query)
-    return plain.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    query = {key: "***" if _is_secret(key) else value for key, value in url.query.items()}
+    hosts = [] if url.host else postgres_url.hosts_of(url)
+    if hosts:
+        query.pop("host")
+        url = url.set(host=_SEVERAL)
+    plain = url.set(drivername=url.get_backend_name(), query=query).render_as_string(hide_password=True)
+    return plain.replace("%2A%2A%2A", "***").replace(_SEVERAL, ",".join(hosts))
+
+
+def _is_secret(parameter: str) -> bool:
+    return "password" in parameter or "secret" in parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def _open_sqlite(options: Options) -> Engines:
 
 
 def _open_postgres(options: Options) -> Engines:
-    dialect = PostgresDialect()
+    dialect = PostgresDialect(has_pooler=options.pooler is not None)
     opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
     async def connect(*_: Any, **__: Any) -> Any:
