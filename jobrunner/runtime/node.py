@@ -120,6 +120,7 @@ class Node:
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
+        self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
@@ -215,7 +216,8 @@ class Node:
     def _blockers(self) -> list[str]:
         """Name the workers whose code may block the loop; called from another thread, when it seems to be blocked."""
         answered = threading.Event()
-        self.loop.call_soon_threadsafe(answered.set)
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(answered.set)
         if answered.wait(_LOOP_ANSWERS_SECONDS):
             return []
         claims = [attempt.claim for attempt in self.held.copy().values()]

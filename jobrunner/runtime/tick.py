@@ -100,6 +100,10 @@ class Ticker:
         """Claim in another name from now on."""
         self._claimer = claimer
 
+    def note_round(self) -> None:
+        """Note that the loop goes round: the heartbeat vouches for no node whose does not."""
+        self.came_round_at = self._clock.monotonic()
+
     def wake(self) -> None:
         """Tick as soon as possible."""
         self._woken.set()
@@ -118,14 +122,14 @@ class Ticker:
         """Tick until cancelled."""
         failures = 0
         while True:
-            self.came_round_at = self._clock.monotonic()
+            self.note_round()
             self._has_reason = self._gave_runs or self._woken.is_set()
             self._woken.clear()
             try:
                 pause = await self.tick()
             except DatabaseError as error:
                 failures += 1
-                self.came_round_at = self._clock.monotonic()
+                self.note_round()
                 self._outage.failed(error)
                 await self._outage.pause(failures)
                 continue
@@ -191,7 +195,7 @@ class Ticker:
             turned = await turn
             self._outage.worked()
             self.last_tick_at = self._clock.now()
-            self.came_round_at = self._clock.monotonic()
+            self.note_round()
             if plain is None or not turned.runs:
                 return gave_runs
             claims = claims_of(turned, plain)

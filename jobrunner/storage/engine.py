@@ -223,7 +223,11 @@ def _translate(dialect: Dialect, where: str, context: sa.engine.ExceptionContext
     connection = context.connection
     if connection is not None and not connection.invalidated and not connection.in_nested_transaction():
         connection.info[FAILED] = True
-    if isinstance(original, TimeoutError) and connection is not None and not connection.invalidated:
+    if (
+        isinstance(original, TimeoutError)
+        and connection is not None
+        and not (connection.invalidated or connection.closed)
+    ):
         # Its server says nothing: no goodbye, for which the pool would wait. The statement it has ended by itself.
         connection.connection.driver_connection.terminate()  # type: ignore[union-attr]  # it is open
     if dialect.is_disconnect(original):
