@@ -34,7 +34,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
@@ -79,6 +79,16 @@ class Hooks:
     on_code_without_claim: Callable[[list[ClaimKey]], None]
     on_changed: Callable[[], None]
     on_outdated: Callable[[SchemaError], None]
+
+
+def posting(loop: asyncio.AbstractEventLoop, callback: Callable[..., None]) -> Callable[..., None]:
+    """Return what has `loop` call `callback`, from any thread."""
+
+    def post(*arguments: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback, *arguments)
+
+    return post
 
 
 class Watch:

@@ -7,7 +7,6 @@ it ended, the heartbeat proves that the node lives. `held` are its claims until 
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -19,10 +18,11 @@ from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
 from jobrunner.runtime.attempt import Attempt, StopReason
+from jobrunner.runtime.blockers import blockers
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
-from jobrunner.runtime.heartbeat import Heartbeat, Hooks
+from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take
-_LOOP_ANSWERS_SECONDS = 0.5
 
 
 class Node:
@@ -86,12 +85,10 @@ class Node:
         self._clock = clock
         self._events = events
         self._outage = Outage(clock, events)
-        self._is_claiming = False
-        self._is_stopping = False
+        self._is_claiming = self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._all_ended = asyncio.Event()
+        self._all_ended, self._hurried = asyncio.Event(), asyncio.Event()
         self._all_ended.set()
-        self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
         self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
@@ -168,10 +165,9 @@ class Node:
         self._on_crash(drain_timeout)
 
     def _new_ticker(self) -> Ticker:
-        interval = self._settings.tick_interval
-        return Ticker(
-            self.db, self._clock, self._outage, self._claimer(), self._recorder, interval, self._free_slots, self._begin
-        )
+        interval, free_slots = self._settings.tick_interval, self._free_slots
+        claimer, recorder = self._claimer(), self._recorder
+        return Ticker(self.db, self._clock, self._outage, claimer, recorder, interval, free_slots, self._begin)
 
     def _claimer(self) -> Claimer:
         return Claimer(self.identity.id, self._here())
@@ -180,21 +176,13 @@ class Node:
         return Here(frozenset(self._handlers), self._settings.allow_commands)
 
     def _new_heartbeat(self) -> Heartbeat:
-        loop = asyncio.get_running_loop()
-
-        def post(callback: Callable[..., None]) -> Callable[..., None]:
-            def call(*arguments: Any) -> None:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(callback, *arguments)
-
-            return call
-
+        post, settings = partial(posting, self.loop), self._settings
         hooks = Hooks(
             held=lambda: set(self.held.copy()),
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
             came_round_at=lambda: self._ticker.came_round_at,
-            blockers=self._blockers,
+            blockers=lambda: blockers(self.loop, self.held),
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._on_code_without_claim),
@@ -202,26 +190,16 @@ class Node:
             on_outdated=post(self._on_outdated),
         )
         return Heartbeat(
-            lambda: self._open_database(1, heartbeat_patience(self._settings.lease)),
+            lambda: self._open_database(1, heartbeat_patience(settings.lease)),
             self.identity,
-            self._settings.lease,
-            self._settings.tick_interval,
+            settings.lease,
+            settings.tick_interval,
             self._clock,
             self._outage,
             self._events,
             hooks,
             self._service_manager,
         )
-
-    def _blockers(self) -> list[str]:
-        """Name the workers whose code may block the loop; called from another thread, when it seems to be blocked."""
-        answered = threading.Event()
-        with suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(answered.set)
-        if answered.wait(_LOOP_ANSWERS_SECONDS):
-            return []
-        claims = [attempt.claim for attempt in self.held.copy().values()]
-        return sorted({claim.run.worker for claim in claims if claim.config.isolation is Isolation.INLINE})
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
