@@ -17,6 +17,10 @@ If it could not raise the beat until a sixth of the lease is left, the node stop
 node may run the same work. Whether the lease has run that far is read from the clock whenever it matters, so that a
 process that was stopped and continued claims nothing, and starts nothing it had claimed, before it has beaten again.
 
+It vouches for a node that ticks, not for a process that is there: if the node's loop has not come round for three
+intervals (code blocks it, or a wait in it never ends) the beat is not raised, until it does. Others then take over once
+the lease is over, and this node stops its code as above, as soon as its loop lets it.
+
 Pauses. A process may be stopped at any point between two lines, together with the others or alone. So the age of
 another's beat is counted from *after* it was first read to *before* it is read again, and only while our own beats
 went on: what we slept through proves nothing about others. When the database is away for everybody nobody is declared
@@ -30,10 +34,11 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime import forks
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
+    from jobrunner.runtime.service_manager import ServiceManager
     from jobrunner.storage.database import Database
 
 BEATS_A_LEASE = 6
@@ -61,17 +67,29 @@ LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopp
 class Hooks:
     """What the heartbeat asks of its node.
 
-    The first three are called from the heartbeat's thread; the others post to the node's loop.
+    The first five are called from the heartbeat's thread; the others post to the node's loop.
     """
 
     held: Callable[[], set[ClaimKey]]  # every claim the node knows of
     is_ticking: Callable[[], bool]  # a claim may be on its way that the node does not know of yet
     last_tick_at: Callable[[], datetime | None]
+    came_round_at: Callable[[], float]  # when the node's loop was last seen to go round, on its monotonic clock
+    blockers: Callable[[], list[str]]  # the workers whose code runs in the node's loop, if that does not answer
     on_lost: Callable[[], None]
     on_fence: Callable[[], None]
     on_code_without_claim: Callable[[list[ClaimKey]], None]
     on_changed: Callable[[], None]
     on_outdated: Callable[[SchemaError], None]
+
+
+def posting(loop: asyncio.AbstractEventLoop, callback: Callable[..., None]) -> Callable[..., None]:
+    """Return what has `loop` call `callback`, from any thread."""
+
+    def post(*arguments: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback, *arguments)
+
+    return post
 
 
 class Watch:
@@ -124,6 +142,7 @@ class Heartbeat:
         outage: Outage,
         events: e.Events,
         hooks: Hooks,
+        service_manager: ServiceManager,
     ) -> None:
         self._open_database = open_database
         self._identity = identity
@@ -133,6 +152,8 @@ class Heartbeat:
         self._outage = outage
         self._events = events
         self._hooks = hooks
+        self._service_manager = service_manager
+        self._is_silent = False
         self._watch = Watch(lease)
         # Real time, whatever the node's clock. The node is made before it joins, so this is before anyone can see it.
         self._renewed_at = time.monotonic()
@@ -209,6 +230,19 @@ class Heartbeat:
         while True:
             await _wait(asyncio.Event(), self.interval / 10)
             self._fence_if_late()
+            if self._vouches():
+                self._service_manager.alive()
+
+    def _vouches(self) -> bool:
+        """Say whether the node ticks, and tell it once if it does not."""
+        silence = self._clock.monotonic() - self._hooks.came_round_at()
+        was_silent, self._is_silent = self._is_silent, silence > longest_silence(self._tick_interval, self._lease)
+        if self._is_silent and not was_silent:
+            names = ", ".join(self._hooks.blockers())
+            blame = f": its loop is blocked, by the code of {names}" if names else ""
+            said = f"this node has not ticked for {silence:.0f} s{blame}; its lease is not renewed until it ticks"
+            self._events.emit(e.Warned(said))
+        return not self._is_silent
 
     def _fence_if_late(self) -> None:
         if not self._is_fenced and self._is_late():
@@ -217,6 +251,9 @@ class Heartbeat:
 
     async def pulse(self, db: Database) -> None:
         """Do one heartbeat's work."""
+        if not self._vouches():
+            self._watch.missed()
+            return
         held = self._hooks.held()
         began, before, now = time.monotonic(), self._clock.monotonic(), self._clock.now()
         try:

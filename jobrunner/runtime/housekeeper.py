@@ -75,8 +75,8 @@ class Housekeeper:
         try:
             async with self._db.peek() as conn:
                 asked = await runs.cancel_requested(conn, self._node_id())
-        except DatabaseError as error:
-            self._outage.failed(error)
+        except Exception as error:  # noqa: BLE001 - the node goes on, and looks again in a second
+            self._outage.dropped("cancellations could not be looked for", error)
             return
         for key in asked:
             if key in self._held:
@@ -98,8 +98,8 @@ class Housekeeper:
                 continue
             try:
                 await retention.prune(self._db, self._clock.now(), *days, self._clock.sleep)
-            except DatabaseError as error:
-                self._outage.failed(error)
+            except Exception as error:  # noqa: BLE001 - what is old can wait, and the next round tries again
+                self._outage.dropped("what is old could not be pruned", error)
             await self._clock.sleep(PRUNE_SECONDS)
 
     def _clock_offset(self) -> float:
@@ -110,14 +110,27 @@ class Housekeeper:
         telling = [attempt for attempt in self._held.values() if _has_news(attempt)]
         try:
             for start in range(0, len(telling), MOST_NEWS):
-                some = [_news_of(attempt) for attempt in telling[start : start + MOST_NEWS]]
-                async with self._db.write() as conn:
-                    written = await runs.show_news(conn, self._db.dialect, some)
-                for each in some:
-                    if each.claim in written:
-                        self._note_shown(each)
+                await self._show([_news_of(attempt) for attempt in telling[start : start + MOST_NEWS]])
         except DatabaseError as error:
             self._outage.failed(error)
+
+    async def _show(self, some: list[runs.News]) -> None:
+        """Write news; should the database refuse them for what is in them, each alone, and drop what it refuses."""
+        try:
+            async with self._db.write() as conn:
+                written = await runs.show_news(conn, self._db.dialect, some)
+        except DatabaseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is only shown, and must not end a node
+            if len(some) > 1:
+                for each in some:
+                    await self._show([each])
+                return
+            self._outage.dropped("output or progress of a run could not be shown", error)
+            written = {some[0].claim}
+        for each in some:
+            if each.claim in written:
+                self._note_shown(each)
 
     def _note_shown(self, news: runs.News) -> None:
         attempt = self._held.get(news.claim)

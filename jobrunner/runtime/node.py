@@ -16,17 +16,20 @@ from jobrunner.errors import DatabaseError, DatabaseGone, SchemaAhead, SchemaErr
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.backoff import later
+from jobrunner.policy.liveness import heartbeat_patience, node_patience
 from jobrunner.policy.transitions import unreadable_end
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import Attempt, StopReason
+from jobrunner.runtime.blockers import blockers
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
-from jobrunner.runtime.heartbeat import Heartbeat, Hooks
+from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
@@ -61,7 +64,7 @@ class Node:
     def __init__(
         self,
         settings: Settings,
-        open_database: Callable[[int], Database],
+        open_database: Callable[[int, float], Database],
         handlers: Mapping[str, Handler],
         configs: Mapping[str, WorkerConfig],
         version: int | None,
@@ -69,26 +72,26 @@ class Node:
         events: e.Events,
         on_crash: Callable[[float], None],
         middleware: Sequence[Middleware] = (),
+        service_manager: ServiceManager | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.db = open_database(settings.pool_size)
+        self.db = open_database(settings.pool_size, node_patience(settings.lease))
         self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
         self.held: dict[ClaimKey, Attempt] = {}
         self.has_stuck_code = False
         self._settings = settings
         self._open_database = open_database
+        self._service_manager = service_manager or ServiceManager()
         self._handlers = handlers
         self._configs = configs
         self._version = version
         self._clock = clock
         self._events = events
-        self._outage = Outage(clock, events, self._posted(self._on_gone))
-        self._is_claiming = False
-        self._is_stopping = False
+        self._outage = Outage(clock, events, posting(self.loop, self._on_gone))
+        self._is_claiming = self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._all_ended = asyncio.Event()
+        self._all_ended, self._hurried = asyncio.Event(), asyncio.Event()
         self._all_ended.set()
-        self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
         self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
@@ -104,7 +107,7 @@ class Node:
     async def start(self) -> None:
         """Register the workers, join, take over from dead predecessors, and begin to tick."""
         now = self._clock.now()
-        async with self.db.write() as conn:
+        async with self.db.write(is_long=True) as conn:  # there may be 100,000 workers, and other nodes before us
             configs = list(self._configs.values())
             registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now)
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
@@ -122,10 +125,12 @@ class Node:
         self._is_claiming = True
         await asyncio.to_thread(self._launcher.warm, self._process_handlers())
         await self._wakeups.start(self._on_wakeup)
+        self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+        self._service_manager.ready()
 
     def _process_handlers(self) -> list[Handler]:
         return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
@@ -184,19 +189,12 @@ class Node:
         self._on_crash(drain_timeout)
 
     def _new_ticker(self) -> Ticker:
-        interval = self._settings.tick_interval
-        return Ticker(
-            self.db,
-            self._clock,
-            self._outage,
-            self._claimer(),
-            self._recorder,
-            interval,
-            self._free_slots,
-            self._begin,
-            SetAside(self._clock, self._events),
-            Timekeeper(self.db, self._clock, self._events, interval),
-        )
+        interval, free_slots = self._settings.tick_interval, self._free_slots
+        claimer, recorder = self._claimer(), self._recorder
+        aside = SetAside(self._clock, self._events)
+        keeper = Timekeeper(self.db, self._clock, self._events, interval)
+        own = claimer, recorder, interval, free_slots, self._begin, aside, keeper
+        return Ticker(self.db, self._clock, self._outage, *own)
 
     def _claimer(self) -> Claimer:
         return Claimer(self.identity.id, self._here())
@@ -205,29 +203,30 @@ class Node:
         return Here(frozenset(self._handlers), self._settings.allow_commands)
 
     def _new_heartbeat(self) -> Heartbeat:
-        post = self._posted
+        post, settings = partial(posting, self.loop), self._settings
         hooks = Hooks(
             held=lambda: set(self.held.copy()),
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
+            came_round_at=lambda: self._ticker.came_round_at,
+            blockers=lambda: blockers(self.loop, self.held),
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._on_code_without_claim),
             on_changed=post(self._ticker.wake),
             on_outdated=post(self._on_outdated),
         )
-        lease, tick_interval = self._settings.lease, self._settings.tick_interval
-        own = partial(self._open_database, 1), self.identity, lease, tick_interval
-        return Heartbeat(*own, self._clock, self._outage, self._events, hooks)
-
-    def _posted(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """Return what calls `callback` in the node's loop, from any thread."""
-
-        def call(*arguments: Any) -> None:
-            if not self.loop.is_closed():
-                self.loop.call_soon_threadsafe(callback, *arguments)
-
-        return call
+        return Heartbeat(
+            lambda: self._open_database(1, heartbeat_patience(settings.lease)),
+            self.identity,
+            settings.lease,
+            settings.tick_interval,
+            self._clock,
+            self._outage,
+            self._events,
+            hooks,
+            self._service_manager,
+        )
 
     def wake(self) -> None:
         """Tick as soon as possible: this process has changed something. May be called from any thread."""
@@ -281,8 +280,8 @@ class Node:
         try:
             async with self.db.write() as conn:
                 await runs.set_stopping(conn, claim.run)
-        except DatabaseError as error:
-            self._outage.failed(error)
+        except Exception as error:  # noqa: BLE001 - it is only shown, and nobody waits for it
+            self._outage.dropped("that a run was told to stop could not be shown", error)
 
     def _free(self, keys: list[ClaimKey]) -> None:
         for key in keys:
@@ -361,6 +360,7 @@ class Node:
     async def stop(self, drain_timeout: float) -> None:
         """Claim nothing more, let runs end for `drain_timeout` seconds, stop the rest and give them back, and leave."""
         self._is_stopping = True
+        self._service_manager.stopping()
         self._events.emit(e.NodeDraining(self.identity.id, len(self.held), drain_timeout))
         await self._note_state("draining")
         with suppress(TimeoutError):

@@ -23,12 +23,14 @@ from jobrunner.runtime.node import Node
 from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, normalised
 from jobrunner.runtime.retry_rules import read_retry_rule
+from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage import operations, revisions, status
 from jobrunner.storage.database import Database
 from jobrunner.storage.engine import anchored
 from jobrunner.storage.parts import trouble_behind
+from jobrunner.storage.postgres_driver import PATIENCE_SECONDS
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -223,7 +225,7 @@ class WorkerOrchestrator(Triggers):
         """
         await self._start(is_migrating=False)
 
-    async def _start(self, *, is_migrating: bool) -> None:
+    async def _start(self, *, is_migrating: bool, service_manager: ServiceManager | None = None) -> None:
         if self._node is not None:
             raise Refused("the orchestrator has started already")
         node = Node(
@@ -236,6 +238,7 @@ class WorkerOrchestrator(Triggers):
             self.events,
             self._on_crash,
             tuple(self._middleware),
+            service_manager,
         )
         try:
             await _prepare(node.db, is_migrating=is_migrating)
@@ -257,7 +260,7 @@ class WorkerOrchestrator(Triggers):
         if self._node is not None and self._leaving is None:
             self._leaving = asyncio.ensure_future(self._leave(self._node, drain_timeout))
 
-    def _open_database(self, pool_size: int) -> Database:
+    def _open_database(self, pool_size: int, patience: float = PATIENCE_SECONDS) -> Database:
         s = self.settings
         return Database.open(
             s.database_url,
@@ -265,6 +268,7 @@ class WorkerOrchestrator(Triggers):
             sqlite_synchronous=s.sqlite_synchronous,
             pooler=s.pooler,
             pool_size=pool_size,
+            patience=patience,
         )
 
     def _new_databases(self) -> KeptDatabases:
@@ -314,7 +318,7 @@ class WorkerOrchestrator(Triggers):
         stop_asked, stop_now = asyncio.Event(), asyncio.Event()
         with stop_signals(stop_asked, stop_now):
             self._is_raising = True
-            await self._start(is_migrating=migrate)
+            await self._start(is_migrating=migrate, service_manager=ServiceManager.of(os.environ))
             node = self._running_node()
             await first_of(wait_for(stop_asked), node.wait_idle() if until_idle else None, node.crashed)
             stopping = asyncio.ensure_future(self.stop())

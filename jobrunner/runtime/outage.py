@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseGone
 from jobrunner.policy.backoff import retry_delay
+from jobrunner.storage.dialect import first_line
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Outage:
         self._since: float | None = None
         self._is_told = False
         self._told_at: float | None = None
+        self._dropped: set[str] = set()
 
     @property
     def is_on(self) -> bool:
@@ -60,6 +62,14 @@ class Outage:
                 return
             self._is_told, self._told_at = True, now
         self._events.emit(e.DatabaseLost(str(error)))
+
+    def dropped(self, what: str, error: Exception) -> None:
+        """Note that something which is only shown could not be written; what else than an outage is told once."""
+        if isinstance(error, DatabaseError):
+            self.failed(error)
+        elif what not in self._dropped:
+            self._dropped.add(what)
+            self._events.emit(e.Warned(f"{what}; this is said once: {first_line(error)}"))
 
     def worked(self) -> None:
         """Note that it could."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseError, DatabaseGone
+from jobrunner.errors import DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.gates import show_time
 from jobrunner.storage import wakeups
@@ -155,7 +155,7 @@ class Recorder:
     async def _offer(self, finished: Finished) -> None:
         """Wake the other nodes for runs that were given back: they may start there at once."""
         if any(decided.outcome.kind is OutcomeKind.INTERRUPTED for _, decided in finished.written):
-            with suppress(DatabaseError):  # they look by themselves, too
+            with suppress(Exception):  # they look by themselves, too
                 async with self._db.write() as conn:
                     await wakeups.notify(self._db, conn)
 

@@ -84,6 +84,8 @@ class Ticker:
         self._woken = asyncio.Event()
         self._second_look: asyncio.TimerHandle | None = None
         self.last_tick_at: datetime | None = None
+        self.came_round_at = clock.monotonic()
+        """When the loop was last seen going round, whether or not the database could be used."""
         self.ticks = 0
         self.found_nothing = asyncio.Event()
         self._at_rest = asyncio.Event()
@@ -106,6 +108,10 @@ class Ticker:
         """Claim in another name from now on."""
         self._claimer = claimer
 
+    def note_round(self) -> None:
+        """Note that the loop goes round: the heartbeat vouches for no node whose does not."""
+        self.came_round_at = self._clock.monotonic()
+
     def wake(self) -> None:
         """Tick as soon as possible."""
         self._woken.set()
@@ -124,12 +130,14 @@ class Ticker:
         """Tick until cancelled."""
         failures = 0
         while True:
+            self.note_round()
             self._has_reason = self._gave_runs or self._woken.is_set()
             self._woken.clear()
             try:
                 pause = await self.tick()
             except DatabaseError as error:
                 failures += 1
+                self.note_round()
                 self._outage.failed(error)
                 await self._outage.pause(failures)
                 continue
@@ -250,6 +258,7 @@ class Ticker:
             turned = await turn
             self._outage.worked()
             self.last_tick_at = self._clock.now()
+            self.note_round()
             if plain is None or not turned.runs:
                 return gave_runs
             claims = claims_of(turned, plain)

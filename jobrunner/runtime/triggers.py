@@ -133,7 +133,7 @@ class Triggers:
             db = self._open_database(1)  # opens nothing
             return await add(callers_connection(db, connection), db.dialect, *arguments)
         async with self._database() as db:
-            async with db.poke() if is_alone else db.write() as conn:
+            async with db.poke() if is_alone else db.write(is_long=True) as conn:
                 added = await add(conn, db.dialect, *arguments)  # a row in `runs` wakes the nodes by itself
             if self._node is not None:
                 self._node.wake()

@@ -1,8 +1,13 @@
 """One database as the rest of jobrunner uses it: `write`, `read`, `peek`, `poke`.
 
 Every way out of a `with` block ends the transaction: normally it commits, after an error or a cancellation it rolls
-back. The end of a transaction is never cut short: a task cancelled during COMMIT learns of it when the COMMIT is done.
-A task cancelled inside a statement gives up that connection; the next use opens another.
+back. The end of a transaction is not cut short: a task cancelled during COMMIT learns of it when the COMMIT is done, or
+2 s later. A task cancelled inside a statement gives up that connection; the next use opens another.
+
+No wait is without an end. On PostgreSQL each statement has `patience` seconds, and COMMIT and ROLLBACK, too; without an
+answer until then the connection is given up, and what it was doing may or may not have been done: DatabaseUnavailable.
+Uses that are `is_long` (migrating, checking, pruning, a handler's own transaction) may take hours for a statement, and
+are watched instead (`postgres_watch`).
 
 On SQLite the writers of one process queue for its one write connection, in order, so that only processes compete for
 the file's lock. Readers never wait for writers, nor writers for readers (WAL).
@@ -24,7 +29,8 @@ import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError, InvalidSetting, JobrunnerError
 from jobrunner.storage.engine import FAILED, Options, open_engines, parse_url, shown
-from jobrunner.storage.postgres_driver import POOLER_TRANSACTION
+from jobrunner.storage.postgres_driver import LONGEST_SECONDS, PATIENCE_SECONDS, POOLER_TRANSACTION, set_deadline
+from jobrunner.storage.postgres_watch import watched
 from jobrunner.storage.tables import SCHEMA_TOKEN
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.sqlite_driver import Connection as SqliteConnection
 
 T = TypeVar("T")
+CLOSE_GRACE_SECONDS = 2.0
+"""How long closing, and the end of a transaction whose task was cancelled, may take; then connections are cut off."""
 _SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")  # 40: the wake-up channel's name holds it, too
 
 
@@ -47,6 +55,7 @@ class Database:
         self.url = options.url
         self.schema = options.schema
         self.pooler = options.pooler
+        self.patience = options.patience
         self._options = options
         self._engines = engines = open_engines(options)
         self.dialect: Dialect = engines.dialect
@@ -66,6 +75,7 @@ class Database:
         pooler: str | None = None,
         pool_size: int = 5,
         sqlite_in_loop: bool = False,
+        patience: float = PATIENCE_SECONDS,
     ) -> Database:
         """Prepare to use a database; nothing is opened or created before the first use.
 
@@ -77,6 +87,7 @@ class Database:
             pool_size: PostgreSQL connections kept; as many more are opened at peaks.
             sqlite_in_loop: Run SQLite's statements in the event loop's own thread: for simulations, where nothing else
                 has to go on meanwhile.
+            patience: Seconds that a statement may take on PostgreSQL; the server is told four fifths of it.
 
         Raises:
             InvalidDatabaseUrl: The URL cannot be used.
@@ -96,6 +107,7 @@ class Database:
                 pooler=pooler or None,
                 pool_size=pool_size,
                 sqlite_in_loop=sqlite_in_loop,
+                patience=patience,
             )
         )
 
@@ -124,21 +136,21 @@ class Database:
         return {"schema_translate_map": {SCHEMA_TOKEN: None if self.is_sqlite else self.schema}}
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, is_long: bool = False) -> AsyncIterator[AsyncConnection]:
         """One writing transaction: commits at the end of the block, rolls back after an error or a cancellation."""
-        async with self._write_turn, self._transaction(self._engines.writer) as conn:
+        async with self._write_turn, self._transaction(self._engines.writer, is_long=is_long) as conn:
             yield conn
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self, *, is_long: bool = False) -> AsyncIterator[AsyncConnection]:
         """One reading transaction: all its statements see the same snapshot, and none may write."""
-        async with self._transaction(self._engines.reader) as conn:
+        async with self._transaction(self._engines.reader, is_long=is_long) as conn:
             yield conn
 
     @asynccontextmanager
     async def migrate(self) -> AsyncIterator[AsyncConnection]:
         """As `write`, for changing the schema: no other process migrates, SQLite does not enforce foreign keys."""
-        async with self._write_turn, self._transaction(self._engines.migrator) as conn:
+        async with self._write_turn, self._transaction(self._engines.migrator, is_long=True) as conn:
             await self.dialect.lock_for_migration(conn)
             yield conn
 
@@ -152,7 +164,7 @@ class Database:
             if self.is_sqlite:
                 await conn.close()  # without a transaction there is nothing to wait for, so nothing to cancel
             else:
-                await _to_the_end(conn.close())
+                await self._to_the_end(conn.close(), conn)
 
     @asynccontextmanager
     async def poke(self) -> AsyncIterator[AsyncConnection]:
@@ -206,23 +218,78 @@ class Database:
             await conn.close()
 
     async def close(self) -> None:
-        """Close all connections; call it when nothing uses the database any more."""
+        """Close all connections; call it when nothing uses the database any more.
+
+        Those of PostgreSQL whose server says nothing are cut off after two seconds.
+        """
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.wait([closing], timeout=None if self.is_sqlite else CLOSE_GRACE_SECONDS)
+        finally:
+            if not closing.done():
+                self._cut_off()
+        await closing
+
+    async def _close(self) -> None:
         if self._strays:
             await asyncio.wait(self._strays)
         for engine in self._engines.pools:
             await engine.dispose()
 
+    def _cut_off(self) -> None:
+        for stray in self._strays:
+            stray.cancel()
+        for connection in list(self._engines.opened):
+            connection.terminate()
+
     @asynccontextmanager
-    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def _transaction(self, engine: AsyncEngine, *, is_long: bool = False) -> AsyncIterator[AsyncConnection]:
         conn = await self._connect(engine)
         try:
             await conn.begin()
             conn.sync_connection.info.pop(FAILED, None)  # type: ignore[union-attr]  # it has one: it is open
-            yield conn
+            if is_long and not self.is_sqlite:
+                async with self._without_hurry(conn):
+                    yield conn
+            else:
+                yield conn
         except BaseException:
-            await _to_the_end(_abandon(conn))
+            await self._to_the_end(_abandon(conn), conn)
             raise
-        await _to_the_end(_commit(conn))
+        await self._to_the_end(_commit(conn), conn)
+
+    @asynccontextmanager
+    async def _without_hurry(self, conn: AsyncConnection) -> AsyncIterator[None]:
+        """Let the statements of the block take long, but not those that end the transaction."""
+        driver = (await conn.get_raw_connection()).driver_connection
+        if not self.pooler:  # behind one, the server was told of no time limit
+            await conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        set_deadline(driver, LONGEST_SECONDS)
+        try:
+            async with watched(driver, self.url, pooler=self.pooler, every=self.patience):
+                yield
+        finally:
+            set_deadline(driver, self.patience)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T], conn: AsyncConnection) -> T:
+        """Await `work` to its end even if we are cancelled meanwhile, and only then be cancelled.
+
+        Once we are, the connection is cut off if it takes too long.
+        """
+        task = asyncio.ensure_future(work)
+        cancellation: asyncio.CancelledError | None = None
+        while not task.done():
+            is_hurried = cancellation is not None and not self.is_sqlite
+            try:
+                await asyncio.wait([task], timeout=CLOSE_GRACE_SECONDS if is_hurried else None)
+                if not task.done():
+                    _cut_off(conn)
+            except asyncio.CancelledError as exc:
+                cancellation = exc
+        if cancellation is None or task.cancelled():
+            return task.result()
+        task.exception()  # looked at, so that asyncio does not complain that nobody did
+        raise cancellation
 
     def check_file(self, *, is_now: bool = False) -> None:
         """Return if SQLite's file is the one that was opened first, as far as a look within the last second tells.
@@ -297,21 +364,16 @@ async def _abandon(conn: AsyncConnection) -> None:
 
 
 async def _give_back(opening: asyncio.Future[AsyncConnection]) -> None:
-    await asyncio.wait([opening])
+    try:
+        await asyncio.wait([opening])
+    except asyncio.CancelledError:  # the database is closed, and this takes too long
+        opening.cancel()
+        raise
     if not opening.cancelled() and opening.exception() is None:
         await opening.result().close()
 
 
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even if we are cancelled meanwhile, and only then be cancelled."""
-    task = asyncio.ensure_future(work)
-    cancellation: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancellation = exc
-    if cancellation is None or task.cancelled():
-        return task.result()
-    task.exception()  # looked at, so that asyncio does not complain that nobody did
-    raise cancellation
+def _cut_off(conn: AsyncConnection) -> None:
+    """End PostgreSQL's connection without waiting for anything: whoever waits for its answer gets an error."""
+    if not conn.closed and not conn.invalidated:
+        conn.sync_connection.connection.driver_connection.terminate()  # type: ignore[union-attr]  # it is open

@@ -246,6 +246,9 @@ class PostgresDialect(PostgresRows):
     explain_prefix = "EXPLAIN "
     has_writing_ctes = True
 
+    def __init__(self, *, has_pooler: bool = False) -> None:
+        self._has_pooler = has_pooler
+
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""
         return postgresql.insert(table)
@@ -290,6 +293,11 @@ class PostgresDialect(PostgresRows):
         state = self._sqlstate(exc)
         if state is None:
             return self._unreachable(exc, where) or _pool_exhausted(exc, where)
+        if not self._has_pooler and _is_poolers(state, exc):
+            return DatabaseError(
+                f"{where} looks like a transaction-pooling proxy such as PgBouncer ({self._said(exc)});"
+                " set JOBRUNNER_POOLER=transaction"
+            )
         if state in _REFUSED:
             return DatabaseError(f"{where} refuses: {self._said(exc)}; {_REFUSED[state]}")
         if self.is_disconnect(exc) or state[:2] in {"53", "58"} or state in _GAVE_WAY:
@@ -302,8 +310,9 @@ class PostgresDialect(PostgresRows):
             if isinstance(link, ssl.SSLCertVerificationError):
                 return DatabaseError(f"{where}: the server's certificate is refused: {link.verify_message}")
             if isinstance(link, TimeoutError):
+                said = str(link) or "a statement had no answer in time, and its connection is given up"
                 return DatabaseUnavailable(
-                    f"{where} does not answer within {CONNECT_TIMEOUT_SECONDS:g} s; check host, port and network"
+                    f"{where} does not answer: {said}; check the server, the network and proxies"
                 )
             if isinstance(link, OSError):
                 return DatabaseUnavailable(
@@ -341,6 +350,15 @@ _REFUSED = {
     "22023": "correct the parameters of the database URL",
     "42704": "correct the parameters of the database URL",
 }
+
+
+# A prepared statement is not there, or already: each transaction had another server.
+_ANOTHER_SESSION = frozenset({"26000", "42P05"})
+
+
+def _is_poolers(state: str, exc: BaseException) -> bool:
+    """Say whether an error is one that a proxy's clients see; PgBouncer has no code of its own for the second kind."""
+    return state in _ANOTHER_SESSION or (state == "08P01" and "unsupported startup parameter" in str(exc))
 
 
 def _advice(state: str) -> str:

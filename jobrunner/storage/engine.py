@@ -9,7 +9,8 @@ is locked". On PostgreSQL all three draw from one pool.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from jobrunner.errors import InvalidDatabaseUrl
-from jobrunner.storage import postgres_driver, sqlite_driver
+from jobrunner.storage import postgres_driver, postgres_url, sqlite_driver
 from jobrunner.storage.dialect import CONNECT_TIMEOUT_SECONDS, Dialect, PostgresDialect, SqliteDialect
 from jobrunner.storage.sqlite_file import WatchedFile
 from jobrunner.storage.tables import SCHEMA_TOKEN
@@ -38,6 +39,7 @@ _EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
 _ENCODE = "a password with @ : / # ? in it is percent-encoded, @ as %40"
 _BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
 _SQLITE_READERS = 5
+_SEVERAL = "several.hosts"
 FAILED = "jobrunner_failed"
 """Set in a connection's `info` when a statement failed outside any savepoint: its transaction must not commit."""
 
@@ -50,7 +52,7 @@ def parse_url(raw: str) -> sa.URL:
     """
     _refuse_ambiguous(raw)
     try:
-        url = sa.make_url(raw.strip())
+        url = sa.make_url(postgres_url.hosts_as_parameter(raw.strip()))
     except (sa.exc.ArgumentError, ValueError):
         raise InvalidDatabaseUrl(f"the database URL cannot be read; {_EXAMPLES}; {_ENCODE}") from None
     driver = _DRIVERS.get(url.drivername)
@@ -77,17 +79,10 @@ def _checked_sqlite(url: sa.URL) -> sa.URL:
 
 
 def _checked_postgres(url: sa.URL) -> sa.URL:
-    """Move what SQLAlchemy expects elsewhere: the password out of the query, `sslmode` to `ssl`."""
-    query = dict(url.query)
-    password, sslmode = query.pop("password", None), query.pop("sslmode", None)
-    query.pop("connect_timeout", None)  # ours is 10 s
-    if password:
-        url = url.set(password=str(password))
-    if sslmode:
-        query["ssl"] = sslmode
-    if not url.database and "dbname" not in query and "service" not in query:
+    url = postgres_url.checked(url)
+    if not url.database and "dbname" not in url.query and "service" not in url.query:
         raise InvalidDatabaseUrl(f"{shown(url)} names no database; write postgresql://user@host/database")
-    return url.set(query=query)
+    return url
 
 
 def anchored(raw: str) -> str:
@@ -106,9 +101,17 @@ def anchored(raw: str) -> str:
 
 def shown(url: sa.URL) -> str:
     """The URL as people may see it: without driver, password hidden."""
-    query = {key: "***" if "password" in key else value for key, value in url.query.items()}
-    plain = url.set(drivername=url.get_backend_name(), query=query)
-    return plain.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    query = {key: "***" if _is_secret(key) else value for key, value in url.query.items()}
+    hosts = [] if url.host else postgres_url.hosts_of(url)
+    if hosts:
+        query.pop("host")
+        url = url.set(host=_SEVERAL)
+    plain = url.set(drivername=url.get_backend_name(), query=query).render_as_string(hide_password=True)
+    return plain.replace("%2A%2A%2A", "***").replace(_SEVERAL, ",".join(hosts))
+
+
+def _is_secret(parameter: str) -> bool:
+    return "password" in parameter or "secret" in parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,12 @@ class Options:
     pooler: str | None
     pool_size: int
     sqlite_in_loop: bool = False
+    patience: float = postgres_driver.PATIENCE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The ways to use one database; `pools` are what must be disposed of."""
+    """The ways to use one database; `pools` are what must be disposed of, `opened` PostgreSQL's connections."""
 
     dialect: Dialect
     writer: AsyncEngine
@@ -133,6 +137,7 @@ class Engines:
     peeker: AsyncEngine
     migrator: AsyncEngine
     pools: tuple[AsyncEngine, ...]
+    opened: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     file: WatchedFile | None = None  # SQLite's
 
 
@@ -171,20 +176,23 @@ def _open_sqlite(options: Options) -> Engines:
     reader = opened("BEGIN", _SQLITE_READERS, read_only=True)
     peeker = reader.execution_options(**{_BEGIN: ""})
     migrator = opened("BEGIN IMMEDIATE", 1, foreign_keys=False)
-    return Engines(dialect, writer, reader, peeker, migrator, (writer, reader, migrator), file)
+    return Engines(dialect, writer, reader, peeker, migrator, (writer, reader, migrator), file=file)
 
 
 def _open_postgres(options: Options) -> Engines:
-    dialect = PostgresDialect()
+    dialect = PostgresDialect(has_pooler=options.pooler is not None)
+    opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
     async def connect(*_: Any, **__: Any) -> Any:
         try:
-            return await postgres_driver.connect(options.url, pooler=options.pooler)
+            connection = await postgres_driver.connect(options.url, pooler=options.pooler, patience=options.patience)
         except Exception as exc:
             failure = dialect.failure(exc, shown(options.url))
             if failure is None:
                 raise
             raise failure from exc
+        opened.add(connection)
+        return connection
 
     connect_args: dict[str, Any] = {"async_creator_fn": connect}
     if options.pooler:
@@ -205,7 +213,7 @@ def _open_postgres(options: Options) -> Engines:
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     # A proxy may give each statement another server: there even a single one needs a transaction.
     peeker = engine if options.pooler else engine.execution_options(isolation_level="AUTOCOMMIT")
-    return Engines(dialect, engine, reader, peeker, engine, (engine,))
+    return Engines(dialect, engine, reader, peeker, engine, (engine,), opened)
 
 
 def _engine(url: sa.URL, dialect: Dialect, file: WatchedFile | None = None, **options: Any) -> AsyncEngine:
@@ -239,6 +247,13 @@ def _translate(dialect: Dialect, where: str, file: WatchedFile | None, context: 
     connection = context.connection
     if connection is not None and not connection.invalidated and not connection.in_nested_transaction():
         connection.info[FAILED] = True
+    if (
+        isinstance(original, TimeoutError)
+        and connection is not None
+        and not (connection.invalidated or connection.closed)
+    ):
+        # Its server says nothing: no goodbye, for which the pool would wait. The statement it has ended by itself.
+        connection.connection.driver_connection.terminate()  # type: ignore[union-attr]  # it is open
     if dialect.is_disconnect(original):
         context.is_disconnect = True
     failure = dialect.failure(original, where)

@@ -72,6 +72,33 @@ FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.
 WHERE n.nspname = :schema AND NOT g.tgisinternal
 """
 
+_POSTGRES_HIDES = """
+SELECT c.relname, current_user
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relrowsecurity AND row_security_active(c.oid)
+    AND NOT EXISTS (
+        SELECT FROM pg_policy p
+        WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
+            AND EXISTS (SELECT FROM unnest(p.polroles) AS r (id) WHERE r.id = 0 OR pg_has_role(r.id, 'MEMBER'))
+    )
+ORDER BY c.relname
+"""
+
+
+async def read_hidden(db: Database, conn: AsyncConnection) -> list[str]:
+    """Return a line for each of our tables that row-level security shows empty to the user of the database URL.
+
+    Nothing fails there: the table is simply empty to that user, the version of the schema among them.
+    """
+    if db.is_sqlite:
+        return []
+    rows = await conn.execute(sa.text(_POSTGRES_HIDES), {"schema": db.schema})
+    return [
+        f"row-level security shows {user} no row of {table}: add a policy for that user, or"
+        f" ALTER TABLE {db.schema_prefix}{table} DISABLE ROW LEVEL SECURITY"
+        for table, user in rows
+    ]
+
 
 async def read_missing(db: Database, conn: AsyncConnection) -> list[str]:
     """Return what a schema of the newest revision has and this database lacks, such as `view worker_status`."""

@@ -74,7 +74,7 @@ class PostgresFlow:
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
         try:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await postgres_driver.connect(self._db.url)
+                self._connection = await postgres_driver.connect(self._db.url, patience=self._db.patience)
             rows: list[Any] = await self._connection.fetch(self._sql, *arguments)
         except asyncpg.UniqueViolationError:
             raise

@@ -155,11 +155,11 @@ async def _prune_history(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     place = {"from_time": _BEGINNING, "after_id": 0, "until": limit.newest, "size": batch}
     while True:
-        async with db.peek() as conn:
+        async with db.read(is_long=True) as conn:
             page = (await conn.execute(prepared.history_page, place)).all()
         old = [row.id for row in page if may_go(row.outcome, row.ends_run, row.finished_at, limit)]
         if old:
-            async with db.write() as conn:
+            async with db.write(is_long=True) as conn:
                 await _locked(db, conn)
                 gone = (await conn.execute(prepared.delete_history, _ids(old))).all()
                 await _raise_streaks(conn, prepared, gone)
@@ -184,7 +184,7 @@ async def _prune_letters(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     after_id = 0
     while True:
-        async with db.peek() as conn:
+        async with db.read(is_long=True) as conn:
             page = (await conn.execute(prepared.letters_page, {"after_id": after_id, "size": batch})).all()
         old = [row.id for row in page if row.at < limit.letters]
         if old:
@@ -199,7 +199,7 @@ async def _prune_audit(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     after_id = 0
     while True:
-        async with db.peek() as conn:
+        async with db.read(is_long=True) as conn:
             page = (await conn.execute(prepared.audit_page, {"after_id": after_id, "size": batch})).all()
         old = [row.id for row in page if row.at < limit.audit]
         if old:
@@ -210,7 +210,7 @@ async def _prune_audit(db: Database, limit: Limits, batch: int) -> Any:
 
 
 async def _delete(db: Database, statement: sa.sql.Executable, old: list[int]) -> int:
-    async with db.write() as conn:
+    async with db.write(is_long=True) as conn:
         await _locked(db, conn)
         return len((await conn.execute(statement, _ids(old))).all())
 
@@ -222,7 +222,7 @@ async def _prune_nodes(db: Database, limit: Limits, batch: int) -> Any:
     is_gone: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('stopped', 'lost')")
     old = sa.select(n.c.id).where(is_gone, n.c.heartbeat_at < limit.nodes, sa.not_(holds_runs)).limit(batch)
     while True:
-        async with db.write() as conn:
+        async with db.write(is_long=True) as conn:
             await _locked(db, conn)
             ids = (await conn.execute(old)).scalars().all()
             await conn.execute(sa.delete(h).where(h.c.node_id.in_(ids)))

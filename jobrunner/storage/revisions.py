@@ -133,9 +133,27 @@ async def read_status(db: Database, conn: AsyncConnection) -> SchemaStatus:
 
 
 def current_revision(connection: sa.Connection, schema: str | None) -> str | None:
-    """Return the revision that the database has; None if it has no tables of ours."""
+    """Return the revision that the database has; None if it has no tables of ours.
+
+    Raises:
+        DatabaseError: row-level security hides it.
+    """
     # Not through Alembic, which writes two log lines each time somebody asks.
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
         return None
     versions = sa.table(VERSION_TABLE, sa.column("version_num", sa.Text), schema=schema)
-    return connection.execute(sa.select(versions.c.version_num)).scalars().first()
+    found = connection.execute(sa.select(versions.c.version_num)).scalars().first()
+    if found is None and schema is not None:
+        _refuse_hidden(connection, schema)
+    return found
+
+
+def _refuse_hidden(connection: sa.Connection, schema: str) -> None:
+    """Say so where row-level security hides the version: the schema would look as if it were not there."""
+    is_hidden = sa.text("SELECT row_security_active(CAST(:name AS text))")
+    if connection.execute(is_hidden, {"name": f'"{schema}".{VERSION_TABLE}'}).scalar():
+        user = connection.execute(sa.text("SELECT current_user")).scalar()
+        raise DatabaseError(
+            f"row-level security shows {user} no row of {schema}.{VERSION_TABLE}: add a policy for that user to all of"
+            " jobrunner's tables, or disable it on them"
+        )

@@ -28,7 +28,7 @@ from jobrunner.policy.words import counted
 from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.dialect import SqliteDialect, first_line
-from jobrunner.storage.parts import read_missing
+from jobrunner.storage.parts import read_hidden, read_missing
 from jobrunner.storage.revisions import VERSION_TABLE, SchemaState, SchemaStatus
 from jobrunner.storage.tables import audit_log, dead_letters, metadata, nodes, run_history, runs, workers
 
@@ -84,10 +84,11 @@ async def holds_data(db: Database) -> bool:
 
 async def check(db: Database) -> list[str]:
     """Compare the database with what a new one has; a line for each difference, none when they are equal."""
-    async with db.read() as conn:
+    async with db.read(is_long=True) as conn:
         missing = await read_missing(db, conn)
+        hidden = await read_hidden(db, conn)
         differences = await conn.run_sync(_differences, None if db.is_sqlite else db.schema)
-    return [f"missing {part}" for part in missing if not part.startswith("table ")] + differences
+    return hidden + [f"missing {part}" for part in missing if not part.startswith("table ")] + differences
 
 
 def upgrade_database(url: str, *, schema: str = "jobrunner") -> None:

@@ -37,7 +37,7 @@ async def finishing(
     """
     r = t.runs
     is_ours = sa.select(r.c.id).where(r.c.id == run.id, r.c.fence == run.fence)
-    async with db.write() as conn:
+    async with db.write(is_long=True) as conn:
         if (await conn.execute(is_ours)).first() is None:
             raise ClaimLost(run.id)
         own = conn.sync_connection.get_transaction()  # type: ignore[union-attr]  # it has one: it is open

@@ -71,7 +71,7 @@ async def verify(db: Database, scope: Scope, progress: Progress = lambda _: None
         scope: what to check.
         progress: told, in the longest part of the work, how many rows of history are done.
     """
-    async with db.read() as conn:
+    async with db.read(is_long=True) as conn:
         for check in (_paired, _ended_once, _not_lost, _letters, _fences, _attempts, _streaks):
             async for violation in check(conn, scope):
                 yield violation

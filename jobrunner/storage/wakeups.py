@@ -17,7 +17,9 @@ passed. What is committed within those 5 ms is *not* announced: a woken node mus
 
 `notify` does the same inside our own transactions, for changes that are not an INSERT INTO runs. The listener has its
 own connection, opens it again after a loss (0.1 s, doubling up to 5 s, with jitter), and wakes the node after each
-opening, since it may have missed something. LISTEN does not survive a transaction-pooling proxy: there the node polls.
+opening, since it may have missed something. A connection that has nothing to say looks like one that has been
+forgotten on the way, so the listener asks for an answer once a minute. LISTEN does not survive a transaction-pooling
+proxy: there the node polls.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ if TYPE_CHECKING:
 
 RESCAN_AFTER_SECONDS = 0.010
 """How long after a wake-up a node must look again: twice the throttle of migration 0001."""
+LISTENERS_PATIENCE_SECONDS = 10.0
+"""How long an answer to the listener may take."""
+ASK_AGAIN_SECONDS = 60.0
+"""How often the listener asks for one."""
 _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.1, 5.0
 
 
@@ -174,11 +180,11 @@ class PostgresWakeups:
         """Listen until cancelled, on one connection after the other."""
         retry_seconds = _FIRST_RETRY_SECONDS
         while True:
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                connection = await postgres_driver.connect(self._url)
+            with suppress(Exception):  # polling is the truth, and whoever polls says what is wrong
+                connection = await postgres_driver.connect(self._url, patience=LISTENERS_PATIENCE_SECONDS)
                 retry_seconds = _FIRST_RETRY_SECONDS
                 await self._listen_on(connection, callback)
-            await _pause(retry_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            await _wait(asyncio.Event(), retry_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             retry_seconds = min(retry_seconds * 2, _LONGEST_RETRY_SECONDS)
 
     async def _listen_on(self, connection: Any, callback: Callable[[], None]) -> None:
@@ -188,14 +194,16 @@ class PostgresWakeups:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(self._channel, lambda *_: callback())
             callback()
-            await lost.wait()
+            while not lost.is_set():
+                await _wait(lost, ASK_AGAIN_SECONDS)
+                await connection.execute("SELECT 1")
         finally:
             await _close(connection)
 
 
-async def _pause(seconds: float) -> None:
+async def _wait(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.Event().wait(), seconds)
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 async def _close(connection: Any) -> None:

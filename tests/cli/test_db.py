@@ -12,6 +12,8 @@ from jobrunner.storage import tables as t
 from tests.cli.conftest import NODE, NOW, Cli
 from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import stalling
 
 
 @pytest.fixture
@@ -299,3 +301,26 @@ def test_the_database_is_named_before_or_after_the_command_or_in_the_environment
 def test_a_bad_variable_is_named(sqlite_cli, monkeypatch):
     monkeypatch.setenv("JOBRUNNER_LEASE", "long")
     assert "JOBRUNNER_LEASE: 'long' is no duration" in sqlite_cli.refused(2, "status")
+
+
+# --- servers that are not as they should be -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("status",), ("db", "current"), ("db", "verify"), ("db", "upgrade")])
+def test_a_server_that_takes_connections_and_says_nothing_ends_a_command_in_one_line(
+    postgres_url: str, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+):
+    with stalling(postgres_url) as proxy:
+        proxy.stall()
+        said = Cli(f"{proxy.url}?connect_timeout=1", capsys).refused(1, *command)
+    assert "does not answer: no connection within 1 s" in said
+
+
+def test_another_encoding_is_refused_in_one_line(postgres: PostgresServer, capsys: pytest.CaptureFixture[str]):
+    postgres.execute("CREATE DATABASE jobrunner_cli_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        said = Cli(postgres.url("jobrunner_cli_latin1"), capsys).refused(1, "db", "upgrade")
+    finally:
+        postgres.drop_database("jobrunner_cli_latin1")
+    assert "has the encoding LATIN1, and jobrunner needs UTF8" in said
+    assert "createdb -E UTF8 -T template0" in said

@@ -19,7 +19,7 @@ import pytest
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.errors import DatabaseUnavailable
-from jobrunner.runtime import tick
+from jobrunner.runtime import heartbeat, tick
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity, start_ticks
@@ -104,6 +104,65 @@ async def test_a_node_whose_loop_is_kept_busy_beats_on(house: House):
     assert after["beat"] - before["beat"] >= 3
     assert [row["state"] for row in await house.rows("SELECT state FROM {p}nodes")] == ["active", "active"]
     assert [row["outcome"] for row in await house.history()] == ["succeeded"]
+
+
+async def test_a_node_that_does_not_tick_is_not_vouched_for_until_it_does(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    real, hangs, goes_on = claim_due, asyncio.Event(), asyncio.Event()
+
+    async def claim(*arguments: Any) -> Any:
+        if hangs.is_set():
+            await goes_on.wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr(tick, "claim_due", claim)
+    monkeypatch.setattr(heartbeat, "longest_silence", lambda *_: 0.5)
+    sleeper = Sleeper()
+    node = await begun(house, sleeper.work, tick_interval=0.05)
+    run_id = await node.trigger_worker("it")
+    await sleeper.started.wait()
+    hangs.set()
+    await house.until(lambda: sleeper.cancelled)  # its lease is about to end
+    (before,) = await house.rows("SELECT beat FROM {p}nodes")
+    await asyncio.sleep(LEASE / 2)
+    (after,) = await house.rows("SELECT beat FROM {p}nodes")
+    assert after == before
+    sleeper.let_go.set()
+    hangs.clear()
+    goes_on.set()
+    await house.until_row("SELECT id FROM {p}nodes WHERE beat > :beat", beat=before["beat"])
+    await house.until_row("SELECT id FROM {p}run_history WHERE outcome = 'succeeded'")
+    ends = [(row["run_id"], row["outcome"], row["attempt"]) for row in await house.history()]
+    assert {*ends[:-1]} == {(run_id, "interrupted", 1)}
+    assert ends[-1] == (run_id, "succeeded", 1)
+    said = [event.message for event in house.seen if isinstance(event, e.Warned) and "not ticked" in event.message]
+    assert "its lease is not renewed until it ticks" in said[0]
+    assert "is blocked" not in said[0]  # its loop answers
+
+
+async def test_a_database_that_is_away_is_no_fault_of_the_nodes(house: House, monkeypatch: pytest.MonkeyPatch):
+    """A tick that fails is a tick: who cannot claim just now still holds what runs here."""
+    is_away = asyncio.Event()
+    real = claim_due
+
+    async def claim(*arguments: Any) -> Any:
+        if is_away.is_set():
+            raise DatabaseUnavailable("locked")
+        return await real(*arguments)
+
+    monkeypatch.setattr(tick, "claim_due", claim)
+    sleeper = Sleeper()
+    node = await begun(house, sleeper.work, tick_interval=0.5)
+    await node.trigger_worker("it")
+    await sleeper.started.wait()
+    is_away.set()
+    (before,) = await house.rows("SELECT beat FROM {p}nodes")
+    await house.until_row("SELECT id FROM {p}nodes WHERE beat >= :beat", beat=before["beat"] + 16)
+    assert sleeper.cancelled == 0
+    is_away.clear()
+    sleeper.let_go.set()
+    await house.attempts(1)
 
 
 async def test_a_heartbeat_that_meets_an_error_nobody_thought_of_beats_on(
@@ -197,10 +256,10 @@ async def test_a_wall_clock_that_runs_away_makes_nobody_lost(house: House, monke
     monkeypatch.setattr(SystemClock, "now", lambda _self: datetime.now(UTC) + ahead)
     await join(house, "quiet")
     node = await begun(house, nothing, lease=3600)
-    heartbeat = node._node._heartbeat  # type: ignore[union-attr]  # it runs
+    beating = node._node._heartbeat  # type: ignore[union-attr]  # it runs
     for _ in range(12):
-        ahead += timedelta(seconds=heartbeat.interval)
-        await heartbeat.pulse(house.db)
+        ahead += timedelta(seconds=beating.interval)
+        await beating.pulse(house.db)
     assert await house.rows("SELECT state FROM {p}nodes WHERE id = 'quiet'") == [{"state": "active"}]
     assert await house.rows("SELECT id FROM {p}nodes WHERE state <> 'active'") == []
 
@@ -305,6 +364,7 @@ async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House
         return claimed
 
     monkeypatch.setattr(tick, "claim_due", slow)
+    monkeypatch.setattr(heartbeat, "longest_silence", lambda *_: 3600.0)  # so that it beats on meanwhile
     node = await begun(house, nothing, tick_interval=0.02)
     await node.trigger_worker("it")
     await holding.wait()

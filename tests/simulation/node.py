@@ -16,6 +16,7 @@ from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.heartbeat import BEATS_A_LEASE, LEFT_BEHIND_SECONDS, Heartbeat, Hooks
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.storage import nodes
 from jobrunner.storage.claims import Claimer, claim_due
 from jobrunner.storage.database import Database
@@ -134,6 +135,8 @@ class SimulatedNode:
             held=lambda: set(self.held),
             is_ticking=lambda: self.is_ticking,
             last_tick_at=lambda: None,
+            came_round_at=self.clock.monotonic,
+            blockers=list,
             on_lost=lambda: None,
             on_fence=lambda: None,
             on_code_without_claim=self._drop,
@@ -144,7 +147,7 @@ class SimulatedNode:
         outage = Outage(self.clock, Events())
         events = Events()
         events.subscribe(self._on_event)
-        self.heart = Heartbeat(opens, self.identity, LEASE, TICK, self.clock, outage, events, hooks)
+        self.heart = Heartbeat(opens, self.identity, LEASE, TICK, self.clock, outage, events, hooks, ServiceManager())
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, NodeLost):

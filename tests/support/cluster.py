@@ -114,11 +114,12 @@ class Cluster:
         self.nodes: list[NodeProcess] = []
         self._shell = PlainSql(url)
 
-    def start(self, count: int = 1, *, wait: bool = True, **options: Any) -> list[NodeProcess]:
-        """Start nodes, and (unless told not to) wait until they tick."""
+    def start(self, count: int = 1, *, wait: bool = True, url: str | None = None, **options: Any) -> list[NodeProcess]:
+        """Start nodes, and (unless told not to) wait until they tick; `url`: their own way to the database."""
         number = len(self.nodes)
         began = [
-            NodeProcess(f"n{number + i}", self.url, self._folder, {**self._options, **options}) for i in range(count)
+            NodeProcess(f"n{number + i}", url or self.url, self._folder, {**self._options, **options})
+            for i in range(count)
         ]
         self.nodes += began
         for node in began if wait else ():

@@ -53,6 +53,14 @@ def stubborn(run: RunContext) -> None:
     note("end", run)
 
 
+async def rude(run: RunContext) -> None:
+    """Block the node's loop for `seconds` at the first attempt."""
+    note("start", run)
+    if run.attempt == 1:
+        time.sleep(float(run.payload.get("seconds", 1.0)))
+    note("end", run)
+
+
 def poisonous() -> None:
     """Take the whole process down, as a fault in a C library would."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -67,6 +75,7 @@ def simple(o: WorkerOrchestrator) -> None:
     o.register_worker("work", work, max_running=1000, timeout_seconds=600, **often)
     o.register_worker("alone", work, timeout_seconds=600, **often)
     o.register_worker("stubborn", stubborn, max_running=100, timeout_seconds=600, **often)
+    o.register_worker("rude", rude, timeout_seconds=600, **often)
     o.register_worker("poisonous", poisonous, execution_mode="triggered", max_retries=50, retry_delay_seconds=0.0)
 
 
