@@ -11,10 +11,10 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_duration, read_time
-from jobrunner.cli.output import Column, columns, priority, say, show_field, show_one, show_rows, show_time
+from jobrunner.cli.output import Column, columns, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.switches import UNTIL_RESUMED, show_end_of_pause
 from jobrunner.storage import operations
 from jobrunner.storage.audit import read_audits
 from jobrunner.storage.nodes import list_nodes
@@ -93,8 +93,7 @@ def pause(
     async def change(db: Database, name: str) -> None:
         await operations.pause(db, name, context.now(), who, end, reason)
 
-    shown = "until resumed:" if end == UNTIL_RESUMED else f"until {show_time(end)}:"
-    _each(ctx, database_url, names, change, f"paused {shown}")
+    _each(ctx, database_url, names, change, f"paused {show_end_of_pause(end)}:")
 
 
 def _pause_end(duration: str | None, until: str | None, now: datetime) -> datetime:

@@ -10,10 +10,10 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
-from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time
+from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
-from jobrunner.policy.words import counted
+from jobrunner.policy.words import counted, show_time
 from jobrunner.storage import dead_letters as letters
 from jobrunner.storage.status import require_trace
 

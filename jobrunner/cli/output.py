@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jobrunner.model.worker import JobPriority
+from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _WIDEST = 80
-_NARROW = 20  # a time's width: a cell up to this is never broken
+_NARROW = 23  # a time's width: a cell up to this is never broken
 _NOTHING = "-"
 
 
@@ -126,11 +127,6 @@ def show_field(field: str, value: Any) -> str:
     if field == "priority":
         return JobPriority(value).name if value in set(JobPriority) else str(value)
     return show_value(value)
-
-
-def show_time(moment: datetime) -> str:
-    """Show a time to the second, in UTC."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def show_duration(milliseconds: int | None) -> str:

@@ -22,10 +22,10 @@ from jobrunner.cli.output import (
     show_json_line,
     show_one,
     show_rows,
-    show_time,
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.policy.gates import PROBE_PASSES, why_switched_off
 from jobrunner.policy.words import counted
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
@@ -61,15 +61,14 @@ def show_switch(row: Mapping[str, Any], now: datetime) -> str:
 
 
 def _why(row: Mapping[str, Any], now: datetime) -> str:
-    if not row["is_enabled"]:
-        probe = f"; probe at {show_time(row['probe_at'])}" if row["probe_at"] else ""
-        if row["circuit_state"] == "half_open":
-            probe = f"; the probe is run {row['probe_run_id']}"
-        return f"by {row['disabled_by']}: {row['disabled_reason']}{probe}"
-    until = row["paused_until"]
-    if until is not None and until > now:
-        return "until resumed" if until.year == 9999 else f"until {show_time(until)}"
-    return row["last_error"] or "" if row["last_run_outcome"] not in (None, "succeeded") else ""
+    """Say why it does not start, in the gates' own words; else how its last run failed."""
+    state = reading.state_in(row)
+    if state is None:
+        return "it has no state; `jobrunner db verify` tells more"
+    why = why_switched_off(state, now)
+    if why is None and not state.is_enabled:
+        return PROBE_PASSES
+    return why or (state.last_error or "" if state.last_run_outcome not in (None, "succeeded") else "")
 
 
 @app.command("status")

@@ -66,10 +66,10 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
 
 
 async def pause(db: Database, name: str, now: datetime, actor: str, until: datetime, reason: str | None) -> WorkerState:
-    """Pause a worker until `until`. Raises `WorkerNotFound`."""
+    """Pause a worker until `until`, and note why. Raises `WorkerNotFound`."""
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        after, missed = switches.pause(stored.state, stored.config, now, until)
+        after, missed = switches.pause(stored.state, stored.config, now, until, reason)
         detail = {"until": time_to_json(until), "reason": reason}
         await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
         return after

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
-from jobrunner.policy.gates import show_time
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage import tables as t
 from jobrunner.storage.fact_statements import PRIORITIES
-from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_of, state_of
+from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_of, state_of
 from jobrunner.storage.rowsets import same
 from jobrunner.storage.workers import existing_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.model.worker import WorkerState
     from jobrunner.storage.dialect import Dialect
 
 _NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
@@ -56,6 +56,13 @@ async def read_status(conn: AsyncConnection, name: str | None = None) -> list[di
     if name is not None and not rows:
         raise WorkerNotFound(name)
     return rows
+
+
+def state_in(row: Mapping[str, Any]) -> WorkerState | None:
+    """Return the state that a row of `worker_status` shows; None where the worker has none."""
+    if row["is_enabled"] is None:
+        return None
+    return state_of({**row, "worker": row["name"]}.get(field) for field in STATE_FIELDS)
 
 
 async def read_counts(conn: AsyncConnection) -> dict[str, int]:
@@ -134,34 +141,6 @@ async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:
     found["blocked_by"] = list((await conn.execute(blocked_by)).scalars())
     nodes = sa.select(h.c.node_id).join(n, n.c.id == h.c.node_id).where(h.c.worker == name, n.c.state == "active")
     found["nodes"] = list((await conn.execute(nodes.order_by(h.c.node_id))).scalars())
-    return found
-
-
-async def read_obstacles(conn: AsyncConnection, name: str, now: datetime, *, is_forced: bool) -> list[str]:
-    """Return why a run of this worker would wait for somebody to do something: the switches, and who has its code."""
-    w, s, n, h = t.workers, t.worker_state, t.nodes, t.node_handlers
-    is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
-    has_code = sa.exists().where(h.c.worker == name, n.c.id == h.c.node_id, is_active)
-    commands = sa.exists().where(n.c.allows_commands, is_active)
-    is_command = w.c.isolation == sa.literal_column("'command'")
-    statement = (
-        sa.select(s.c.is_enabled, s.c.disabled_by, s.c.disabled_reason, s.c.paused_until)
-        .add_columns(is_command.label("is_command"), sa.case((is_command, commands), else_=has_code).label("has_node"))
-        .select_from(w.join(s, s.c.worker == w.c.name))
-        .where(w.c.name == name)
-    )
-    row = (await conn.execute(statement)).first()
-    if row is None:
-        return []
-    found = []
-    if not row.is_enabled and not is_forced:
-        found.append(f"it was disabled by {row.disabled_by}: {row.disabled_reason}")
-    if row.paused_until is not None and row.paused_until > now and not is_forced:
-        found.append(
-            f"it is paused until {'resumed' if row.paused_until.year == 9999 else show_time(row.paused_until)}"
-        )
-    if not row.has_node:
-        found.append(f"no live node {'was started with --allow-commands' if row.is_command else 'has its code'} now")
     return found
 
 
