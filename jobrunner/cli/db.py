@@ -18,8 +18,8 @@ from jobrunner.policy.durations import parse_duration
 from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
+from jobrunner.storage.findings import Scope, Violation
 from jobrunner.storage.retention import prune as prune_old
-from jobrunner.storage.verify import Scope, Violation
 from jobrunner.storage.verify import verify as verify_promises
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def verify(
     async def work(db: Database) -> list[Violation]:
         scope = Scope(context.now(), settings.history_days, settings.failure_days, timedelta(seconds=seconds))
         found = []
-        async for violation in verify_promises(db, scope, _progress()):
+        async for violation in verify_promises(db, scope, _progress(), SystemClock().sleep):
             found.append(violation)
             if len(found) >= _MOST_VIOLATIONS:
                 break
