@@ -33,6 +33,11 @@ class Upcoming:
     note: str | None = None
     run_id: int | None = None
 
+    @property
+    def order(self) -> tuple[bool, datetime | None, str]:
+        """Sort key: by time, what will not fire last."""
+        return (self.due_at is None, self.due_at, self.worker)
+
 
 def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, until: datetime) -> Iterator[Upcoming]:
     """Yield the firings of scheduled workers up to `until` in the order of time, those that will not fire last.

@@ -17,7 +17,7 @@ from jobrunner.storage.rowsets import same
 from jobrunner.storage.workers import existing_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -86,13 +86,7 @@ async def read_runs(
     """
     r = t.runs
     columns = [column for column in r.c if has_output or column.name != "output"]
-    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
-    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
-    if worker is not None:
-        if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
-            raise WorkerNotFound(worker)
-        active = active.where(r.c.worker == worker)
-    first = [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))[:limit]]
+    first = (await read_active(conn, worker))[:limit]
     found = {
         row["id"]: dict(row) for row in (await conn.execute(sa.select(*columns).where(r.c.id.in_(first)))).mappings()
     }
@@ -101,6 +95,18 @@ async def read_runs(
         waiting = [dict(row) for row in (await conn.execute(_waiting(columns, worker, limit - len(rows)))).mappings()]
         rows += sorted(waiting, key=lambda row: (row["due_at"], row["id"]))[: limit - len(rows)]
     return rows
+
+
+async def read_active(conn: AsyncConnection, worker: str | None) -> list[int]:
+    """Return the ids of the runs that are active, by start. Raises `WorkerNotFound`."""
+    r = t.runs
+    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
+    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
+    if worker is not None:
+        if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
+            raise WorkerNotFound(worker)
+        active = active.where(r.c.worker == worker)
+    return [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))]
 
 
 def _waiting(columns: Sequence[sa.Column[Any]], worker: str | None, limit: int) -> sa.Select[Any]:
@@ -165,15 +171,11 @@ async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequen
             raise WorkerNotFound(name)
 
 
-async def read_upcoming(
-    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
-) -> tuple[list[Upcoming], bool]:
-    """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
-
-    These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
-    it is given.
-    """
-    w, s, r = t.workers, t.worker_state, t.runs
+async def read_firings(
+    conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None
+) -> Iterator[Upcoming]:
+    """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given."""
+    w, s = t.workers, t.worker_state
     scheduled = (
         sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
         .select_from(w.join(s, s.c.worker == w.c.name))
@@ -183,7 +185,25 @@ async def read_upcoming(
         scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
     rows = (await conn.execute(scheduled)).all()
-    workers = [(config_of(row[:split]), state_of(row[split:])) for row in rows]
+    return firings([(config_of(row[:split]), state_of(row[split:])) for row in rows], now, until)
+
+
+def planned_run(row: Mapping[str, Any]) -> Upcoming:
+    """Return a run that waits for its time as a row of the listing."""
+    note = f"run {row['id']}, {'retry' if row['attempt'] > 1 else row['trigger']}"
+    return Upcoming(row["worker"], row["due_at"], "UTC", note, row["id"])
+
+
+async def read_upcoming(
+    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
+) -> tuple[list[Upcoming], bool]:
+    """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
+
+    These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
+    it is given.
+    """
+    r = t.runs
+    ahead = await read_firings(conn, now, until, worker)
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
@@ -192,21 +212,8 @@ async def read_upcoming(
     )
     if worker is not None:
         planned = planned.where(r.c.worker == worker)
-    waiting = [
-        Upcoming(
-            row.worker,
-            row.due_at,
-            "UTC",
-            f"run {row.id}, {'retry' if row.attempt > 1 else row.trigger}",
-            row.id,
-        )
-        for row in await conn.execute(planned)
-    ]
-
-    def key(row: Upcoming) -> tuple[bool, Any, str]:
-        return (row.due_at is None, row.due_at, row.worker)
-
-    return first_of(heapq.merge(firings(workers, now, until), waiting, key=key), limit)
+    waiting = [planned_run(dict(row)) for row in (await conn.execute(planned)).mappings()]
+    return first_of(heapq.merge(ahead, waiting, key=lambda row: row.order), limit)
 
 
 async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]]:
