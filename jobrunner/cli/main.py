@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.let_go_of_output()
         return stop.code if isinstance(stop.code, int) else _BROKEN_PIPE
     except OSError as error:
-        if not streams.is_output_broken():
+        if not streams.is_of_output(error):
             raise
         return _fail(str(OutputFailed(error.strerror or str(error))), OutputFailed.exit_code)
     return result if isinstance(result, int) else 0

@@ -6,6 +6,7 @@ file is replaced by one that swallows everything, so that no database gets its n
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -16,6 +17,7 @@ from jobrunner.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _STANDARD = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
@@ -63,6 +65,11 @@ def _text(argument: str) -> str:
     if "\0" in argument:
         raise UsageError(f"an argument holds a NUL character: {argument}")
     return argument
+
+
+def is_of_output(error: OSError) -> bool:
+    """Say whether an error that nobody has told is one of writing to a standard file: of a named file it is not."""
+    return error.filename is None and error.errno in _WRITING
 
 
 def is_output_broken() -> bool:

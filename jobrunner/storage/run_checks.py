@@ -13,14 +13,13 @@ import sqlalchemy as sa
 from jobrunner.policy.ends import MAY_END
 from jobrunner.storage import tables as t
 from jobrunner.storage.findings import Scope, Violation, stream
+from jobrunner.storage.types import JsonLength
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-    from jobrunner.storage.dialect import Dialect
 
 _USED_UP = "{alias}.outcome IN ('failed', 'timed_out', 'lost')"
 _ENDED_BADLY: sa.ColumnElement[bool] = sa.literal_column("run_history.ends_run IN ('exhausted', 'discarded')")
@@ -40,7 +39,7 @@ def _may_be() -> str:
     return f"CASE run_history.outcome {' '.join(cases)} ELSE false END"
 
 
-async def check_ends(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_ends(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: how an attempt ended and what that did to its run go together."""
     h = t.run_history
     wrong = sa.select(h.c.id, h.c.run_id, h.c.outcome, h.c.ends_run).where(sa.not_(sa.literal_column(_may_be())))
@@ -50,7 +49,7 @@ async def check_ends(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) ->
         yield Violation(1, problem, (f"run_history.id={row.id}",))
 
 
-async def check_sequence(conn: AsyncConnection, _dialect: Dialect, scope: Scope) -> AsyncIterator[Violation]:
+async def check_sequence(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promises 1 and 2, on runs of several rows: nothing after the end, fences that grow, attempts without gap."""
     h = t.run_history
     n = h.alias("n")
@@ -100,7 +99,7 @@ async def _told(conn: AsyncConnection, row: Any) -> Violation:
     return Violation(2, await _misnumbered(conn, row.run_id), where)
 
 
-async def check_single(conn: AsyncConnection, _dialect: Dialect, scope: Scope) -> AsyncIterator[Violation]:
+async def check_single(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 2, on runs of one row: its attempt is the first."""
     h = t.run_history
     e = h.alias("e")
@@ -128,7 +127,7 @@ async def _misnumbered(conn: AsyncConnection, run_id: int) -> str:
     return f"the attempts of run {run_id} are numbered {shown}; each must be one more than what was used up before"
 
 
-async def check_tries(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_tries(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 2: no run is tried more often than its worker allows, as it has been defined since the attempt."""
     h, w = t.run_history, t.workers
     wrong = (
@@ -143,7 +142,7 @@ async def check_tries(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -
         yield Violation(2, problem, (f"run_history.id={row.id}",))
 
 
-async def check_live(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_live(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promises 1 and 2: what is live has not ended, and goes on where its rows in history leave off."""
     h, r = t.run_history, t.runs
     both = (
@@ -179,7 +178,7 @@ async def check_live(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) ->
         yield Violation(2, problem, (f"runs.id={row.id}",))
 
 
-async def check_lost(conn: AsyncConnection, _dialect: Dialect, scope: Scope) -> AsyncIterator[Violation]:
+async def check_lost(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: a run that is not live has an end."""
     h, r = t.run_history, t.runs
     e = h.alias("e")
@@ -194,7 +193,7 @@ async def check_lost(conn: AsyncConnection, _dialect: Dialect, scope: Scope) -> 
         yield Violation(1, f"run {row.run_id} is gone without an end", (f"run_history.id={row.last}",))
 
 
-async def check_letters(conn: AsyncConnection, dialect: Dialect, scope: Scope) -> AsyncIterator[Violation]:
+async def check_letters(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: exhausted and discarded runs have a dead letter that says what history says, and nothing else has."""
     h, d, r = t.run_history, t.dead_letters, t.runs
     without = sa.select(h.c.id, h.c.run_id, h.c.ends_run).where(
@@ -213,13 +212,13 @@ async def check_letters(conn: AsyncConnection, dialect: Dialect, scope: Scope) -
     async for row in stream(conn, alone):
         problem = f"run {row.run_id} has a dead letter, but no end in history"
         yield Violation(1, problem, (f"dead_letters.id={row.id}",))
-    async for violation in _letters_against_history(conn, dialect):
+    async for violation in _letters_against_history(conn):
         yield violation
 
 
-async def _letters_against_history(conn: AsyncConnection, dialect: Dialect) -> AsyncIterator[Violation]:
+async def _letters_against_history(conn: AsyncConnection) -> AsyncIterator[Violation]:
     h, d = t.run_history, t.dead_letters
-    told = _length(dialect, d.c.errors)
+    told = JsonLength(d.c.errors)
     ended = (
         sa.select(d.c.id, d.c.run_id, d.c.worker, d.c.attempts, h.c.ends_run, h.c.attempt, told.label("told"))
         .add_columns(h.c.worker.label("other"))
@@ -247,14 +246,7 @@ async def _letters_against_history(conn: AsyncConnection, dialect: Dialect) -> A
             yield Violation(1, f"letter {row.id} counts {row.attempts} attempts, but has {row.told} errors", letter)
 
 
-def _length(dialect: Dialect, array: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    """Return how many elements a JSON array has; 0 for what is none."""
-    if dialect.name == "sqlite":
-        return sa.case((sa.func.json_valid(array), sa.func.json_array_length(array)), else_=0)
-    return sa.case((sa.func.jsonb_typeof(array) == "array", sa.func.jsonb_array_length(array)), else_=0)
-
-
-async def check_replays(conn: AsyncConnection, _dialect: Dialect, scope: Scope) -> AsyncIterator[Violation]:
+async def check_replays(conn: AsyncConnection, scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: a replayed letter's run is somewhere, and a live replay's letter names it."""
     h, d, r = t.run_history, t.dead_letters, t.runs
     lost = sa.select(d.c.id, d.c.replay_run_id).where(

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from jobrunner.storage.dialect import Dialect
-
 _IS_CLAIMED: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
 
 
-async def check_pairs(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_pairs(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1 rests on it: each worker has a state, or its runs would wait for ever; each state has a worker."""
     mended = "the next start of a node with its code mends that"
     async for row in stream(conn, states.workers_without()):
@@ -34,7 +32,7 @@ async def check_pairs(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -
         yield Violation(1, problem, (f"worker_state.worker={row.worker}",))
 
 
-async def check_named(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_named(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 1: every live run, and every relation, is of workers that there are."""
     w, r = t.workers, t.runs
     runs = (
@@ -53,7 +51,7 @@ async def check_named(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -
                 yield Violation(1, problem, (f"{table.name}.worker={row.worker}",))
 
 
-async def check_streaks(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_streaks(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 5: the stored streak is the one recomputed from history, since the last success or enable."""
     h, s = t.run_history, t.worker_state
     success = (
@@ -81,7 +79,7 @@ async def check_streaks(conn: AsyncConnection, _dialect: Dialect, _scope: Scope)
         yield Violation(5, problem, (f"worker_state.worker={row.worker}", f"run_history.id>{row.since}"))
 
 
-async def check_last_ends(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_last_ends(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 4 rests on it: what a worker's state says has ended last is what history says."""
     h, s = t.run_history, t.worker_state
     last = (
@@ -116,7 +114,7 @@ def _circuit_problem(row: Any) -> str | None:
     return None if row.has_probe else f"is half open, but its probe, run {row.probe_run_id}, is no live run of it"
 
 
-async def check_circuits(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_circuits(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 6 rests on it: the switches and the circuit of a worker go together, and a probe is a live run."""
     s, r = t.worker_state, t.runs
     probe = sa.exists().where(r.c.id == s.c.probe_run_id, r.c.worker == s.c.worker)
@@ -136,7 +134,7 @@ def _is_reasoned() -> sa.ColumnElement[bool]:
     return t.worker_state.c.paused_reason.is_not(None)
 
 
-async def check_claims(conn: AsyncConnection, _dialect: Dialect, _scope: Scope) -> AsyncIterator[Violation]:
+async def check_claims(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 2: every claim is some node's."""
     r, n = t.runs, t.nodes
     nobodys = sa.select(r.c.id, r.c.node_id).where(_IS_CLAIMED, sa.not_(sa.exists().where(n.c.id == r.c.node_id)))

@@ -62,7 +62,7 @@ async def verify(
     """
     async with db.read() as conn:
         for check in (*state_checks.CHECKS, *run_checks.CHECKS):
-            async for violation in check(conn, db.dialect, scope):
+            async for violation in check(conn, scope):
                 yield violation
         async for violation in _times(db, conn, scope, progress):
             yield violation
