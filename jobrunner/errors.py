@@ -26,6 +26,13 @@ class UsageError(JobrunnerError, ValueError):
     exit_code = 2
 
 
+class OutputFailed(JobrunnerError):
+    """Standard output cannot be written: its disk is full, say."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"standard output cannot be written: {why}")
+
+
 class InvalidWorker(UsageError):
     """A worker definition does not hold together."""
 

@@ -11,13 +11,14 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_duration, read_time
-from jobrunner.cli.output import Column, columns, priority, say, show_field, show_one, show_rows, show_time
+from jobrunner.cli.output import Column, Listing, columns, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.switches import UNTIL_RESUMED, show_end_of_pause
 from jobrunner.storage import operations
 from jobrunner.storage.audit import read_audits
 from jobrunner.storage.nodes import list_nodes
+from jobrunner.storage.pages import audit_pages
 from jobrunner.storage.status import read_status, read_worker, require_workers
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ def pause(
     async def change(db: Database, name: str) -> None:
         await operations.pause(db, name, context.now(), who, end, reason, is_length=duration is not None)
 
-    shown = "until resumed:" if end == UNTIL_RESUMED else f"until {show_time(end)}:"
-    _each(ctx, database_url, names, change, f"paused {shown}")
+    _each(ctx, database_url, names, change, f"paused {show_end_of_pause(end)}:")
 
 
 def _pause_end(duration: str | None, until: str | None, now: datetime) -> datetime:
@@ -244,15 +244,19 @@ def nodes(
 def audit(
     ctx: typer.Context,
     worker: WorkerFilter = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show who decided what, the newest first."""
 
-    async def read(db: Database) -> list[dict[str, Any]]:
-        async with db.read() as conn:
-            return await read_audits(conn, worker, limit)
+    async def read(db: Database) -> None:
+        listing = Listing(
+            lambda conn, most: read_audits(conn, worker, most),
+            lambda: audit_pages(db, worker),
+            columns("at", "actor", "action", "worker", "detail"),
+            empty="nothing decided yet",
+        )
+        await listing.show(db, limit, as_json=as_json)
 
-    rows = context.with_database(ctx, database_url, read)
-    show_rows(rows, columns("at", "actor", "action", "worker", "detail"), as_json=as_json, empty="nothing decided yet")
+    context.with_database(ctx, database_url, read)

@@ -35,7 +35,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, with the names
 Actor = Annotated[
     str | None, typer.Option("--actor", metavar="NAME", help="Who does it, for the audit log; else user@host.")
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Show at most so many rows.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, max=1_000_000, help="Show at most so many rows; else a screenful, and with --json all."
+    ),
+]
 WorkerName = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.", show_default=False)]
 WorkerFilter = Annotated[str | None, typer.Option("--worker", metavar="WORKER", help="Of this worker only.")]
 LARGEST_ID = 2**63 - 1

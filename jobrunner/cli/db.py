@@ -12,15 +12,15 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl
-from jobrunner.cli.output import note, say, show_json
+from jobrunner.cli.output import JsonArray, clean, note, say, show_json
 from jobrunner.errors import SchemaError, UsageError
 from jobrunner.policy.durations import parse_duration
 from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import revisions, schema
+from jobrunner.storage.findings import Scope
 from jobrunner.storage.grants import Purpose, grants
 from jobrunner.storage.retention import prune as prune_old
-from jobrunner.storage.verify import Scope, Violation
 from jobrunner.storage.verify import verify as verify_promises
 
 if TYPE_CHECKING:
@@ -183,23 +183,24 @@ def verify(
     seconds = parse_duration(tolerance)
     settings = context.load_settings(ctx, database_url)
 
-    async def work(db: Database) -> list[Violation]:
+    async def work(db: Database) -> int:
         scope = Scope(context.now(), settings.history_days, settings.failure_days, timedelta(seconds=seconds))
-        found = []
-        async for violation in verify_promises(db, scope, _progress()):
-            found.append(violation)
-            if len(found) >= _MOST_VIOLATIONS:
-                break
+        found, array = 0, JsonArray()
+        async for violation in verify_promises(db, scope, _progress(), SystemClock().sleep):
+            found += 1
+            if as_json:
+                array.add([dataclasses.asdict(violation)])
+            else:
+                say(clean(f"promise {violation.promise}: {violation.problem} ({', '.join(violation.rows)})"))
+                if found >= _MOST_VIOLATIONS:
+                    break
+        if as_json:
+            array.close()
         return found
 
     found = context.with_database(ctx, database_url, work, Access.READ)
-    if as_json:
-        show_json([dataclasses.asdict(violation) for violation in found])
-    else:
-        for violation in found:
-            say(f"promise {violation.promise}: {violation.problem} ({', '.join(violation.rows)})")
     if found:
-        more = "at least " if len(found) >= _MOST_VIOLATIONS else ""
-        note(f"{more}{counted(len(found), 'violation')} found")
+        more = "at least " if not as_json and found >= _MOST_VIOLATIONS else ""
+        note(f"{more}{counted(found, 'violation')} found")
         raise typer.Exit(1)
     note("no violation found")

@@ -10,11 +10,12 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
-from jobrunner.cli.output import Column, columns, note, say, show_json, show_one, show_rows, show_time
+from jobrunner.cli.output import Column, Listing, columns, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
-from jobrunner.policy.words import counted
+from jobrunner.policy.words import counted, show_time
 from jobrunner.storage import dead_letters as letters
+from jobrunner.storage.pages import letter_pages
 from jobrunner.storage.status import require_trace
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def list_letters(
     worker: WorkerFilter = None,
     status: Annotated[str, typer.Option(metavar="STATUS", help=f"One of {', '.join(_STATUSES)}.")] = "open",
     is_all: Annotated[bool, typer.Option("--all", help="Of every status.")] = False,
-    limit: Limit = 50,
+    limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -50,21 +51,23 @@ def list_letters(
         raise UsageError(f"--status: {status!r} is none of {', '.join(_STATUSES)}")
     wanted = None if is_all else status
 
-    async def read(db: Database) -> list[dict[str, Any]]:
-        async with db.read() as conn:
-            if worker is not None:
+    async def read(db: Database) -> None:
+        if worker is not None:
+            async with db.peek() as conn:
                 await require_trace(conn, worker)
-            return await letters.list_letters(conn, worker=worker, status=wanted, limit=limit)
+        listing = Listing(
+            lambda conn, most: letters.list_letters(conn, worker=worker, status=wanted, limit=most),
+            lambda: letter_pages(db, worker=worker, status=wanted),
+            [
+                *columns("id", "worker", "run_id", "attempts", "died_at", "status", "replay_run_id", run_id="run"),
+                Column("error", "error", _error),
+                *columns("payload"),
+            ],
+            empty="no dead letters" if is_all else f"no {status} dead letters",
+        )
+        await listing.show(db, limit, as_json=as_json)
 
-    rows = context.with_database(ctx, database_url, read)
-    shown = [
-        *columns("id", "worker", "run_id", "attempts", "died_at", "status", "replay_run_id", run_id="run"),
-        Column("error", "error", _error),
-        *columns("payload"),
-    ]
-    show_rows(rows, shown, as_json=as_json, empty="no dead letters" if is_all else f"no {status} dead letters")
-    if len(rows) == limit and not as_json:
-        note(f"the newest {limit}; --limit shows more")
+    context.with_database(ctx, database_url, read)
 
 
 def _error(row: Mapping[str, Any]) -> str:

@@ -9,10 +9,11 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, AsJson, DatabaseUrl, Limit
 from jobrunner.cli.inputs import read_since
-from jobrunner.cli.output import Column, columns, note, show_duration, show_rows
+from jobrunner.cli.output import Column, Listing, columns, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.model.run import OutcomeKind
 from jobrunner.storage.history import read_history
+from jobrunner.storage.pages import history_pages
 from jobrunner.storage.status import require_trace
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def history(
         str | None, typer.Option(metavar="WHEN", help="Only what ended since: a time, or a duration ago such as 2h.")
     ] = None,
     run_id: Annotated[int | None, typer.Option("--run", min=1, max=LARGEST_ID, help="Of this run only.")] = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -42,22 +43,25 @@ def history(
     if outcome is not None and outcome not in list(OutcomeKind):
         raise UsageError(f"--outcome: {outcome!r} is none of {', '.join(OutcomeKind)}")
     after = read_since("--since", since, context.now())
+    narrowed: dict[str, Any] = {"worker": worker, "outcome": outcome, "since": after, "run_id": run_id}
 
-    async def read(db: Database) -> list[dict[str, Any]]:
-        async with db.read() as conn:
-            if worker is not None:
+    async def read(db: Database) -> None:
+        if worker is not None:
+            async with db.peek() as conn:
                 await require_trace(conn, worker)
-            return await read_history(conn, worker=worker, outcome=outcome, since=after, run_id=run_id, limit=limit)
+        listing = Listing(
+            lambda conn, most: read_history(conn, **narrowed, limit=most),
+            lambda: history_pages(db, **narrowed),
+            [
+                *columns("id", "run_id", "worker", "attempt", "outcome", "ends_run", "finished_at", run_id="run"),
+                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"])),
+                Column("error", "error or reason", _why),
+            ],
+            empty="no history that fits",
+        )
+        await listing.show(db, limit, as_json=as_json)
 
-    rows = context.with_database(ctx, database_url, read)
-    shown = [
-        *columns("id", "run_id", "worker", "attempt", "outcome", "ends_run", "finished_at", run_id="run"),
-        Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"])),
-        Column("error", "error or reason", _why),
-    ]
-    show_rows(rows, shown, as_json=as_json, empty="no history that fits")
-    if len(rows) == limit and not as_json:
-        note(f"the newest {limit}; --limit shows more")
+    context.with_database(ctx, database_url, read)
 
 
 def _why(row: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker
@@ -46,7 +46,7 @@ def _read_text(given: str) -> str:
         if given == "-":
             raw = sys.stdin.buffer.read(_MOST_BYTES_READ + 1)
         elif given.startswith("@"):
-            with Path(given[1:]).open("rb") as file:
+            with open(_path(given[1:]), "rb") as file:  # noqa: PTH123 - a name in bytes
                 raw = file.read(_MOST_BYTES_READ + 1)
         else:
             raw = given.encode("utf-8", "surrogateescape")
@@ -57,6 +57,13 @@ def _read_text(given: str) -> str:
         raise InvalidPayload(f"the payload cannot be read: {error.strerror}: {given[1:]!r}") from None
     except UnicodeDecodeError:
         raise InvalidPayload("the payload is not UTF-8 text") from None
+
+
+def _path(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # the locale cannot say it, but it was typed
+        return name.encode()
 
 
 def _refuse_constant(name: str) -> Any:

@@ -4,25 +4,26 @@ A command's module is imported when the command is used, so that `jobrunner --he
 not wait for what only the demo needs. What each command does is therefore written here, too, in one line.
 
 Exit codes: 0 ok, 1 failed (an unreachable database, too), 2 usage or bad input, 3 no such worker, run or letter,
-4 schema missing, behind, ahead or damaged, 130 interrupted. An error is one line on
-stderr. A traceback is a fault of jobrunner's, never of its user's.
+4 schema missing, behind, ahead or damaged, 5 a run of `run --until-idle` was exhausted, 130 interrupted. An error is
+one line on stderr. A traceback is a fault of jobrunner's, never of its user's.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
+from jobrunner.cli import streams
 from jobrunner.cli.context import Root
-from jobrunner.errors import JobrunnerError
+from jobrunner.errors import JobrunnerError, OutputFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +126,9 @@ def root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` without the program's name, None for the process's own."""
     try:
-        result = get_command(app).main(argv, prog_name="jobrunner", standalone_mode=False)
+        streams.prepare()
+        arguments = streams.read_arguments(sys.argv[1:] if argv is None else argv)
+        result = get_command(app).main(arguments, prog_name="jobrunner", standalone_mode=False)
         sys.stdout.flush()
     except JobrunnerError as error:
         return _fail(str(error), error.exit_code)
@@ -134,11 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit: let it have somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.let_go_of_output()
         return _BROKEN_PIPE
     except SystemExit as stop:  # the parser's own answer to a broken pipe
+        streams.let_go_of_output()
         return stop.code if isinstance(stop.code, int) else _BROKEN_PIPE
+    except OSError as error:
+        if not streams.is_of_output(error):
+            raise
+        return _fail(str(OutputFailed(error.strerror or str(error))), OutputFailed.exit_code)
     return result if isinstance(result, int) else 0
 
 
@@ -151,7 +158,10 @@ def _with_advice(error: Any) -> str:
 def _fail(message: str, code: int) -> int:
     """Say what is wrong in one line, whatever the message holds."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    typer.echo(f"error: {line}", err=True)
+    with suppress(OSError):  # nobody is there to be told
+        typer.echo(f"error: {line}", err=True)
+    if streams.is_output_broken():
+        streams.let_go_of_output()
     return code
 
 

@@ -11,19 +11,26 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
+from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.transaction import AsyncConnection
 
 _WIDEST = 80
-_NARROW = 20  # a time's width: a cell up to this is never broken
+_NARROW = 23  # a time's width: a cell up to this is never broken
 _NOTHING = "-"
 
 
@@ -86,22 +93,105 @@ def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
 
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
-    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+    say(_json(value, indent=2))
 
 
 def show_json_line(value: Mapping[str, Any]) -> None:
     """Print one thing of many that come one after the other: a JSON object in a line."""
-    say(json.dumps(dict(value), default=_plain, ensure_ascii=False))
+    say(_json(dict(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A long list: its first rows for people, or all of it in pages, for a program that gave no limit.
+
+    `first` reads at most so many rows; `pages` reads them all; `shown` and `empty` as for `show_rows`.
+    """
+
+    first: Callable[[AsyncConnection, int], Awaitable[Sequence[Mapping[str, Any]]]]
+    pages: Callable[[], AsyncIterator[Sequence[Mapping[str, Any]]]]
+    shown: Sequence[Column]
+    empty: str
+    order: str = "newest"
+    screenful: int = 50
+
+    async def show(self, db: Database, limit: int | None, *, as_json: bool) -> None:
+        """Read the list and print it."""
+        if as_json and limit is None:
+            await show_pages(self.pages())
+            return
+        most = limit or self.screenful
+        async with db.read() as conn:
+            rows = await self.first(conn, most if as_json else most + 1)
+        show_rows(rows[:most], self.shown, as_json=as_json, empty=self.empty)
+        if len(rows) > most:
+            note(f"the {self.order} {most}; --limit shows more")
+
+
+class JsonArray:
+    """A JSON array that is printed while its elements are still being read; looks as one printed at once."""
+
+    def __init__(self) -> None:
+        self._is_empty = True
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Print the next elements."""
+        texts = [textwrap.indent(_json(dict(row), indent=2), "  ") for row in rows]
+        if texts:
+            _write(("[\n" if self._is_empty else ",\n") + ",\n".join(texts), has_end=False)
+            self._is_empty = False
+
+    def close(self) -> None:
+        """End the array."""
+        say("[]" if self._is_empty else "\n]")
+
+
+async def show_pages(pages: AsyncIterator[Sequence[Mapping[str, Any]]]) -> None:
+    """Print what comes in pages as one JSON array: never more than a page is held, however many rows there are."""
+    array = JsonArray()
+    async for page in pages:
+        array.add(page)
+    array.close()
 
 
 def say(text: str) -> None:
     """Print a line."""
-    typer.echo(text)
+    _write(text)
+
+
+def _write(text: str, *, has_end: bool = True) -> None:
+    try:
+        typer.echo(text, nl=has_end)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(error.strerror or str(error)) from error
 
 
 def note(text: str) -> None:
     """Print a line beside the output, on stderr."""
-    typer.echo(text, err=True)
+    with suppress(OSError):  # nobody is there to be told
+        typer.echo(text, err=True)
+
+
+def _json(value: Any, **layout: Any) -> str:
+    """Write a value as JSON, escaped where the output's encoding cannot have it as it is."""
+    text = json.dumps(value, default=_plain, ensure_ascii=False, **layout)
+    return text if _can_write(text) else json.dumps(value, default=_plain, **layout)
+
+
+def _can_write(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode(_encoding())
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def show_value(value: Any) -> str:
@@ -128,11 +218,6 @@ def show_field(field: str, value: Any) -> str:
     return show_value(value)
 
 
-def show_time(moment: datetime) -> str:
-    """Show a time to the second, in UTC."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-
-
 def show_duration(milliseconds: int | None) -> str:
     """Show a duration with the unit that fits it."""
     if milliseconds is None:
@@ -148,8 +233,15 @@ def short(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Return text without control characters: no tab, no escape sequence."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    """Return text without control characters (no tab, no escape sequence) that the output's encoding can say."""
+    shown = text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return shown if _can_write(shown) else shown.encode(_encoding(), "backslashreplace").decode(_encoding())
+
+
+def _escaped(character: str) -> str:
+    return (
+        character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
+    )
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +15,19 @@ from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Root
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.loading import load_orchestrator
+from jobrunner.cli.output import note
+from jobrunner.model.run import EndsRun
+from jobrunner.policy.words import counted
 from jobrunner.runtime.first import stand_aside_if_first
+from jobrunner.telemetry.events import RunEnded
+
+if TYPE_CHECKING:
+    from jobrunner.runtime.orchestrator import WorkerOrchestrator
+    from jobrunner.telemetry.events import Event
 
 app = typer.Typer(rich_markup_mode=None)
+EXHAUSTED = 5
+"""The exit code of `--until-idle` after a run that was exhausted."""
 
 
 @app.command("run")
@@ -40,20 +51,28 @@ def run(
     lease: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Others take over after so long without a beat; else 30 s.")
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop as soon as there is nothing to do.")] = False,
+    until_idle: Annotated[
+        bool,
+        typer.Option("--until-idle", help="Stop as soon as there is nothing to do; exit 5 if a run was exhausted."),
+    ] = False,
     migrate: Annotated[bool, typer.Option("--migrate", help="Upgrade an old schema, on PostgreSQL too.")] = False,
     allow_commands: Annotated[
         bool, typer.Option("--allow-commands", help="Run command workers, which operators add.")
     ] = False,
     log_level: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL; else INFO.")
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="jobrunner's own: DEBUG, INFO, WARNING, ERROR or CRITICAL; else the program's, or INFO.",
+        ),
     ] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Start a node: run the workers of MODULE until told to stop.
 
     SIGTERM or SIGINT lets running work end first; a second one stops at once. An SQLite file is created and upgraded
-    by itself.
+    by itself. Exits with 0 when it was told to stop or, with --until-idle, when there is nothing left to do; with 5 if
+    with --until-idle a run of this node was exhausted: all its attempts failed.
     """
     stand_aside_if_first()
     root = ctx.find_root().obj
@@ -69,10 +88,27 @@ def run(
     }
     settings = context.load_settings(ctx, **explicit)
     orchestrator = load_orchestrator(module)
-    set_up_logging(settings.log_level)
+    is_said = log_level is not None or bool(os.environ.get("JOBRUNNER_LOG_LEVEL", "").strip())
+    set_up_logging(settings.log_level, is_said=is_said)
     orchestrator.configure(**explicit)
+    exhausted = _count_exhausted(orchestrator)
     _calm_garbage_collection()
     context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
+    if until_idle and exhausted:
+        note(f"{counted(len(exhausted), 'run')} exhausted; `jobrunner dead-letters list` shows them")
+        raise typer.Exit(EXHAUSTED)
+
+
+def _count_exhausted(orchestrator: WorkerOrchestrator) -> list[int]:
+    """Return a list that takes the id of every run that this node ends exhausted."""
+    ids: list[int] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, RunEnded) and event.ends_run == EndsRun.EXHAUSTED:
+            ids.append(event.run.id)
+
+    orchestrator.events.subscribe(see)
+    return ids
 
 
 def _calm_garbage_collection() -> None:
@@ -100,13 +136,18 @@ class _OneLine(logging.Formatter):
         return line if line.isprintable() else "".join(c if c.isprintable() else " " for c in line)
 
 
-def set_up_logging(level: str) -> None:
-    """Write log records to stderr, one line each, unless the program has set up logging itself."""
-    log = logging.getLogger()
-    if log.handlers:
-        return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.WARNING)
-    logging.getLogger("jobrunner").setLevel(level)
+def set_up_logging(level: str, *, is_said: bool) -> None:
+    """Write log records to stderr, one line each, as far as the program has not set up logging itself.
+
+    A handler of the program's, or a level, is its own decision and stays. `level` is that of jobrunner's logger: the
+    usual one where the program has decided nothing, and in any case one that was asked for (`is_said`).
+    """
+    log, ours = logging.getLogger(), logging.getLogger("jobrunner")
+    has_handlers = bool(log.handlers or ours.handlers)
+    has_level = log.level != logging.WARNING or ours.level != logging.NOTSET
+    if not has_handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)
+    if is_said or not (has_handlers or has_level):
+        ours.setLevel(level)

@@ -13,30 +13,31 @@ from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, Work
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.output import (
     Column,
+    Listing,
     columns,
-    note,
     priority,
     say,
     show_json,
     show_json_line,
     show_one,
     show_rows,
-    show_time,
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.policy.gates import PROBE_PASSES, why_switched_off
 from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
+from jobrunner.storage.pages import run_pages, upcoming_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
-    from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.database import Database
+    from jobrunner.storage.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -61,15 +62,14 @@ def show_switch(row: Mapping[str, Any], now: datetime) -> str:
 
 
 def _why(row: Mapping[str, Any], now: datetime) -> str:
-    if not row["is_enabled"]:
-        probe = f"; probe at {show_time(row['probe_at'])}" if row["probe_at"] else ""
-        if row["circuit_state"] == "half_open":
-            probe = f"; the probe is run {row['probe_run_id']}"
-        return f"by {row['disabled_by']}: {row['disabled_reason']}{probe}"
-    until = row["paused_until"]
-    if until is not None and until > now:
-        return "until resumed" if until.year == 9999 else f"until {show_time(until)}"
-    return row["last_error"] or "" if row["last_run_outcome"] not in (None, "succeeded") else ""
+    """Say why it does not start, in the gates' own words; else how its last run failed."""
+    state = reading.state_in(row)
+    if state is None:
+        return "it has no state; `jobrunner db verify` tells more"
+    why = why_switched_off(state, now)
+    if why is None and not state.is_enabled:
+        return PROBE_PASSES
+    return why or (state.last_error or "" if state.last_run_outcome not in (None, "succeeded") else "")
 
 
 @app.command("status")
@@ -116,7 +116,7 @@ def status(
 def runs(
     ctx: typer.Context,
     worker: WorkerFilter = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     is_following: Annotated[
         bool, typer.Option("--follow", help="Go on: a line for each change, until Ctrl-C; with --json an object each.")
     ] = False,
@@ -144,21 +144,23 @@ def runs(
         context.with_database(ctx, database_url, watch)
         return
 
-    async def read(db: Database) -> list[dict[str, Any]]:
-        async with db.read() as conn:
-            return await reading.read_runs(conn, worker=worker, limit=limit)
+    async def read(db: Database) -> None:
+        listing = Listing(
+            lambda conn, most: reading.read_runs(conn, worker=worker, limit=most),
+            lambda: run_pages(db, worker),
+            [
+                *columns("id", "worker", "state", "trigger"),
+                priority(),
+                *columns("attempt", "due_at", "started_at", "key"),
+                Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
+                Column("progress", "progress", lambda row: show_progress(row["progress"])),
+            ],
+            empty="no live runs",
+            order="first",
+        )
+        await listing.show(db, limit, as_json=as_json)
 
-    rows = context.with_database(ctx, database_url, read)
-    shown = [
-        *columns("id", "worker", "state", "trigger"),
-        priority(),
-        *columns("attempt", "due_at", "started_at", "key"),
-        Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
-        Column("progress", "progress", lambda row: show_progress(row["progress"])),
-    ]
-    show_rows(rows, shown, as_json=as_json, empty="no live runs")
-    if len(rows) == limit and not as_json:
-        note(f"the first {limit}; --limit shows more")
+    context.with_database(ctx, database_url, read)
 
 
 @app.command("explain")
@@ -197,7 +199,7 @@ def upcoming(
     ctx: typer.Context,
     worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
     horizon: Annotated[str, typer.Option("--for", metavar="DURATION", help="How far to look ahead.")] = "24h",
-    limit: Limit = 100,
+    limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -208,22 +210,30 @@ def upcoming(
     seconds = read_duration("--for", horizon) or 0.0
     now = context.now()
 
-    async def read(db: Database) -> tuple[list[Upcoming], bool]:
-        async with db.read() as conn:
-            if worker is not None:
-                await reading.require_workers(conn, db.dialect, [worker])
-            return await reading.read_upcoming(conn, now, now + timedelta(seconds=seconds), limit, worker)
+    until = now + timedelta(seconds=seconds)
 
-    found, has_more = context.with_database(ctx, database_url, read)
-    rows = [dataclasses.asdict(row) for row in found]
-    shown = [
-        *columns("due_at", "worker", due_at="due"),
-        Column("timezone", "local time", _local_time),
-        *columns("note"),
-    ]
-    show_rows(rows, shown, as_json=as_json, empty=f"nothing fires in the next {horizon}")
-    if has_more and not as_json:
-        note(f"the first {limit}; --limit shows more")
+    async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
+        found, _ = await reading.read_upcoming(conn, now, until, most, worker)
+        return [dataclasses.asdict(row) for row in found]
+
+    async def read(db: Database) -> None:
+        if worker is not None:
+            async with db.peek() as conn:
+                await reading.require_workers(conn, db.dialect, [worker])
+
+        async def pages() -> AsyncIterator[list[dict[str, Any]]]:
+            async for page in upcoming_pages(db, now, until, worker):
+                yield [dataclasses.asdict(row) for row in page]
+
+        shown = [
+            *columns("due_at", "worker", due_at="due"),
+            Column("timezone", "local time", _local_time),
+            *columns("note"),
+        ]
+        listing = Listing(first, pages, shown, f"nothing fires in the next {horizon}", order="first", screenful=100)
+        await listing.show(db, limit, as_json=as_json)
+
+    context.with_database(ctx, database_url, read)
 
 
 def _local_time(row: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ from jobrunner.errors import DatabaseError, Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.enqueue import Request, enqueue, same_key
+from jobrunner.storage.explain import why_waits
 from jobrunner.storage.history import read_history
-from jobrunner.storage.status import read_live, read_obstacles
+from jobrunner.storage.status import read_live
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -79,7 +80,7 @@ def trigger(
         elif not wait:
             show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
         if is_new or wait:
-            await _note_obstacles(db, request, now)
+            await _note_why_it_waits(db, request.worker, run_id)
         return await _end_of(db, run_id, is_quiet=as_json) if wait else None
 
     ended = context.with_database(ctx, database_url, work, Access.WRITE)
@@ -115,13 +116,12 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
         return run_id, run_id != known
 
 
-async def _note_obstacles(db: Database, request: Request, now: datetime) -> None:
-    """Say why the run will wait for somebody, if it will; who may only trigger is told nothing."""
+async def _note_why_it_waits(db: Database, worker: str, run_id: int) -> None:
+    """Say why the run will wait, if it will, in the gates' own words; who may only trigger is told nothing."""
     with suppress(DatabaseError):
-        async with db.peek() as conn:
-            found = await read_obstacles(conn, request.worker, now, is_forced=request.is_forced)
-        if found:
-            note(f"{request.worker} waits: {'; '.join(found)} (`jobrunner explain {request.worker}` tells more)")
+        why = await why_waits(db, run_id, context.now())
+        if why is not None:
+            note(f"{worker} waits: {why} (`jobrunner explain {worker}` tells more)")
 
 
 async def _end_of(db: Database, run_id: int, *, is_quiet: bool) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.cli.output import clean, show_time, show_value
+from jobrunner.cli.output import clean, show_value
+from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.output import read_new_lines
 from jobrunner.storage.history import newest_ids, read_history

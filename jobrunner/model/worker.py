@@ -111,6 +111,7 @@ class WorkerState:
     disabled_by: str | None = None
     disabled_reason: str | None = None
     paused_until: datetime | None = None
+    paused_reason: str | None = None
     circuit_state: CircuitState = CircuitState.CLOSED
     circuit_opened_at: datetime | None = None
     cooldown_current_seconds: float | None = None

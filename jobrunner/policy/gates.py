@@ -14,17 +14,21 @@ way does not stop others in turn, which keeps the waiting local.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
 from jobrunner.policy.schedule import schedule_problem
+from jobrunner.policy.switches import show_end_of_pause
+from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
+
+    from jobrunner.model.worker import WorkerState
 
 
 @dataclass(slots=True)
@@ -72,39 +76,54 @@ class View:
 
 def _would_probe(view: View, candidate: Candidate) -> bool:
     state = view.worker(candidate.worker).state
-    if candidate.is_forced or state.is_enabled or state.circuit_state is not CircuitState.OPEN:
+    if candidate.is_forced or state.is_enabled or candidate.worker in view.probing:
         return False
-    if state.disabled_by != "circuit" or candidate.worker in view.probing:
+    return _lets_a_probe_through(state, view.facts.now)
+
+
+def _lets_a_probe_through(state: WorkerState, now: datetime) -> bool:
+    if state.disabled_by != "circuit" or state.circuit_state is not CircuitState.OPEN:
         return False
-    return state.probe_at is not None and state.probe_at <= view.facts.now
+    return state.probe_at is not None and state.probe_at <= now
 
 
 def _enabled(view: View, candidate: Candidate) -> str | None:
-    worker = view.worker(candidate.worker)
-    state = worker.state
+    is_probing = candidate.worker in view.probing
+    return _why_disabled(view.worker(candidate.worker).state, view.facts.now, candidate.id, is_probing=is_probing)
+
+
+def _why_disabled(state: WorkerState, now: datetime, run_id: int | None, *, is_probing: bool = False) -> str | None:
     if state.is_enabled:
         return None
     if state.disabled_by != "circuit":
         return f"disabled by operator: {state.disabled_reason or 'no reason given'}"
-    if state.circuit_state is CircuitState.HALF_OPEN:
-        if candidate.id is not None and candidate.id == state.probe_run_id:
-            return None
-        return f"the circuit is half open: only its probe, run {state.probe_run_id}, may start"
-    if candidate.worker in view.probing:
-        return "the circuit is half open: its probe has just started"
-    if _would_probe(view, candidate):
-        return None
     reason = f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
+    if state.circuit_state is CircuitState.HALF_OPEN:
+        is_probe = run_id is not None and run_id == state.probe_run_id
+        return None if is_probe else f"{reason}; only its probe, run {state.probe_run_id}, may start"
+    if is_probing:
+        return f"{reason}; its probe comes first"
+    if _lets_a_probe_through(state, now):
+        return None
     if state.probe_at is None:
-        return f"{reason}; `jobrunner admin enable {candidate.worker}` closes it"
+        return f"{reason}; `jobrunner admin enable {state.worker}` closes it"
     return f"{reason}; a probe may start at {show_time(state.probe_at)}"
 
 
 def _paused(view: View, candidate: Candidate) -> str | None:
-    until = view.worker(candidate.worker).state.paused_until
-    if until is None or until <= view.facts.now:
+    return _why_paused(view.worker(candidate.worker).state, view.facts.now)
+
+
+def _why_paused(state: WorkerState, now: datetime) -> str | None:
+    if state.paused_until is None or state.paused_until <= now:
         return None
-    return "paused until resumed" if until.year == 9999 else f"paused until {show_time(until)}"
+    said = f"paused {show_end_of_pause(state.paused_until)}"
+    return f"{said}: {state.paused_reason}" if state.paused_reason else said
+
+
+def why_switched_off(state: WorkerState, now: datetime) -> str | None:
+    """Say why a worker's switches stop its next run: what the gates ENABLED and PAUSED say; None if they are open."""
+    return _why_disabled(state, now, None) or _why_paused(state, now)
 
 
 def _due(view: View, candidate: Candidate) -> str | None:
@@ -128,7 +147,7 @@ def _max_running(view: View, candidate: Candidate) -> str | None:
     limit, active = worker.config.max_running, view.active[candidate.worker]
     if active < limit:
         return None
-    return f"{active} of {limit} running: {_show_active(worker.active) or 'just started'}"
+    return f"{active} of {limit} running: {_show_active(worker.active) or 'about to start'}"
 
 
 def _dependencies(view: View, candidate: Candidate) -> str | None:
@@ -148,7 +167,7 @@ def _unmet(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candida
         is_disabled = f"it is disabled ({other.state.disabled_reason or 'no reason given'})"
         return is_disabled if reason is None else f"{reason}, and {is_disabled}"
     if reason is None and view.active[edge.depends_on] > 0:
-        return f"it is running ({_show_active(other.active) or 'just started'})"
+        return f"it is running ({_show_active(other.active)})" if other.active else "it is about to start"
     reason = reason or _retry_waits(other)
     if reason is not None:
         return reason
@@ -196,7 +215,7 @@ def _blocks(view: View, candidate: Candidate) -> str | None:
     for name in worker.counterparts:
         if view.active[name] > 0:
             held = _show_active(view.worker(name).active)
-            return f"blocked by {name}, {held}" if held else f"blocked by {name}, which has just started"
+            return f"blocked by {name}, {held}" if held else f"blocked by {name}, which is about to start"
     holder = view.held_by.get(candidate.worker)
     if holder is not None:
         return f"lets {holder.worker} go first: it has waited since {show_time(holder.due_at)}"
@@ -218,7 +237,9 @@ GATES: tuple[tuple[Gate, Callable[[View, Candidate], str | None]], ...] = (
     (Gate.SLOT, _slot),
 )
 OPENED_BY_FORCE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES})
+PROBE_PASSES = "the circuit lets its probe through"
 _NO_SLOT = frozenset({Gate.SLOT})
+_KNOWN_BEFORE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.HANDLER})
 _ELSEWHERE = frozenset({Gate.SLOT, Gate.HANDLER})
 
 
@@ -268,11 +289,11 @@ def decide_starts(facts: Facts) -> list[Start]:
 
 
 def _walk(view: View, until: Candidate | None = None) -> Iterator[Start]:
-    """Decide the due candidates in starting order; stop before `until`, or when no slot is left."""
+    """Decide the due candidates in starting order; stop at the place of `until`, or when no slot is left."""
     now = view.facts.now
     due = [c for worker in view.facts.workers.values() for c in candidates_of(worker) if c.due_at <= now]
     for candidate in sorted(due, key=lambda candidate: candidate.order):
-        if candidate == until:
+        if until is not None and candidate.order >= until.order:
             return
         shut = first_shut(view, candidate)
         if shut is None:
@@ -307,6 +328,22 @@ def explain(facts: Facts, name: str) -> tuple[Candidate | None, list[Verdict]]:
     return chosen, _verdicts(view, name, chosen)
 
 
+def first_shut_of(facts: Facts, candidate: Candidate) -> Verdict | None:
+    """Return the first gate that is shut for this very run, as `explain` would show it; None if all are open.
+
+    A run for later is judged at its time, by the gates that do not depend on what runs then.
+    """
+    if candidate.due_at > facts.now:
+        view = View.of(replace(facts, now=candidate.due_at))
+        verdicts = [v for v in _verdicts(view, candidate.worker, candidate) if v.gate in _KNOWN_BEFORE]
+    else:
+        view = View.of(facts)
+        for _ in _walk(view, until=candidate):
+            pass
+        verdicts = _verdicts(view, candidate.worker, candidate)
+    return next((verdict for verdict in verdicts if not verdict.is_open), None)
+
+
 def _choose(facts: Facts, mine: list[Candidate]) -> Candidate | None:
     """Choose whom to explain: what the next pass starts, else the first that is due, else the first to be."""
     starting = {(start.worker, start.run_id) for start in decide_starts(facts)}
@@ -338,7 +375,7 @@ def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
     worker = view.worker(candidate.worker)
     what = "its schedule" if candidate.id is None else f"run {candidate.id}"
     texts = {
-        Gate.ENABLED: "enabled" if worker.state.is_enabled else "the circuit lets its probe through",
+        Gate.ENABLED: "enabled" if worker.state.is_enabled else PROBE_PASSES,
         Gate.PAUSED: "not paused",
         Gate.DUE: f"{what} is due since {show_time(candidate.due_at)}",
         Gate.HANDLER: "a live node has the handler",
@@ -353,11 +390,6 @@ def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
 
 
 def _show_active(active: tuple[ActiveRun, ...]) -> str:
-    shown = [f"run {run.id} on node {run.node_id[:8]}, since {run.started_at:%H:%M:%S}" for run in active[:3]]
+    shown = [f"run {run.id} on node {run.node_id[:8]}, since {show_time(run.started_at)}" for run in active[:3]]
     more = len(active) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-
-
-def show_time(moment: datetime) -> str:
-    """Show a UTC time to the second, as `explain` prints it."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -219,13 +219,13 @@ class Sweep:
         self._limits = {name: _Limit(self._rules[name]) for name in unsure}
         self._kept_since = kept_since
         self._blocks: defaultdict[str, list[tuple[str, Time]]] = defaultdict(list)
-        for one, other in {(min(pair), max(pair)) for pair in blocks}:
+        for one, other in {(min(pair), max(pair)) for pair in blocks if self._knows(pair)}:
             since = self._since(one, other)
             self._blocks[one].append((other, since))
             self._blocks[other].append((one, since))
         self._depends: defaultdict[str, list[_Edge]] = defaultdict(list)
         self._depended: defaultdict[str, list[_Edge]] = defaultdict(list)
-        for worker, other in dependencies:
+        for worker, other in filter(self._knows, dependencies):
             edge = _Edge(worker, other, self._since(worker, other))
             self._depends[worker].append(edge)
             self._depended[other].append(edge)
@@ -234,6 +234,10 @@ class Sweep:
         self._active: list[tuple[Time, int, int, Attempt]] = []  # of those bound to others; ascending
         self._running: defaultdict[str, dict[int, Time]] = defaultdict(dict)  # worker: row's id: its start
         self._retries: defaultdict[str, dict[int, _Retry]] = defaultdict(dict)  # worker: run's id
+
+    def _knows(self, pair: Sequence[str]) -> bool:
+        """Say whether there are both: a bare SQLite shell can delete one."""
+        return pair[0] in self._rules and pair[1] in self._rules
 
     def _since(self, one: str, other: str) -> Time:
         return max(self._rules[one].changed, self._rules[other].changed)

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.transitions import enabled_state, missed_so_far, next_time
+from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:
     from jobrunner.model.schedule import Missed
 
 UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+def show_end_of_pause(until: datetime) -> str:
+    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`."""
+    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until)}"
 
 
 def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
@@ -50,14 +56,20 @@ def disable(
 
 
 def pause(
-    state: WorkerState, config: WorkerConfig, now: datetime, until: datetime, *, is_length: bool = False
+    state: WorkerState,
+    config: WorkerConfig,
+    now: datetime,
+    until: datetime,
+    reason: str | None = None,
+    *,
+    is_length: bool = False,
 ) -> tuple[WorkerState, Missed | None]:
-    """Pause until `until`: the next time becomes the schedule's first at or after that.
+    """Pause until `until`, for `reason`: the next time becomes the schedule's first at or after that.
 
     `is_length` says that `until` was not named, but is so long from now: then it moves with a clock that went back.
     """
     missed = missed_so_far(state, config, now, "paused") if state.is_enabled else None
-    after = replace(state, paused_until=until, paused_at=now if is_length else None)
+    after = replace(state, paused_until=until, paused_reason=reason, paused_at=now if is_length else None)
     was_paused = _is_paused(state, now)
     if state.next_run_at is None and not (was_paused and _has_times(state)):
         return after, missed  # only triggered, disabled, or a loop whose run has not ended
@@ -68,7 +80,7 @@ def pause(
 
 def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
     """End a pause now; the next time is the schedule's first after `now`, and for a loop `now`."""
-    after = replace(state, paused_until=None, paused_at=None)
+    after = replace(state, paused_until=None, paused_reason=None, paused_at=None)
     if not _is_paused(state, now) or not _has_times(state):
         return after
     if _is_loop(config) and has_loop_run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobrunner.model.schedule import CronSchedule
 from jobrunner.policy import cron
 from jobrunner.policy import schedule as schedules
+from jobrunner.policy.gates import why_switched_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,6 +33,11 @@ class Upcoming:
     note: str | None = None
     run_id: int | None = None
 
+    @property
+    def order(self) -> tuple[bool, datetime | None, str]:
+        """Sort key: by time, what will not fire last."""
+        return (self.due_at is None, self.due_at, self.worker)
+
 
 def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, until: datetime) -> Iterator[Upcoming]:
     """Yield the firings of scheduled workers up to `until` in the order of time, those that will not fire last.
@@ -43,7 +49,7 @@ def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, 
         schedule = schedules.usable_schedule(config)
         if schedule is None:
             continue
-        obstacle = _obstacle(state, now)
+        obstacle = why_switched_off(state, now)
         if state.next_run_at is None:
             standing.append(Upcoming(config.name, None, config.timezone, obstacle or "its next time is not set"))
         else:
@@ -56,16 +62,6 @@ def first_of(rows: Iterable[Upcoming], limit: int) -> tuple[list[Upcoming], bool
     """Return the first `limit` rows, and whether there are more."""
     found = list(islice(rows, limit + 1))
     return found[:limit], len(found) > limit
-
-
-def _obstacle(state: WorkerState, now: datetime) -> str | None:
-    if not state.is_enabled:
-        by = "its circuit" if state.disabled_by == "circuit" else "operator"
-        return f"disabled by {by}: {state.disabled_reason or 'no reason given'}"
-    if state.paused_until is not None and state.paused_until > now:
-        until = state.paused_until
-        return "paused until resumed" if until.year == 9999 else f"paused until {until:%Y-%m-%d %H:%M:%S}"
-    return None
 
 
 def _of_one(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
-from jobrunner.policy.gates import show_time
+from jobrunner.policy.words import show_time
 from jobrunner.storage import wakeups
 from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish

@@ -30,10 +30,14 @@ async def write_audits(conn: AsyncConnection, rows: Sequence[dict[str, Any]]) ->
         await conn.execute(sa.insert(t.audit_log), list(rows))
 
 
-async def read_audits(conn: AsyncConnection, worker: str | None, limit: int) -> list[dict[str, Any]]:
-    """Return the newest decisions first, at most `limit`."""
+async def read_audits(
+    conn: AsyncConnection, worker: str | None, limit: int, before_id: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the newest decisions first (of those before `before_id`), at most `limit`."""
     a = t.audit_log
     statement = sa.select(a).order_by(a.c.id.desc()).limit(limit)
     if worker is not None:
         statement = statement.where(a.c.worker == worker)
+    if before_id is not None:
+        statement = statement.where(a.c.id < before_id)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]

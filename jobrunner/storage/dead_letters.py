@@ -65,15 +65,22 @@ class Chosen:
 
 
 async def list_letters(
-    conn: AsyncConnection, *, worker: str | None = None, status: str | None = "open", limit: int = 50
+    conn: AsyncConnection,
+    *,
+    worker: str | None = None,
+    status: str | None = "open",
+    limit: int = 50,
+    before_id: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the newest letters first, at most `limit`; with `status` None those of every status."""
+    """Return the newest letters first (of those before `before_id`), at most `limit`; `status` None: of every one."""
     d = t.dead_letters
     statement = sa.select(d).order_by(d.c.id.desc()).limit(limit)
     if worker is not None:
         statement = statement.where(d.c.worker == worker)
     if status is not None:
         statement = statement.where(d.c.status == status)
+    if before_id is not None:
+        statement = statement.where(d.c.id < before_id)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
 
 

@@ -20,14 +20,16 @@ from jobrunner.model.worker import Isolation
 from jobrunner.policy import gates
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
+from jobrunner.storage.rows import names_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.storage.database import Database
+    from jobrunner.storage.dialect import Dialect
 
 _PAGE = 1000  # due schedules looked at, for each priority
 
@@ -79,12 +81,7 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
     """
     async with db.read() as conn:
         due = await reading.read_due(conn, db.dialect, now, _PAGE)
-        names = due.names | {name}
-        edges = await reading.read_edges(conn, db.dialect, names)
-        nodes = await _read_nodes(conn)
-        most_free = max((node.free_slots for node in nodes), default=0)
-        anywhere = reading.Here(handlers=None)
-        facts = await reading.read_facts(conn, db.dialect, now, names, edges, anywhere, most_free)
+        nodes, facts = await _read_all(conn, db.dialect, now, due.names | {name})
     if name not in facts.workers:
         raise WorkerNotFound(name)
     answers = [_judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
@@ -92,44 +89,83 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
     return _document(name, best)
 
 
-async def _read_nodes(conn: AsyncConnection) -> list[_Node]:
+async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
+    """Say why this run does not start now (a run for later: at its time): what the first shut gate says.
+
+    None if all gates are open, or it waits no more. Unlike `explain` it looks only at the run's worker and at what that
+    is related to, so that it costs the same however much else is due; the slots that others may take are left out.
+    """
+    r = t.runs
+    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
+    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
+    async with db.read() as conn:
+        row = (await conn.execute(waiting)).first()
+        if row is None:
+            return None
+        nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
+    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    worker = facts.workers[run.worker]
+    shut = [gates.first_shut_of(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
+    if None in shut:
+        return None
+    places = [gate for gate, _ in gates.GATES]
+    best = max(filter(None, shut), key=lambda verdict: places.index(verdict.gate), default=None)
+    best = best or gates.first_shut_of(replace(facts, free_slots=1), run)
+    if best is None or (best.gate is Gate.HANDLER and not worker.has_handler):
+        return _no_handler(worker, bool(nodes))
+    return best.reason
+
+
+async def _read_all(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
+) -> tuple[list[_Node], Facts]:
+    """Read the live nodes, and the facts about `names` and what they are related to, as any of the nodes sees them."""
     n, h, r = t.nodes, t.node_handlers, t.runs
     is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
     held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, sa.literal_column("runs.state <> 'pending'"))
-    rows = await conn.execute(
-        sa.select(n.c.id, n.c.max_concurrent, n.c.allows_commands, held.scalar_subquery().label("held"))
-        .where(is_active)
-        .order_by(n.c.id)
-    )
-    found = rows.all()
+    live = sa.select(n.c.id, n.c.max_concurrent, n.c.allows_commands, held.scalar_subquery().label("held"))
+    rows = (await conn.execute(live.where(is_active).order_by(n.c.id))).all()
+    free = {row.id: max(row.max_concurrent - row.held, 0) for row in rows}
+    edges = await reading.read_edges(conn, dialect, names)
+    anywhere = reading.Here(handlers=None)
+    facts = await reading.read_facts(conn, dialect, now, names, edges, anywhere, max(free.values(), default=0))
+    given = dialect.rows("names", name=sa.Text())
+    known = sa.select(h.c.node_id, h.c.worker).join(n, n.c.id == h.c.node_id).where(is_active)
+    known = known.where(h.c.worker.in_(sa.select(given.c.name)))
     handlers: defaultdict[str, set[str]] = defaultdict(set)
-    for row in await conn.execute(sa.select(h.c.node_id, h.c.worker).join(n, n.c.id == h.c.node_id).where(is_active)):
-        handlers[row.node_id].add(row.worker)
-    return [
-        _Node(row.id, max(row.max_concurrent - row.held, 0), bool(row.allows_commands), frozenset(handlers[row.id]))
-        for row in found
-    ]
+    for node_id, worker in await conn.execute(known, {"names": names_json(facts.workers)}):
+        handlers[node_id].add(worker)
+    nodes = [_Node(row.id, free[row.id], bool(row.allows_commands), frozenset(handlers[row.id])) for row in rows]
+    return nodes, facts
 
 
-def _judge(facts: Facts, node: _Node, name: str) -> _Answer:
-    """Ask as `node` would ask itself; `has_handler` of `facts` says what any node has."""
+def _as_seen_by(facts: Facts, node: _Node) -> Facts:
+    """Return the facts as `node` has them itself; `has_handler` of `facts` says what any node has."""
     seen = {
         other: worker if node.has(worker) else replace(worker, has_handler=False)
         for other, worker in facts.workers.items()
     }
-    candidate, verdicts = gates.explain(Facts(facts.now, seen, node.free_slots), name)
+    return Facts(facts.now, seen, node.free_slots)
+
+
+def _judge(facts: Facts, node: _Node, name: str) -> _Answer:
+    candidate, verdicts = gates.explain(_as_seen_by(facts, node), name)
     return _Answer(node.id, candidate, verdicts)
 
 
 def _nowhere(facts: Facts, name: str, is_any_node: bool) -> _Answer:
     """Answer when no live node has the handler: the handler and the slot are shut, the rest is judged all the same."""
     candidate, verdicts = gates.explain(replace(facts, free_slots=1), name)
-    said = "no live node has the handler" if is_any_node else "no node is running; `jobrunner run MODULE` starts one"
-    if facts.workers[name].config.isolation is Isolation.COMMAND:
-        said = "a command: only nodes started with --allow-commands run it, and none of these is live"
+    said = _no_handler(facts.workers[name], is_any_node)
     shut = {Gate.HANDLER, Gate.SLOT}
     judged = [replace(v, is_open=False, reason=said) if v.gate in shut else v for v in verdicts]
     return _Answer(None, candidate, judged)
+
+
+def _no_handler(worker: WorkerFacts, is_any_node: bool) -> str:
+    if worker.config.isolation is Isolation.COMMAND:
+        return "a command: only nodes started with --allow-commands run it, and none of these is live"
+    return "no live node has the handler" if is_any_node else "no node is running; `jobrunner run MODULE` starts one"
 
 
 def _document(name: str, answer: _Answer) -> dict[str, Any]:

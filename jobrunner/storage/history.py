@@ -12,7 +12,7 @@ from jobrunner.storage import tables as t
 from jobrunner.storage.types import to_json as time_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -127,8 +127,9 @@ async def read_history(
     run_id: int | None = None,
     ids: Collection[int] | None = None,
     limit: int = 50,
+    before: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the newest attempts first, at most `limit`, narrowed by what is given."""
+    """Return the newest attempts first, at most `limit`, narrowed by what is given; `before`: after that row."""
     h = t.run_history
     statement = sa.select(h).order_by(h.c.id.desc()).limit(limit)
     if worker is not None:
@@ -142,8 +143,14 @@ async def read_history(
             statement = statement.where(sa.literal_column("run_history.outcome <> 'succeeded'"))
     if since is not None:
         statement = statement.where(h.c.finished_at >= since)
-        if worker is None and outcome is None:  # in the order of ids, all of history would be looked through for few
-            statement = statement.order_by(None).order_by(h.c.finished_at.desc(), h.c.id.desc())
+    if since is not None and worker is None and outcome is None:
+        # In the order of ids, all of history would be looked through for few.
+        statement = statement.order_by(None).order_by(h.c.finished_at.desc(), h.c.id.desc())
+        if before is not None:
+            at, last = before["finished_at"], before["id"]
+            statement = statement.where(h.c.finished_at <= at, sa.or_(h.c.finished_at < at, h.c.id < last))
+    elif before is not None:
+        statement = statement.where(h.c.id < before["id"])
     if run_id is not None:
         statement = statement.where(h.c.run_id == run_id)
     if ids is not None:

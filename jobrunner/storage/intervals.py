@@ -33,7 +33,7 @@ _LARGEST_ID = 2**63 - 1
 _RUNS_NOW: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
 _WAITS_AGAIN: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending' AND runs.attempt > 1")
 _BY_ID = """
-    SELECT worker, started_at, {end}, id FROM {p}run_history WHERE id < $1 ORDER BY id DESC LIMIT {rows}"""
+    SELECT worker, started_at, {end}, id, fence FROM {p}run_history WHERE id < $1 ORDER BY id DESC LIMIT {rows}"""
 _BY_END = """
     SELECT worker, run_id, started_at, {end}, id, attempt, outcome, ends_run, is_forced, finished_at
     FROM {p}run_history
@@ -87,7 +87,7 @@ class Intervals:
         return sweep, await self._active()
 
     async def by_id(self) -> AsyncIterator[list[Sequence[Any]]]:
-        """Read history from its newest row on: worker, start, end, id."""
+        """Read history from its newest row on: worker, start, end, id, fence."""
         last = _LARGEST_ID
         while rows := await self._db.fetch(self._conn, self._by_id, last):
             yield rows

@@ -75,13 +75,13 @@ async def pause(
     *,
     is_length: bool = False,
 ) -> WorkerState:
-    """Pause a worker until `until`; `is_length`: that is so long from now, and not a time that was named.
+    """Pause a worker until `until`, and note why; `is_length`: that is so long from now, no time that was named.
 
     Raises `WorkerNotFound`.
     """
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        after, missed = switches.pause(stored.state, stored.config, now, until, is_length=is_length)
+        after, missed = switches.pause(stored.state, stored.config, now, until, reason, is_length=is_length)
         detail = {"until": time_to_json(until), "reason": reason}
         await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
         return after

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
-from jobrunner.policy.gates import show_time
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage import tables as t
 from jobrunner.storage.fact_statements import PRIORITIES
-from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, config_or_problem, state_of
+from jobrunner.storage.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_or_problem, state_of
 from jobrunner.storage.rowsets import same
 from jobrunner.storage.workers import existing_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.model.worker import WorkerState
     from jobrunner.storage.dialect import Dialect
 
 _NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
@@ -58,6 +58,13 @@ async def read_status(conn: AsyncConnection, name: str | None = None) -> list[di
     return rows
 
 
+def state_in(row: Mapping[str, Any]) -> WorkerState | None:
+    """Return the state that a row of `worker_status` shows; None where the worker has none."""
+    if row["is_enabled"] is None:
+        return None
+    return state_of({**row, "worker": row["name"]}.get(field) for field in STATE_FIELDS)
+
+
 async def read_counts(conn: AsyncConnection) -> dict[str, int]:
     """Count the live nodes and the open dead letters; the runs are counted in `worker_status`."""
     n, d = t.nodes, t.dead_letters
@@ -79,13 +86,7 @@ async def read_runs(
     """
     r = t.runs
     columns = [column for column in r.c if has_output or column.name != "output"]
-    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
-    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
-    if worker is not None:
-        if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
-            raise WorkerNotFound(worker)
-        active = active.where(r.c.worker == worker)
-    first = [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))[:limit]]
+    first = (await read_active(conn, worker))[:limit]
     found = {
         row["id"]: dict(row) for row in (await conn.execute(sa.select(*columns).where(r.c.id.in_(first)))).mappings()
     }
@@ -94,6 +95,18 @@ async def read_runs(
         waiting = [dict(row) for row in (await conn.execute(_waiting(columns, worker, limit - len(rows)))).mappings()]
         rows += sorted(waiting, key=lambda row: (row["due_at"], row["id"]))[: limit - len(rows)]
     return rows
+
+
+async def read_active(conn: AsyncConnection, worker: str | None) -> list[int]:
+    """Return the ids of the runs that are active, by start. Raises `WorkerNotFound`."""
+    r = t.runs
+    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
+    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
+    if worker is not None:
+        if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
+            raise WorkerNotFound(worker)
+        active = active.where(r.c.worker == worker)
+    return [run_id for _, run_id in sorted(map(tuple, await conn.execute(active)))]
 
 
 def _waiting(columns: Sequence[sa.Column[Any]], worker: str | None, limit: int) -> sa.Select[Any]:
@@ -137,34 +150,6 @@ async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:
     return found
 
 
-async def read_obstacles(conn: AsyncConnection, name: str, now: datetime, *, is_forced: bool) -> list[str]:
-    """Return why a run of this worker would wait for somebody to do something: the switches, and who has its code."""
-    w, s, n, h = t.workers, t.worker_state, t.nodes, t.node_handlers
-    is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
-    has_code = sa.exists().where(h.c.worker == name, n.c.id == h.c.node_id, is_active)
-    commands = sa.exists().where(n.c.allows_commands, is_active)
-    is_command = w.c.isolation == sa.literal_column("'command'")
-    statement = (
-        sa.select(s.c.is_enabled, s.c.disabled_by, s.c.disabled_reason, s.c.paused_until)
-        .add_columns(is_command.label("is_command"), sa.case((is_command, commands), else_=has_code).label("has_node"))
-        .select_from(w.join(s, s.c.worker == w.c.name))
-        .where(w.c.name == name)
-    )
-    row = (await conn.execute(statement)).first()
-    if row is None:
-        return []
-    found = []
-    if not row.is_enabled and not is_forced:
-        found.append(f"it was disabled by {row.disabled_by}: {row.disabled_reason}")
-    if row.paused_until is not None and row.paused_until > now and not is_forced:
-        found.append(
-            f"it is paused until {'resumed' if row.paused_until.year == 9999 else show_time(row.paused_until)}"
-        )
-    if not row.has_node:
-        found.append(f"no live node {'was started with --allow-commands' if row.is_command else 'has its code'} now")
-    return found
-
-
 async def require_trace(conn: AsyncConnection, name: str) -> None:
     """Return if there is a worker of that name, or was one that left history or dead letters behind.
 
@@ -186,15 +171,11 @@ async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequen
             raise WorkerNotFound(name)
 
 
-async def read_upcoming(
-    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
-) -> tuple[list[Upcoming], bool]:
-    """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
-
-    These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
-    it is given.
-    """
-    w, s, r = t.workers, t.worker_state, t.runs
+async def read_firings(
+    conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None
+) -> Iterator[Upcoming]:
+    """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given."""
+    w, s = t.workers, t.worker_state
     scheduled = (
         sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
         .select_from(w.join(s, s.c.worker == w.c.name))
@@ -204,7 +185,25 @@ async def read_upcoming(
         scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
     rows = (await conn.execute(scheduled)).all()
-    workers = [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
+    return firings([(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows], now, until)
+
+
+def planned_run(row: Mapping[str, Any]) -> Upcoming:
+    """Return a run that waits for its time as a row of the listing."""
+    note = f"run {row['id']}, {'retry' if row['attempt'] > 1 else row['trigger']}"
+    return Upcoming(row["worker"], row["due_at"], "UTC", note, row["id"])
+
+
+async def read_upcoming(
+    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
+) -> tuple[list[Upcoming], bool]:
+    """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
+
+    These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
+    it is given.
+    """
+    r = t.runs
+    ahead = await read_firings(conn, now, until, worker)
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
@@ -213,21 +212,8 @@ async def read_upcoming(
     )
     if worker is not None:
         planned = planned.where(r.c.worker == worker)
-    waiting = [
-        Upcoming(
-            row.worker,
-            row.due_at,
-            "UTC",
-            f"run {row.id}, {'retry' if row.attempt > 1 else row.trigger}",
-            row.id,
-        )
-        for row in await conn.execute(planned)
-    ]
-
-    def key(row: Upcoming) -> tuple[bool, Any, str]:
-        return (row.due_at is None, row.due_at, row.worker)
-
-    return first_of(heapq.merge(firings(workers, now, until), waiting, key=key), limit)
+    waiting = [planned_run(dict(row)) for row in (await conn.execute(planned)).mappings()]
+    return first_of(heapq.merge(ahead, waiting, key=lambda row: row.order), limit)
 
 
 async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]]:

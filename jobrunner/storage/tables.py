@@ -134,6 +134,7 @@ worker_state = sa.Table(
     sa.Column("disabled_by", sa.Text),
     sa.Column("disabled_reason", sa.Text),
     sa.Column("paused_until", UtcDateTime),
+    sa.Column("paused_reason", sa.Text),
     sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
     sa.Column("circuit_opened_at", UtcDateTime),
     sa.Column("cooldown_current_seconds", Real),

@@ -141,3 +141,23 @@ def _now_elsewhere(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
 @compiles(Now, "sqlite")
 def _now_on_sqlite(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+class JsonLength(sa.sql.functions.FunctionElement[int]):
+    """How many elements a JSON column's array has; 0 for what is none."""
+
+    type = sa.Integer()
+    inherit_cache = True
+    name = "json_length"
+
+
+@compiles(JsonLength)
+def _length_elsewhere(element: JsonLength, compiler: SQLCompiler, **how: Any) -> str:
+    array = compiler.process(element.clauses, **how)
+    return f"CASE WHEN jsonb_typeof({array}) = 'array' THEN jsonb_array_length({array}) ELSE 0 END"
+
+
+@compiles(JsonLength, "sqlite")
+def _length_on_sqlite(element: JsonLength, compiler: SQLCompiler, **how: Any) -> str:
+    array = compiler.process(element.clauses, **how)
+    return f"CASE WHEN json_valid({array}) THEN json_array_length({array}) ELSE 0 END"

@@ -9,6 +9,7 @@ its relations holds its `worker_state` row, as a claim does, so that no claim is
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,12 @@ async def register(
     added = [name for name in sorted(given) if name not in stored]
     changed = [name for name in sorted(given) if name in stored]
 
+    given_names = dialect.rows("names", name=sa.Text())
+    changed_at = await _after_starts(conn, sa.select(given_names.c.name), now, {"names": names_json(changed)})
+
     def row(name: str) -> dict[str, Any]:
-        return _row(merged[name], definitions.to_document(given[name]), hashes[name], version, now)
+        moment = changed_at if name in stored else now
+        return _row(merged[name], definitions.to_document(given[name]), hashes[name], version, moment)
 
     for start in range(0, len(added), _CHUNK):
         names = added[start : start + _CHUNK]
@@ -111,6 +116,22 @@ async def register(
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
     await _write_edges(conn, dialect, list(merged.values()), new=frozenset(added))
     return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(unused))
+
+
+async def _after_starts(
+    conn: AsyncConnection, names: sa.Select[Any], now: datetime, parameters: Mapping[str, Any]
+) -> datetime:
+    """Return `now`, or later: after all that was started under the definitions that are about to change.
+
+    The caller holds the state rows. While it waited for them others may have claimed, by the old definition and later
+    than `now`; `db verify` judges a start by the new one if it is not before the change.
+    """
+    s, r = t.worker_state, t.runs
+    ended = sa.select(sa.func.max(s.c.last_run_at), sa.func.max(s.c.last_ended_at)).where(s.c.worker.in_(names))
+    started = sa.select(sa.func.max(r.c.started_at)).where(r.c.worker.in_(names), r.c.slot.is_not(None))
+    moments = [*(await conn.execute(ended, parameters)).one(), (await conn.execute(started, parameters)).scalar()]
+    latest = max((moment for moment in moments if moment is not None), default=None)
+    return now if latest is None or latest < now else latest + timedelta(microseconds=1)
 
 
 def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
@@ -340,7 +361,9 @@ async def write_overrides(
     name = stored.config.name
     document = stored.definition or definitions.to_document(stored.config)
     merged = definitions.from_document(name, document, overrides)
-    row = _row(merged, document, stored.definition_hash, stored.definition_version, now)
+    mine = sa.select(t.workers.c.name).where(t.workers.c.name == name)
+    changed_at = await _after_starts(conn, mine, now, {})
+    row = _row(merged, document, stored.definition_hash, stored.definition_version, changed_at)
     await _update(conn, [{**row, "overrides": dict(overrides)}])
     await _reschedule(conn, [(stored, merged)], now)
     return merged

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.policy.gates import show_time
-from jobrunner.policy.words import counted
+from jobrunner.policy.words import counted, show_time
 from jobrunner.telemetry import events as e
 
 logger = logging.getLogger("jobrunner")

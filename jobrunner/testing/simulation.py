@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused
+from jobrunner.policy.words import show_time
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
@@ -133,7 +134,7 @@ class _Loop:
         name, starts = self.picture.starts.most_common(1)[0]
         if starts >= _MOST_STARTS_AT_ONCE and now == self._clock.now():
             raise Refused(
-                f"{name} has started {starts:,} times at {now:%Y-%m-%d %H:%M:%S}, so the simulation would never end; "
+                f"{name} has started {starts:,} times at {show_time(now)}, so the simulation would never end; "
                 "give it a pause (interval_seconds), or pass a clock that its handler advances"
             )
 

@@ -285,6 +285,7 @@ def _create_worker_state() -> None:
         sa.Column("disabled_by", sa.Text),
         sa.Column("disabled_reason", sa.Text),
         sa.Column("paused_until", _TIME),
+        sa.Column("paused_reason", sa.Text),
         sa.Column("circuit_state", sa.Text, nullable=False, server_default="closed"),
         sa.Column("circuit_opened_at", _TIME),
         sa.Column("cooldown_current_seconds", _REAL),
@@ -1069,7 +1070,7 @@ def _create_postgres_turn() -> None:
 
 def _create_views() -> None:
     p = _p()
-    op.execute(_WORKER_STATUS.format(p=p))
+    op.execute(_WORKER_STATUS.format(p=p, now=_now()))
     op.execute(_RUN_FAILURES.format(p=p))
     if _is_sqlite():
         day, since = "substr(finished_at, 1, 10)", "strftime('%Y-%m-%d 00:00:00.000000', 'now', '-29 days')"
@@ -1086,10 +1087,11 @@ SELECT
     w.max_retries, w.retry_delay_seconds, w.retry_backoff, w.retry_max_delay_seconds, w.priority,
     w.max_consecutive_failures, w.cooldown_seconds, w.max_running, w.misfire, w.isolation, w.memory_limit_mb,
     w.description, w.definition_version, w.created_at, w.updated_at,
-    s.is_enabled, s.disabled_by, s.disabled_reason, s.paused_until, s.circuit_state, s.circuit_opened_at,
-    s.cooldown_current_seconds, s.probe_at, s.probe_run_id, s.consecutive_failures, s.next_run_at, s.last_due_at,
-    s.last_run_at, s.last_run_outcome, s.last_success_at, s.last_error, s.last_duration_ms, s.last_fence,
-    s.total_runs, s.total_failures,
+    s.is_enabled, s.disabled_by, s.disabled_reason, s.paused_until,
+    CASE WHEN s.paused_until > {now} THEN s.paused_reason END AS paused_reason,  -- a pause that is over has none
+    s.circuit_state, s.circuit_opened_at, s.cooldown_current_seconds, s.probe_at, s.probe_run_id,
+    s.consecutive_failures, s.next_run_at, s.last_due_at, s.last_run_at, s.last_run_outcome, s.last_success_at,
+    s.last_error, s.last_duration_ms, s.last_fence, s.total_runs, s.total_failures,
     -- by `slot`, not by `state`: a claim has both, and the slots are indexed
     EXISTS (SELECT 1 FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS is_running,
     (SELECT count(*) FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS running_runs,

@@ -282,3 +282,42 @@ def test_times_inside_documents_look_like_those_of_columns(cli):
     cli.ok("admin", "resume", "fetch")
     resumed, paused = cli("admin", "audit", "--limit", "2", "--json").json
     assert paused["detail"]["until"] == resumed["detail"]["was_paused_until"] == "2099-01-31T10:00:00.000000Z"
+
+
+def test_why_a_worker_is_paused_is_shown_wherever_it_is_while_it_is(cli):
+    cli.ok("admin", "pause", "mail", "--for", "2h", "--reason", "moving house")
+    (line,) = [line for line in cli.ok("status").lines if line.startswith("mail")]
+    assert line.endswith("UTC: moving house")
+    assert "paused until " in line
+    assert "moving house" in cli.ok("explain", "mail").out
+    assert "moving house" in cli.ok("trigger", "mail").err
+    for words in (("status", "mail"), ("admin", "show", "mail")):
+        assert "moving house" in cli.ok(*words).out
+        assert cli(*words, "--json").json["paused_reason"] == "moving house"
+    assert {row["name"]: row["paused_reason"] for row in cli("status", "--json").json} == {
+        "fetch": None,
+        "mail": "moving house",
+    }
+    cli.ok("admin", "resume", "mail")
+    assert "moving house" not in cli.ok("status").out
+    assert cli.row("worker_state", worker="mail")["paused_reason"] is None
+
+
+def test_the_reason_of_a_pause_that_is_over_is_not_shown(cli):
+    import sqlalchemy as sa
+
+    from jobrunner.storage import tables as t
+
+    async def pause_in_the_past(db, conn):
+        values = {"paused_until": datetime(2020, 1, 1, tzinfo=UTC), "paused_reason": "moving house"}
+        await conn.execute(sa.update(t.worker_state).values(values))
+
+    cli.use(pause_in_the_past)
+    assert cli("status", "mail", "--json").json["paused_reason"] is None
+    assert "moving house" not in cli.ok("status").out + cli.ok("explain", "mail").out + cli.ok("upcoming").out
+
+
+def test_upcoming_says_why_a_schedule_is_paused(cli):
+    cli.ok("admin", "pause", "fetch", "--reason", "moving house")
+    (row,) = cli("upcoming", "--json").json
+    assert (row["due_at"], row["note"]) == (None, "paused until resumed: moving house")

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from jobrunner.cli.main import COMMANDS, app, main
+from jobrunner.cli.run import set_up_logging
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "jobrunner.cli.main"]
@@ -286,3 +288,127 @@ def test_a_log_record_is_one_line():
     assert "\x1b" not in line
     assert line.split(" ")[0].endswith("Z")
     assert time.strptime(line[:19], "%Y-%m-%dT%H:%M:%S")
+
+
+EXHAUSTING = """
+from jobrunner import Discard, WorkerOrchestrator
+
+orchestrator = WorkerOrchestrator()
+
+
+@orchestrator.worker("sad", execution_mode="triggered", max_retries=1, retry_delay_seconds=0)
+async def sad(): raise ValueError("no luck")
+
+
+@orchestrator.worker("choosy", execution_mode="triggered")
+async def choosy(): raise Discard("not worth it")
+
+
+@orchestrator.worker("flaky", execution_mode="triggered", max_retries=1, retry_delay_seconds=0)
+async def flaky(run):
+    if run.attempt == 1:
+        raise ValueError("not yet")
+"""
+
+
+def test_until_idle_has_an_exit_code_of_its_own_when_a_run_was_exhausted(tmp_path):
+    (tmp_path / "work.py").write_text(EXHAUSTING)
+    node = ("run", "work", "--until-idle")
+    assert finish(start(*node, cwd=tmp_path))[0] == 0
+    for name in ("choosy", "flaky"):  # discarded by its own code; tried again with success
+        finish(start("trigger", name, cwd=tmp_path))
+    assert finish(start(*node, cwd=tmp_path))[0] == 0
+    finish(start("trigger", "sad", cwd=tmp_path))
+    code, _, err = finish(start(*node, cwd=tmp_path))
+    assert code == 5
+    assert err.splitlines()[-1] == "1 run exhausted; `jobrunner dead-letters list` shows them"
+    assert finish(start(*node, cwd=tmp_path))[0] == 0  # an earlier node's are not this one's
+
+
+def test_the_exit_codes_are_in_the_help(capsys):
+    assert main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exit 5 if a run was exhausted" in said
+    assert "Exits with 0 when it was told to stop" in said
+
+
+@contextmanager
+def bare_logging():
+    """The two loggers that `run` may set up, as at the start of a program; afterwards as they were."""
+    root, ours = logging.getLogger(), logging.getLogger("jobrunner")
+    kept = [(log, log.level, log.handlers[:]) for log in (root, ours)]
+    for log, level in ((root, logging.WARNING), (ours, logging.NOTSET)):
+        log.handlers[:] = []
+        log.setLevel(level)
+    try:
+        yield root, ours
+    finally:
+        for log, level, handlers in kept:
+            log.setLevel(level)
+            log.handlers[:] = handlers
+
+
+def test_a_program_without_logging_gets_ours():
+    with bare_logging() as (root, ours):
+        set_up_logging("INFO", is_said=False)
+        assert (len(root.handlers), root.level, ours.level) == (1, logging.WARNING, logging.INFO)
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.ERROR])
+def test_a_level_of_the_program_stays(level):
+    with bare_logging() as (root, ours):
+        root.setLevel(level)
+        set_up_logging("INFO", is_said=False)
+        assert (root.level, ours.level, ours.getEffectiveLevel()) == (level, logging.NOTSET, level)
+        assert len(root.handlers) == 1  # a level alone would show nothing
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_handlers_of_the_program_stay_alone(place):
+    with bare_logging() as loggers:
+        loggers[place].addHandler(logging.NullHandler())
+        set_up_logging("INFO", is_said=False)
+        assert [len(log.handlers) for log in loggers] == [1 - place, place]
+        assert [log.level for log in loggers] == [logging.WARNING, logging.NOTSET]
+
+
+def test_a_level_of_our_logger_that_the_program_has_set_stays_unless_one_is_said():
+    with bare_logging() as (root, ours):
+        ours.setLevel(logging.ERROR)
+        set_up_logging("INFO", is_said=False)
+        assert ours.level == logging.ERROR
+        root.setLevel(logging.INFO)
+        set_up_logging("DEBUG", is_said=True)
+        assert (root.level, ours.level) == (logging.INFO, logging.DEBUG)
+
+
+LOGGING = (
+    WORKERS
+    + """
+import logging
+logging.getLogger().setLevel(logging.INFO)
+logging.getLogger("app").info("the program says hello")
+logging.getLogger("app.work").setLevel(logging.DEBUG)
+
+
+@orchestrator.middleware
+async def log(run, call_next):
+    logging.getLogger("app").info("before the run")
+    logging.getLogger("app.work").debug("all about it")
+    return await call_next()
+"""
+)
+
+
+def test_what_a_program_logs_at_its_own_level_is_shown(tmp_path):
+    (tmp_path / "work.py").write_text(LOGGING)
+    assert finish(start("run", "work", "--until-idle", cwd=tmp_path))[0] == 0
+    finish(start("trigger", "hello", cwd=tmp_path))
+    for options in ((), ("--log-level", "ERROR")):
+        _, _, err = finish(start("run", "work", "--until-idle", *options, cwd=tmp_path))
+        if not options:
+            assert "INFO app: before the run" in err
+            assert "DEBUG app.work: all about it" in err
+            assert "INFO jobrunner: node " in err
+        else:
+            assert "jobrunner: " not in err

@@ -126,7 +126,10 @@ def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, c
     result = cli("trigger", "mail", "--wait")
     assert result.code == code
     assert result.out.splitlines()[1] == (f"{ends_run}: {error}" if error else ends_run)
-    assert result.err == "mail waits: no live node has its code now (`jobrunner explain mail` tells more)\n"
+    assert (
+        result.err
+        == "mail waits: no node is running; `jobrunner run MODULE` starts one (`jobrunner explain mail` tells more)\n"
+    )
 
     as_json = json.loads(cli("trigger", "mail", "--wait", "--json").out)
     assert (as_json["outcome"], as_json["ends_run"]) == (outcome, ends_run)
@@ -138,14 +141,17 @@ def test_a_trigger_says_why_its_run_will_wait(cli):
         assert len(result.lines) == 1 or "--json" in more
         return result.err
 
-    assert said() == "mail waits: no live node has its code now (`jobrunner explain mail` tells more)\n"
+    assert (
+        said()
+        == "mail waits: no node is running; `jobrunner run MODULE` starts one (`jobrunner explain mail` tells more)\n"
+    )
     cli.join("mail")
     assert said() == ""
     cli.ok("admin", "pause", "mail", "--for", "2h")
-    assert said().startswith("mail waits: it is paused until 2")
+    assert said().startswith("mail waits: paused until 2")
     cli.ok("admin", "pause", "mail")
     cli.ok("admin", "disable", "mail", "--reason", "API is down")
-    why = "mail waits: it was disabled by operator: API is down; it is paused until resumed ("
+    why = "mail waits: disabled by operator: API is down ("
     assert said().startswith(why)
     assert said("--json").startswith(why)
     assert said("--key", "k").startswith(why)
@@ -156,7 +162,7 @@ def test_a_trigger_says_why_its_run_will_wait(cli):
 def test_a_command_waits_for_a_node_that_may_run_it(cli):
     cli.ok("admin", "add", "x", "--command", "true", "--triggered")
     cli.join("mail")
-    assert "no live node was started with --allow-commands now" in cli.ok("trigger", "x").err
+    assert "a command: only nodes started with --allow-commands run it" in cli.ok("trigger", "x").err
 
 
 def test_a_role_with_the_rights_that_the_readme_names_can_trigger(postgres_url, postgres, capsys):

@@ -148,7 +148,7 @@ def test_status_shows_the_probe_of_a_half_open_circuit(cli):
     cli.use(half_open)
     (line,) = [line for line in cli.ok("status").lines if line.startswith("mail")]
     assert "half open" in line
-    assert "by circuit: it kept failing; the probe is run 7" in line
+    assert "disabled by its circuit: it kept failing; only its probe, run 7, may start" in line
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from datetime import timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobrunner.model.facts import Candidate, Facts, WorkerFacts
+from jobrunner.model.facts import Candidate, Facts, Gate, WorkerFacts
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.gates import candidates_of, decide_starts, explain
+from jobrunner.policy.gates import candidates_of, decide_starts, explain, first_shut_of, why_switched_off
 from tests.support.judge import NOW, at, disabled, runs, tripped, waits, worker
 
 NAMES = "abcdef"
@@ -111,6 +111,35 @@ def test_explain_says_all_open_for_a_run_exactly_when_the_tick_starts_it(facts):
             assert says == ((name, candidate.id) in starts)
             # Where explain shows a shut gate for the run that comes first, no other run of the worker starts either.
             assert says or not any(start == name for start, _ in starts)
+
+
+@given(snapshots())
+@settings(max_examples=150)
+def test_why_a_run_waits_is_the_first_shut_gate_of_explain(facts):
+    for name in facts.workers:
+        candidate, verdicts = explain(facts, name)
+        if candidate is not None and candidate.due_at <= facts.now:
+            assert first_shut_of(facts, candidate) == next((v for v in verdicts if not v.is_open), None)
+
+
+@given(snapshots())
+@settings(max_examples=150)
+def test_a_run_waits_for_nothing_exactly_when_the_pass_starts_it(facts):
+    starts = {(start.worker, start.run_id) for start in decide_starts(facts)}
+    for name, each in facts.workers.items():
+        for candidate in candidates_of(each):
+            if candidate.due_at <= facts.now:
+                assert (first_shut_of(facts, candidate) is None) == ((name, candidate.id) in starts)
+
+
+@given(snapshots())
+@settings(max_examples=150)
+def test_why_a_worker_is_switched_off_is_what_the_gates_of_the_switches_say(facts):
+    for name, each in facts.workers.items():
+        alone = replace(each, waiting=(waits(name, 31),), state=replace(each.state, next_run_at=None))
+        _, verdicts = explain(Facts(NOW, {**facts.workers, name: alone}, 6), name)
+        shut = [v.reason for v in verdicts if v.gate in {Gate.ENABLED, Gate.PAUSED} and not v.is_open]
+        assert why_switched_off(each.state, NOW) == next(iter(shut), None)
 
 
 @given(snapshots())

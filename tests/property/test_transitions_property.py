@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jobrunner.model.run import USES_UP_AN_ATTEMPT, EndsRun, Outcome, OutcomeKind, Run, Trigger
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerState
 from jobrunner.policy import switches
+from jobrunner.policy.ends import MAY_END
 from jobrunner.policy.transitions import POISON_AFTER, Finish, decide_finish, is_probe
 from tests.support.ends import a_run, at, config
 
@@ -72,6 +73,7 @@ class World:
             does_not_fit=flag == "does_not_fit" and kind is OutcomeKind.FAILED,
         )
         decided = decide_finish(self.run, outcome, self.rules, self.rules, self.state, 0.0)
+        assert decided.ends_run in MAY_END[kind]
         self.rows.append(Row(self.run.id, self.run.attempt, kind, decided.ends_run))
         self.state = decided.state
         if decided.retry is None:
@@ -166,3 +168,19 @@ def test_no_run_is_lost_more_often_in_a_row_than_a_poison_run(rules, steps):
     for step in steps:
         world.step(step)
         assert world.run.lost_in_a_row < POISON_AFTER
+
+
+@given(ENDS, st.integers(1, 6), RULES, st.booleans(), st.integers(0, 2))
+def test_how_a_run_ends_is_in_the_table_that_db_verify_reads(end, attempt, rules, is_cancelled, lost):
+    kind, flag, delay = end
+    is_failed = kind is OutcomeKind.FAILED
+    outcome = Outcome(
+        kind,
+        at(1),
+        delay_seconds=delay,
+        is_discard=is_failed and flag == "is_discard",
+        does_not_fit=is_failed and flag == "does_not_fit",
+    )
+    run = replace(a_run(), attempt=attempt, lost_in_a_row=lost, cancel_requested_at=at(0) if is_cancelled else None)
+    decided = decide_finish(run, outcome, rules, rules, WorkerState("a"), 0.0)
+    assert decided.ends_run in MAY_END[kind]

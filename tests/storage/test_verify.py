@@ -4,73 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import tables as t
-from jobrunner.storage.verify import Scope, Violation, verify
-from tests.support.stage import T0, Stage, triggered
-
-
-async def broken(stage: Stage, tolerance: float = 0.0, days: float = 30.0) -> list[Violation]:
-    scope = Scope(stage.now, days, days, timedelta(seconds=tolerance))
-    return [violation async for violation in verify(stage.db, scope)]
-
-
-async def only(stage: Stage, promise: int, *parts: str, **how: float) -> Violation:
-    """The one violation there is, which is of `promise` and says `parts`."""
-    (violation,) = await broken(stage, **how)
-    assert violation.promise == promise
-    for part in parts:
-        assert part in violation.problem
-    assert violation.rows
-    return violation
-
-
-async def plant(stage: Stage, run_id: int, worker: str, start: float, end: float, **more: Any) -> None:
-    """An attempt in history, from `start` to `end` seconds after T0, that succeeded unless said otherwise."""
-    row = {
-        "run_id": run_id,
-        "fence": run_id * 10,
-        "worker": worker,
-        "trigger": "manual",
-        "attempt": 1,
-        "outcome": "succeeded",
-        "ends_run": "succeeded",
-        "is_forced": False,
-        "scheduled_for": T0,
-        "due_at": T0,
-        "started_at": T0 + timedelta(seconds=start),
-        "finished_at": T0 + timedelta(seconds=end),
-        **more,
-    }
-    async with stage.db.write() as conn:
-        await conn.execute(sa.insert(t.run_history), [row])
-
-
-async def plant_letter(stage: Stage, run_id: int, worker: str = "a") -> None:
-    row = {"run_id": run_id, "worker": worker, "trigger": "manual", "priority": 1, "scheduled_for": T0}
-    more = {"payload": {}, "attempts": 1, "error": "no luck", "errors": [], "died_at": T0, "status": "open"}
-    async with stage.db.write() as conn:
-        await conn.execute(sa.insert(t.dead_letters), [{**row, **more}])
+from tests.support.planted import broken, furnished, only, plant, plant_letter
+from tests.support.stage import Stage, triggered
 
 
 @pytest.fixture
 async def workers(stage: Stage) -> Stage:
     """Workers `a` and `b`, two of `wide` at a time, `x` blocks `y`, `later` depends on `a`; the clock an hour on."""
-    await stage.register(
-        triggered("a"),
-        triggered("wide", max_running=2),
-        triggered("x", blocks=["y"]),
-        triggered("y", max_running=3),
-        triggered("later", depends_on=["a"], max_running=9),
-    )
-    stage.after(3600)
-    return stage
+    return await furnished(stage)
 
 
 async def test_a_worker_without_a_state_is_reported_and_mended(workers: Stage):

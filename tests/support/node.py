@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jobrunner.runtime.identity as identities
-from jobrunner import RunContext, WorkerOrchestrator
+from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
 from jobrunner.runtime import node as nodes
 from jobrunner.runtime import recorder, tick
 from jobrunner.storage import claims, finishes, postgres_flow, sqlite_flow
@@ -66,6 +66,18 @@ def poisonous() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+async def moody(run: RunContext) -> None:
+    """Succeed, fail, snooze or give up, by the run's number."""
+    await asyncio.sleep(0.01)
+    match (run.id + run.attempt) % 7:
+        case 0 | 1:
+            raise ValueError("no luck")
+        case 2 if run.scheduled_for is not None and time.time() - run.scheduled_for.timestamp() < 2:
+            raise Snooze(0.2)
+        case 3 if run.id % 5 == 0:
+            raise Discard("not worth it")
+
+
 # --- scenarios: which workers there are ---------------------------------------------------------------------------
 
 
@@ -108,12 +120,25 @@ def new(o: WorkerOrchestrator) -> None:
     o.register_worker("added", work, execution_mode="triggered", max_running=10)
 
 
+def mixed(o: WorkerOrchestrator) -> None:
+    """Runs that end in every way there is, of workers that are tied to each other."""
+    quick: dict[str, Any] = {"retry_delay_seconds": 0.1, "retry_max_delay_seconds": 0.2, "cooldown_seconds": 1.0}
+    often: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 2, **quick}
+    o.register_worker("moody", moody, max_running=4, max_consecutive_failures=3, **often)
+    o.register_worker("other", moody, max_running=2, blocks=["loop"], max_consecutive_failures=1000, **often)
+    o.register_worker("after", moody, max_running=2, depends_on=["tick"], **often)
+    o.register_worker("tick", work, interval_seconds=0.5, max_consecutive_failures=1000, **quick)
+    o.register_worker("loop", moody, execution_mode="continuous", interval_seconds=0.1, **quick)
+    o.register_worker("late", stubborn, max_running=3, timeout_seconds=0.3, **often)
+
+
 SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
     "simple": simple,
     "clock": clock,
     "crowd": crowd,
     "old": old,
     "new": new,
+    "mixed": mixed,
 }
 
 

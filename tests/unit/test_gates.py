@@ -89,7 +89,9 @@ def test_a_paused_worker_starts_nothing_until_the_pause_ends():
 
 
 def test_explain_says_until_when_a_worker_is_paused():
-    assert why("a", Gate.PAUSED, worker("a", waits("a", 1), paused_until=at(60))) == "paused until 2026-03-02 12:01:00"
+    assert (
+        why("a", Gate.PAUSED, worker("a", waits("a", 1), paused_until=at(60))) == "paused until 2026-03-02 12:01:00 UTC"
+    )
     forever = NOW.replace(year=9999)
     assert why("a", Gate.PAUSED, worker("a", waits("a", 1), paused_until=forever)) == "paused until resumed"
 
@@ -158,9 +160,14 @@ def test_runs_take_the_lowest_free_slots_of_their_worker():
     assert [start.slot for start in decide(waiting)] == [0, 2]
 
 
+def test_a_pause_keeps_its_reason_in_what_explain_says():
+    paused = worker("a", waits("a", 1), paused_until=at(60), paused_reason="moving house")
+    assert why("a", Gate.PAUSED, paused) == "paused until 2026-03-02 12:01:00 UTC: moving house"
+
+
 def test_explain_says_who_runs_and_since_when():
     reason = why("a", Gate.MAX_RUNNING, worker("a", waits("a", 1), active=[runs("a", 812, since=-60)]))
-    assert reason == "1 of 1 running: run 812 on node node-1, since 11:59:00"
+    assert reason == "1 of 1 running: run 812 on node node-1, since 2026-03-02 11:59:00 UTC"
 
 
 # --- dependencies -------------------------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ def test_a_dependency_whose_last_run_ended_otherwise_is_not_met(outcome):
     other = worker("a", last_run_outcome=outcome, last_success_at=at(-600), next_run=300)
     assert started(other, dependent()) == []
     reason = why("b", Gate.DEPENDENCIES, other, dependent())
-    assert reason == f"waits for a: its last run {outcome.replace('_', ' ')}, next try 2026-03-02 12:05:00"
+    assert reason == f"waits for a: its last run {outcome.replace('_', ' ')}, next try 2026-03-02 12:05:00 UTC"
 
 
 def test_a_dependency_with_an_active_run_is_not_met():
@@ -317,13 +324,13 @@ def test_blocks_hold_in_both_directions():
 def test_counterparts_never_start_in_one_pass():
     a, b = worker("a", waits("a", 1), counterparts=["b"]), worker("b", waits("b", 2), counterparts=["a"])
     assert started(a, b) == [1]
-    assert "blocked by a, which has just started" in why("b", Gate.BLOCKS, a, b)
+    assert "blocked by a, which is about to start" in why("b", Gate.BLOCKS, a, b)
 
 
 def test_explain_says_which_run_blocks_and_since_when():
     a = worker("cleanup", active=[runs("cleanup", 812, since=-60)], counterparts=["b"])
     reason = why("b", Gate.BLOCKS, a, worker("b", waits("b", 2), counterparts=["cleanup"]))
-    assert reason == "blocked by cleanup, run 812 on node node-1, since 11:59:00"
+    assert reason == "blocked by cleanup, run 812 on node node-1, since 2026-03-02 11:59:00 UTC"
 
 
 def test_a_blocked_run_that_comes_first_stops_new_starts_of_its_counterparts():

@@ -220,3 +220,12 @@ def test_a_probe_is_still_planned_after_a_pause_until_resumed(what):
     after = resume(paused, what, at(60))
     assert after.next_run_at is not None
     assert after.disabled_by == "circuit"
+
+
+def test_a_pause_keeps_its_reason_until_it_is_resumed_or_paused_anew():
+    paused, _ = pause(WorkerState("a"), MINUTELY, NOW, at(90), "moving house")
+    assert paused.paused_reason == "moving house"
+    assert resume(paused, MINUTELY, NOW).paused_reason is None
+    assert pause(paused, MINUTELY, NOW, at(90))[0].paused_reason is None
+    assert disable(paused, MINUTELY, NOW, "x")[0].paused_reason == "moving house"
+    assert enable(paused, MINUTELY, NOW).paused_reason == "moving house"

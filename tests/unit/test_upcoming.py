@@ -37,11 +37,13 @@ def test_what_is_overdue_is_one_row_and_the_grid_goes_on():
 def test_what_will_not_fire_says_why():
     config = WorkerConfig("x", interval_seconds=60)
     disabled = WorkerState("x", is_enabled=False, disabled_by="circuit", disabled_reason="5 in a row")
-    assert listed(config, disabled) == [(None, "disabled by its circuit: 5 in a row")]
+    assert listed(config, disabled) == [
+        (None, "disabled by its circuit: 5 in a row; `jobrunner admin enable x` closes it")
+    ]
     assert listed(config, WorkerState("x", paused_until=UNTIL_RESUMED)) == [(None, "paused until resumed")]
     until = NOW + timedelta(minutes=59)
     paused = WorkerState("x", paused_until=until, next_run_at=until)
-    assert listed(config, paused)[0] == (until, "paused until 2026-03-28 12:59:00")
+    assert listed(config, paused)[0] == (until, "paused until 2026-03-28 12:59:00 UTC")
 
 
 def test_workers_without_a_schedule_are_not_listed():
