@@ -88,6 +88,7 @@ def decide_finish(
     ends_run, retry = _end_or_retry(run, outcome, rules, state, jitter)
     if retry is not None and run.cancel_requested_at is not None:
         ends_run, retry = EndsRun.CANCELLED, None
+        outcome = replace(outcome, reason=_with_reason(outcome.reason, run.cancel_reason))
     after = _count(state, outcome, ends_run)
     missed: Missed | None = None
     audits: tuple[Audit, ...] = ()
@@ -96,6 +97,11 @@ def decide_finish(
         after = _next_loop(after, run, outcome, ends_run, current)
     has_letter = ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}
     return Finish(outcome, ends_run, retry, has_letter, after, missed, audits)
+
+
+def _with_reason(reason: str | None, cancelled: str | None) -> str | None:
+    """Add why a run was cancelled to what else is said of its last attempt."""
+    return "; ".join(each for each in (reason, cancelled) if each) or None
 
 
 def is_probe(run: Run, state: WorkerState) -> bool:
@@ -112,7 +118,9 @@ def _end_or_retry(
     if kind is OutcomeKind.CANCELLED:
         return EndsRun.CANCELLED, None
     if kind is OutcomeKind.INTERRUPTED:
-        return None, Retry(run.attempt, run.due_at, run.lost_in_a_row)
+        delay = outcome.delay_seconds  # set where its node could not start it
+        due_at = run.due_at if delay is None else max(run.due_at, _later(now, delay))
+        return None, Retry(run.attempt, due_at, run.lost_in_a_row)
     if kind is OutcomeKind.SNOOZED:
         return None, Retry(run.attempt, _later(now, outcome.delay_seconds or 0.0), 0)
     if outcome.is_discard:

@@ -73,9 +73,9 @@ class Housekeeper:
         except DatabaseError as error:
             self._outage.failed(error)
             return
-        for key in asked:
+        for key, reason in asked:
             if key in self._held:
-                self._held[key].stop(StopReason.CANCEL, "cancelled by an operator")
+                self._held[key].stop(StopReason.CANCEL, reason or "cancelled by an operator")
 
     async def prune(self) -> None:
         """Delete what is old enough now and then, until cancelled; by itself, for a first time may take minutes."""

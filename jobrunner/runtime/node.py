@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ from jobrunner.runtime.heartbeat import Heartbeat, Hooks
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.raised import kind_of, message_of, traceback_of
 from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.shortage import Shortage
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timeouts import Timeouts
@@ -80,6 +83,7 @@ class Node:
         self._clock = clock
         self._events = events
         self._outage = Outage(clock, events)
+        self._shortage = Shortage(clock, events)
         self._is_claiming = False
         self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
@@ -216,12 +220,20 @@ class Node:
         return self._settings.max_concurrent - len(self.held) if may_claim else None
 
     def _begin(self, claim: Claim) -> None:
-        """Start the code of a claim."""
+        """Start the code of a claim; what keeps the node from that is the attempt's error."""
+        try:
+            self._start_code(claim)
+        except Exception as error:  # noqa: BLE001 - the other claims of this tick are started, whatever it is
+            self._settle(claim, error)
+
+    def _start_code(self, claim: Claim) -> None:
         is_command = claim.config.isolation is Isolation.COMMAND
         handler = None if is_command else self._handlers[claim.run.worker]
         deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
-        attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping)
+        attempt = Attempt(
+            claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping, self._warn
+        )
         if claim.config.isolation is Isolation.INLINE:
             context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
         self.held[claim.run.claim_key] = attempt
@@ -234,17 +246,43 @@ class Node:
             attempt.start(self._on_attempt_end)
 
     def _on_attempt_end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Have the end written; what keeps the node from that is the attempt's error."""
+        try:
+            self._pass_on(attempt, outcome)
+        except Exception as error:  # noqa: BLE001 - the run ends, whatever it is
+            self._settle(attempt.claim, error)
+
+    def _settle(self, claim: Claim, error: Exception) -> None:
+        """End a claim as failed: something about it raised in the node itself. Its end tells of it."""
+        outcome = Outcome(
+            OutcomeKind.FAILED,
+            self._clock.now(),
+            error_type=kind_of(error),
+            error=message_of(error),
+            traceback=traceback_of(error),
+        )
+        self._recorder.put(Ended(claim.run, outcome, claim.config))
+
+    def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
         run = attempt.claim.run
         if attempt.context.finished is not None:
             if outcome.kind is not OutcomeKind.SUCCEEDED:
                 what = outcome.error or outcome.kind
-                self._events.emit(e.Warned(f"{run.worker}: after its transaction had ended the run: {what}"))
+                self._warn(f"{run.worker}: after its transaction had ended the run: {what}")
             self._recorder.note_written(attempt.context.finished)
         elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
             self._events.emit(e.RunTakenAway(run))
             self._free([run.claim_key])
         else:
+            if attempt.was_not_started:
+                delay = self._shortage.failed(f"{run.worker}: {outcome.reason}")
+                outcome = replace(outcome, delay_seconds=delay)
+            elif attempt.claim.config.isolation is not Isolation.INLINE:
+                self._shortage.worked()
             self._recorder.put(Ended(run, outcome, attempt.claim.config))
+
+    def _warn(self, message: str) -> None:
+        self._events.emit(e.Warned(message))
 
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""
@@ -308,7 +346,7 @@ class Node:
 
     async def is_idle(self) -> bool:
         """Say whether nothing runs here, nothing could start, and no failed run waits to be tried again."""
-        if self.held or self._outage.is_on:
+        if self.held or self._outage.is_on or self._shortage.is_waiting:
             return False
         try:
             async with self.db.read() as conn:  # one snapshot: what is claimed meanwhile must not slip through

@@ -203,6 +203,8 @@ runs = sa.Table(
     # Ours: what the attempt has said so far, as `run_history.output` will have it, and how many lines that were.
     sa.Column("output", sa.Text),
     sa.Column("output_lines", sa.Integer),
+    # Ours: why it was asked to cancel, for its history row.
+    sa.Column("cancel_reason", sa.Text),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", sa.BigInteger),
     one_of("trigger", Trigger),

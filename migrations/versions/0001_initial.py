@@ -331,6 +331,7 @@ def _create_runs() -> None:
         sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
         sa.Column("output", sa.Text),
         sa.Column("output_lines", sa.Integer),
+        sa.Column("cancel_reason", sa.Text),
         sa.Column("replay_of", sa.BigInteger),
         _primary_key("runs", "id"),
         _foreign_key("runs", "worker", "workers", "name"),

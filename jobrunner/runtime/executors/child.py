@@ -19,13 +19,21 @@ import resource
 import signal
 import sys
 import threading
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import Discard, RetryAfter, Snooze
-from jobrunner.runtime.context import RunContext
-from jobrunner.runtime.results import storable_result
+from jobrunner.runtime.context import RunContext, shown
+from jobrunner.runtime.raised import (
+    SIGNALS,
+    kind_of,
+    kinds_of,
+    message_of,
+    reason_of,
+    signal_in,
+    traceback_of,
+    wanted_seconds,
+)
+from jobrunner.runtime.results import never_begun, storable_result
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import Run
 
-SIGNALS: tuple[type[Discard | Snooze | RetryAfter], ...] = (Discard, Snooze, RetryAfter)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -79,7 +86,7 @@ class _ChildContext(RunContext):
         self._sending = threading.Lock()
 
     def log(self, message: object) -> None:
-        print(message, flush=True)  # noqa: T201 - the child's output is the run's
+        print(shown(message), flush=True)  # noqa: T201 - the child's output is the run's
 
     def progress(self, fraction: float, message: str = "") -> None:
         super().progress(fraction, message)
@@ -123,7 +130,7 @@ def _run_task(pipe: Connection, task: Task) -> None:
     _limit_memory(task.memory_limit_mb)
     try:
         value = _call(pipe, task, context)
-        end = End(*storable_result(context.result if value is None else value))
+        end = _end(value, context)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
         end = End(error=_portable(error))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -133,6 +140,13 @@ def _run_task(pipe: Connection, task: Task) -> None:
             stream.flush()
     _reap()
     pipe.send(("end", end))
+
+
+def _end(value: Any, context: RunContext) -> End:
+    problem = never_begun(value)
+    if problem is not None:
+        raise TypeError(problem)
+    return End(*storable_result(context.result if value is None else value))
 
 
 def _reap() -> None:
@@ -163,29 +177,9 @@ def _limit_memory(megabytes: int | None) -> None:
 
 
 def _portable(error: BaseException) -> PortableError:
+    asked = signal_in(error)
     told: tuple[str, float, str | None] | None = None
-    for kind in SIGNALS:
-        if isinstance(error, kind):
-            reason = getattr(error, "reason", None)
-            told = (kind.__name__, _seconds(error), None if reason is None else str(reason))
-    kinds = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
-    return PortableError(type(error).__name__, kinds, _said(error), _trace(error), told)
-
-
-def _seconds(error: BaseException) -> float:
-    seconds = getattr(error, "seconds", 0.0)
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        return ""
-
-
-def _trace(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        return "".join(traceback.format_tb(error.__traceback__))
+    if asked is not None:
+        name = next(kind.__name__ for kind in SIGNALS if issubclass(type(asked), kind))
+        told = (name, wanted_seconds(asked), reason_of(asked))
+    return PortableError(kind_of(error), kinds_of(error), message_of(error), traceback_of(error) or "", told)

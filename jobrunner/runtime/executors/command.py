@@ -20,7 +20,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, CommandFailed
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, SHORT_OF, CommandFailed, NotStarted, start_thread
 from jobrunner.runtime.executors.groups import Family, name_of_exit
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class CommandCode:
         self._lock = threading.Lock()
         self._wants_stop = False
         self._was_killed = False
-        threading.Thread(target=self._body, name=f"jobrunner:{context.worker}", daemon=True).start()
+        self.has_returned = False
+        start_thread(self._body, context.worker)
 
     def _body(self) -> None:
         outcome: Ended = (None, None)
@@ -63,6 +64,7 @@ class CommandCode:
             outcome = (None, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, outcome)
+        del outcome  # an error's traceback holds this frame, which must not hold the error
 
     def _settle(self, outcome: Ended) -> None:
         if not self.ended.done():
@@ -74,10 +76,11 @@ class CommandCode:
                 raise CommandFailed("the command was stopped before it began")
             process = self._start()
             self._family = Family(process.pid, self._mark)
-        self._watcher.add(process.pid)
+        self._watch(process)
         try:
             self._read(process)
             code = process.wait()
+            self.has_returned = True
             self._wait_family()
         finally:
             if process.stdout is not None:
@@ -87,7 +90,24 @@ class CommandCode:
             capped = "" if self._memory_limit_mb is None else f" under its memory limit of {self._memory_limit_mb} MiB"
             raise CommandFailed(f"the command ended with {name_of_exit(code)}{capped}")
 
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Have the process watched; one that is not must not run on."""
+        try:
+            self._watcher.add(process.pid)
+        except OSError as error:
+            self.kill()
+            process.wait()
+            raise NotStarted(f"nothing to watch its process: {error}") from error
+
     def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return self._open()
+        except OSError as error:
+            if error.errno in SHORT_OF:
+                raise NotStarted(f"no process: {error}") from error
+            raise
+
+    def _open(self) -> subprocess.Popen[bytes]:
         with tempfile.TemporaryFile() as payload:  # a file: a command need not read its input
             payload.write(json.dumps(self._context.payload).encode() + b"\n")
             payload.seek(0)
@@ -106,7 +126,7 @@ class CommandCode:
         if process.stdout is None:
             return
         stop_at: float | None = None
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # it needs no descriptor of its own
             selector.register(process.stdout, selectors.EVENT_READ)
             while stop_at is None or time.monotonic() < stop_at:
                 is_ready = selector.select(_LOOK_SECONDS)

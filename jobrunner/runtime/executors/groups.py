@@ -129,7 +129,7 @@ class Family:
         self._mark = None if mark is None else mark.encode()
         self._known: set[psutil.Process] = set()  # psutil tells a number that was given anew from the old one
         self._lock = threading.Lock()
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             self._known.add(psutil.Process(leader))
 
     def signal(self, number: signal.Signals) -> None:
@@ -139,16 +139,17 @@ class Family:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, number)
             for stray in strays:
-                with contextlib.suppress(psutil.Error):
+                with contextlib.suppress(psutil.Error, OSError):
                     stray.send_signal(number)
 
     def _look(self) -> list[psutil.Process]:
         """Learn who belongs to the family now; return those outside the group."""
         for process in [*self._known]:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):  # no descriptor to look with: the group at least is known
                 self._known.update(process.children(recursive=True))
         if self._mark is not None:
-            self._known.update(_marked(self._mark))
+            with contextlib.suppress(OSError):
+                self._known.update(_marked(self._mark))
         return [process for process in self._known if _is_outside(process, self._group)]
 
     def has_children(self) -> bool:
@@ -168,6 +169,8 @@ def _is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+    except OSError:
+        return True  # nobody knows: no descriptor to look with
 
 
 def _is_outside(process: psutil.Process, group: int) -> bool:
@@ -194,7 +197,11 @@ def _group_is_alive(group: int) -> bool:
         return False
     except PermissionError:
         return True
-    for pid in psutil.pids():
+    try:
+        pids = psutil.pids()
+    except OSError:
+        return True  # nobody knows: no descriptor to look with
+    for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
             if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 return True

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime.executors.child import End, PortableError, Task, child_main
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, NotStarted, ProcessDied, start_thread
 from jobrunner.runtime.executors.groups import Family, name_of_exit
 from jobrunner.runtime.results import RemoteError
 
@@ -174,10 +174,16 @@ class ProcessPool:
             if child.is_alive():
                 return child
             self.discard(child)
-        child = Child()
-        self._watcher.add(child.pid)
         try:
+            child = Child()
+        except (OSError, EOFError, RuntimeError, MemoryError) as error:  # nothing to spare, or the fork server is gone
+            raise NotStarted(f"no process: {str(error) or type(error).__name__}") from error
+        try:
+            self._watcher.add(child.pid)
             child.wait_ready()
+        except OSError as error:
+            self.discard(child)
+            raise NotStarted(f"nothing to watch its process: {error}") from error
         except BaseException:
             self.discard(child)
             raise
@@ -225,7 +231,8 @@ class ProcessCode:
         self._family: Family | None = None  # while a signal is this run's to send
         self._lock = threading.Lock()
         self._wants_stop = False
-        threading.Thread(target=self._body, name=f"jobrunner:{task.run.worker}", daemon=True).start()
+        self.has_returned = False
+        start_thread(self._body, task.run.worker)
 
     def _body(self) -> None:
         outcome: Ended
@@ -234,6 +241,7 @@ class ProcessCode:
         except BaseException as error:  # noqa: BLE001 - no process to be had is a failed attempt too
             outcome = (None, error)
         self._post(self._settle, outcome)
+        del outcome  # an error's traceback holds this frame, which must not hold the error
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -255,6 +263,7 @@ class ProcessCode:
         end = None
         if is_wanted:
             end = child.carry_out(self._task, self._context, lambda: self._post(self._note_started))
+        self.has_returned = end is not None
         with self._lock:
             self._family = None  # from here on the process may run somebody else's code
             was_stopped = self._wants_stop
