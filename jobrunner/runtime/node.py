@@ -265,6 +265,7 @@ class Node:
 
     def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
         run = attempt.claim.run
+        attempt.context.open_transaction = None  # it holds the attempt, which holds the context: a circle for each run
         if attempt.context.finished is not None:
             if outcome.kind is not OutcomeKind.SUCCEEDED:
                 what = outcome.error or outcome.kind

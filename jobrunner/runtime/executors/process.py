@@ -34,9 +34,21 @@ if TYPE_CHECKING:
 _READ_BYTES = 64 * 1024
 _MOST_LEFT_BYTES = 1024 * 1024  # of output that is read after the end: a stray may go on writing for ever
 _LOOK_SECONDS = 0.02
+_SPARE_DESCRIPTORS = 16  # a start takes five, its watcher's three, and the database wants one now and then
 _pause = threading.Event()  # never set: a thread's sleep
 _forkserver = multiprocessing.get_context("forkserver")
 _one_at_a_time = threading.Lock()  # multiprocessing looks after its children in every start, and not thread-safely
+
+
+def _check_spare_descriptors(any_open: int) -> None:
+    """Raise `OSError` unless a start will not run out of descriptors half-way: the fork server would die of it."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _SPARE_DESCRIPTORS:
+            opened.append(os.dup(any_open))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _revived(error: PortableError, memory_limit_mb: int | None) -> BaseException:
@@ -60,6 +72,7 @@ class Child:
         self.process = _forkserver.Process(target=child_main, args=(far_pipe, far_output))
         try:
             with _one_at_a_time:
+                _check_spare_descriptors(self.pipe.fileno())
                 self.process.start()
         except BaseException:
             self.pipe.close()
