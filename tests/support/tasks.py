@@ -195,3 +195,12 @@ class Mute(Exception):
 
 def raise_mute() -> None:
     raise Mute
+
+
+def until_signalled() -> str:
+    try:
+        print("ready", flush=True)
+        time.sleep(3600)
+    except SystemExit:
+        pass
+    return "half"

@@ -97,6 +97,8 @@ class CommandCode:
         except OSError as error:
             self.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
             raise NotStarted(f"nothing to watch its process: {error}") from error
 
     def _start(self) -> subprocess.Popen[bytes]:
