@@ -1,41 +1,31 @@
 """A node: one operating-system process (or one orchestrator in it) that claims and runs.
 
 It wires the services together: the ticker claims and starts, an attempt runs a handler's code, the recorder writes how
-it ended, the heartbeat proves that the node lives. `held` are its claims until their ends are written: slots in use.
+it ended, the heartbeat proves that the node lives. What it holds, from the claim to the written end, is in `slots`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaError
-from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
-from jobrunner.runtime.attempt import Attempt, StopReason
-from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.attempt import StopReason
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import Heartbeat, Hooks
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
-from jobrunner.runtime.raised import kind_of, message_of, traceback_of
-from jobrunner.runtime.recorder import Recorder
-from jobrunner.runtime.shortage import Shortage
+from jobrunner.runtime.slots import Slots
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
-from jobrunner.runtime.timeouts import Timeouts
-from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage import nodes, repairs, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
@@ -43,12 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.config import Settings
-    from jobrunner.model.run import ClaimKey
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.claims import Claim
     from jobrunner.storage.database import Database
     from jobrunner.storage.nodes import NodeIdentity
 
@@ -73,7 +61,6 @@ class Node:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size)
         self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
-        self.held: dict[ClaimKey, Attempt] = {}
         self.has_stuck_code = False
         self._settings = settings
         self._open_database = open_database
@@ -83,17 +70,17 @@ class Node:
         self._clock = clock
         self._events = events
         self._outage = Outage(clock, events)
-        self._shortage = Shortage(clock, events)
         self._is_claiming = False
         self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._all_ended = asyncio.Event()
-        self._all_ended.set()
         self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
-        self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
-        self._recorder = Recorder(self.db, self._outage, events, self._free)
+        self._slots = Slots(
+            self.db, clock, self._outage, events, self._launcher, handlers, self._is_fenced, self._on_free
+        )
+        self._recorder = self._slots.recorder
+        self.held = self._slots.held
         self._housekeeper = Housekeeper(self.db, clock, self._outage, settings, self.held, lambda: self.identity.id)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
@@ -163,10 +150,23 @@ class Node:
             self.crashed.exception()  # looked at, whether or not somebody waits for it
         self._on_crash(drain_timeout)
 
+    def _is_fenced(self) -> bool:
+        return self._heartbeat.is_fenced
+
+    def _on_free(self) -> None:
+        self._ticker.wake()
+
     def _new_ticker(self) -> Ticker:
         interval = self._settings.tick_interval
         return Ticker(
-            self.db, self._clock, self._outage, self._claimer(), self._recorder, interval, self._free_slots, self._begin
+            self.db,
+            self._clock,
+            self._outage,
+            self._claimer(),
+            self._recorder,
+            interval,
+            self._free_slots,
+            self._slots.begin,
         )
 
     def _claimer(self) -> Claimer:
@@ -191,7 +191,7 @@ class Node:
             last_tick_at=lambda: self._ticker.last_tick_at,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
-            on_code_without_claim=post(self._on_code_without_claim),
+            on_code_without_claim=post(self._slots.drop),
             on_changed=post(self._ticker.wake),
             on_outdated=post(self._on_outdated),
         )
@@ -219,102 +219,15 @@ class Node:
         may_claim = self._is_claiming and not self._is_stopping and not self._heartbeat.is_fenced
         return self._settings.max_concurrent - len(self.held) if may_claim else None
 
-    def _begin(self, claim: Claim) -> None:
-        """Start the code of a claim; what keeps the node from that is the attempt's error."""
-        try:
-            self._start_code(claim)
-        except Exception as error:  # noqa: BLE001 - the other claims of this tick are started, whatever it is
-            self._settle(claim, error)
-
-    def _start_code(self, claim: Claim) -> None:
-        is_command = claim.config.isolation is Isolation.COMMAND
-        handler = None if is_command else self._handlers[claim.run.worker]
-        deadline = (claim.run.started_at or self._clock.now()) + timedelta(seconds=claim.config.timeout_seconds)
-        context = RunContext(claim.run, deadline)
-        attempt = Attempt(
-            claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping, self._warn
-        )
-        if claim.config.isolation is Isolation.INLINE:
-            context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
-        self.held[claim.run.claim_key] = attempt
-        self._all_ended.clear()
-        if self._heartbeat.is_fenced:  # held up since the claim: is it still ours?
-            reason = "the node could not renew its lease before the code was started"
-            self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
-        else:
-            self._events.emit(e.RunStarted(attempt.claim.run))
-            attempt.start(self._on_attempt_end)
-
-    def _on_attempt_end(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Have the end written; what keeps the node from that is the attempt's error."""
-        try:
-            self._pass_on(attempt, outcome)
-        except Exception as error:  # noqa: BLE001 - the run ends, whatever it is
-            self._settle(attempt.claim, error)
-
-    def _settle(self, claim: Claim, error: Exception) -> None:
-        """End a claim as failed: something about it raised in the node itself. Its end tells of it."""
-        outcome = Outcome(
-            OutcomeKind.FAILED,
-            self._clock.now(),
-            error_type=kind_of(error),
-            error=message_of(error),
-            traceback=traceback_of(error),
-        )
-        self._recorder.put(Ended(claim.run, outcome, claim.config))
-
-    def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
-        run = attempt.claim.run
-        attempt.context.open_transaction = None  # it holds the attempt, which holds the context: a circle for each run
-        if attempt.context.finished is not None:
-            if outcome.kind is not OutcomeKind.SUCCEEDED:
-                what = outcome.error or outcome.kind
-                self._warn(f"{run.worker}: after its transaction had ended the run: {what}")
-            self._recorder.note_written(attempt.context.finished)
-        elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
-            self._events.emit(e.RunTakenAway(run))
-            self._free([run.claim_key])
-        else:
-            if attempt.was_not_started:
-                delay = self._shortage.failed(f"{run.worker}: {outcome.reason}")
-                outcome = replace(outcome, delay_seconds=delay)
-            elif attempt.claim.config.isolation is not Isolation.INLINE:
-                self._shortage.worked()
-            self._recorder.put(Ended(run, outcome, attempt.claim.config))
-
-    def _warn(self, message: str) -> None:
-        self._events.emit(e.Warned(message))
-
-    async def _show_stopping(self, claim: Claim) -> None:
-        """Show the run as `stopping`: it was told to, and its code has not ended."""
-        try:
-            async with self.db.write() as conn:
-                await runs.set_stopping(conn, claim.run)
-        except DatabaseError as error:
-            self._outage.failed(error)
-
-    def _free(self, keys: list[ClaimKey]) -> None:
-        for key in keys:
-            self.held.pop(key, None)
-        if not self.held:
-            self._all_ended.set()
-        self._ticker.wake()
-
-    def _on_code_without_claim(self, keys: list[ClaimKey]) -> None:
-        for key in keys:
-            attempt = self.held.get(key)
-            if attempt is not None and attempt.stop_reason is None and attempt.context.finished is None:
-                attempt.stop(StopReason.LOST, "the claim was taken away")
-
     def _on_fence(self) -> None:
         """Stop all code: the lease is about to end, and beyond it another node may run the same work."""
         if self.held:
             self._events.emit(e.Warned("the lease could not be renewed; all running work is stopped"))
-        self._stop_attempts(StopReason.DRAIN, "the node could not renew its lease")
+        self._slots.stop_all(StopReason.DRAIN, "the node could not renew its lease")
 
     def _on_lost(self) -> None:
         if self._is_stopping:
-            self._stop_attempts(StopReason.LOST, "the node was declared lost")
+            self._slots.stop_all(StopReason.LOST, "the node was declared lost")
         elif self._is_claiming:
             self._is_claiming = False
             self._run_service(self._rejoin())
@@ -325,7 +238,7 @@ class Node:
             e.Warned(f"this node, {self.identity.id[:8]}, was declared lost; it stops its runs and rejoins")
         )
         await self._ticker.at_rest()  # what is being claimed in the old name is stopped, too
-        self._stop_attempts(StopReason.LOST, "the node was declared lost")
+        self._slots.stop_all(StopReason.LOST, "the node was declared lost")
         await self._heartbeat.stop()
 
         async def join() -> None:
@@ -341,13 +254,9 @@ class Node:
         self._is_claiming = True
         self._ticker.wake()
 
-    def _stop_attempts(self, reason: StopReason, detail: str) -> None:
-        for attempt in list(self.held.values()):
-            attempt.stop(reason, detail)
-
     async def is_idle(self) -> bool:
         """Say whether nothing runs here, nothing could start, and no failed run waits to be tried again."""
-        if self.held or self._outage.is_on or self._shortage.is_waiting:
+        if self.held or self._outage.is_on or self._slots.shortage.is_waiting:
             return False
         try:
             async with self.db.read() as conn:  # one snapshot: what is claimed meanwhile must not slip through
@@ -362,7 +271,7 @@ class Node:
             self._ticker.found_nothing.clear()
             self._ticker.wake()
             await self._ticker.found_nothing.wait()
-            await self._all_ended.wait()
+            await self._slots.all_ended.wait()
             if await self.is_idle():
                 return
             await self._clock.sleep(0.05)
@@ -377,7 +286,7 @@ class Node:
                 await self._ticker.at_rest()  # what is being claimed now still runs here
         await self._drain(drain_timeout)
         if self.held:
-            self._stop_attempts(StopReason.DRAIN, "the node stops")
+            self._slots.stop_all(StopReason.DRAIN, "the node stops")
             await self._wait_ended(self._stop_grace())
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
@@ -427,7 +336,7 @@ class Node:
         if self.held and seconds > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._all_ended.wait()
+                    await self._slots.all_ended.wait()
 
     async def _note_state(self, state: str) -> None:
         try:

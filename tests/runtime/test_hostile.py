@@ -406,16 +406,16 @@ async def test_a_signal_out_of_a_task_group_means_what_it_says(house: House):
 async def test_a_claim_that_cannot_be_begun_ends_as_failed_and_holds_up_no_other(
     house: House, monkeypatch: pytest.MonkeyPatch
 ):
-    from jobrunner.runtime import node
+    from jobrunner.runtime import slots
 
-    real = node.RunContext
+    real = slots.RunContext
 
     def context(run: Any, deadline: Any) -> Any:
         if run.worker == "it":
             raise KeyError("a fault of the node's own")
         return real(run, deadline)
 
-    monkeypatch.setattr(node, "RunContext", context)
+    monkeypatch.setattr(slots, "RunContext", context)
     row = await end_of(house, returning(1))
     assert (row["outcome"], row["error_type"]) == ("failed", "KeyError")
     assert house.ended("it")[0].ends_run == "exhausted"
