@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze
+    from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze, StopRequested
     from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
@@ -22,6 +22,7 @@ __all__ = [
     "RetryAfter",
     "RunContext",
     "Snooze",
+    "StopRequested",
     "WorkerConfig",
     "WorkerExecutionMode",
     "WorkerOrchestrator",
@@ -32,6 +33,7 @@ _WHERE = {
     "JobrunnerError": "jobrunner.errors",
     "RetryAfter": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
+    "StopRequested": "jobrunner.errors",
     "Dependency": "jobrunner.model.worker",
     "JobPriority": "jobrunner.model.worker",
     "WorkerConfig": "jobrunner.model.worker",

@@ -6,6 +6,8 @@ A message says what is wrong and what to do next, in one line. The facts a progr
 
 from __future__ import annotations
 
+from datetime import timedelta
+from numbers import Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -178,24 +180,67 @@ class SchemaDamaged(SchemaError):
 class Discard(Exception):
     """Raised by a handler: give this run up now, without retry and without touching the failure streak."""
 
-    def __init__(self, reason: str = "discarded by its handler") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: object = None) -> None:
+        """`reason` is kept as its text."""
+        said = "discarded by its handler" if reason is None else str(reason)
+        super().__init__(said)
+        self.reason = said
 
 
 class Snooze(Exception):
-    """Raised by a handler: run the same attempt again after `seconds`."""
+    """Raised by a handler: run the same attempt again after `seconds`, a number of them or a `timedelta`."""
 
-    def __init__(self, seconds: float, reason: str | None = None) -> None:
-        super().__init__(reason or f"snoozed for {seconds:g} s")
-        self.seconds = seconds
+    def __init__(self, seconds: float | timedelta, reason: str | None = None) -> None:
+        """Note both.
+
+        Raises:
+            TypeError: `seconds` is neither a number nor a `timedelta`.
+            ValueError: it is not a number (nan).
+        """
+        self.seconds = seconds_of(seconds)
         self.reason = reason
+        super().__init__(self.seconds, reason)  # what pickle makes it anew from
+
+    def __str__(self) -> str:
+        return f"snoozed for {self.seconds:g} s" if self.reason is None else str(self.reason)
 
 
 class RetryAfter(Exception):
-    """Raised by a handler: this attempt failed, and the next (if any is left) is due after `seconds`."""
+    """Raised by a handler: this attempt failed, and the next, if any is left, is due after `seconds`."""
 
-    def __init__(self, seconds: float, reason: str | None = None) -> None:
-        super().__init__(reason or f"asked to be retried after {seconds:g} s")
-        self.seconds = seconds
+    def __init__(self, seconds: float | timedelta, reason: str | None = None) -> None:
+        """Note both. Raises as `Snooze`."""
+        self.seconds = seconds_of(seconds)
         self.reason = reason
+        super().__init__(self.seconds, reason)
+
+    def __str__(self) -> str:
+        return f"asked to be retried after {self.seconds:g} s" if self.reason is None else str(self.reason)
+
+
+class StopRequested(BaseException):
+    """Raised by `run.check_stop()` once the run was told to stop: let it pass, and the attempt ends as it was told.
+
+    No `Exception`, as `asyncio.CancelledError` is none: a handler's own `except Exception` does not keep it.
+    """
+
+
+def seconds_of(value: object) -> float:
+    """Return a length of time, given as a number of seconds or a `timedelta`, in seconds.
+
+    Raises:
+        TypeError: it is neither; text is no number.
+        ValueError: it is not a number (nan), or is larger than a float can be.
+    """
+    kind = type(value)
+    if issubclass(kind, timedelta):
+        return timedelta.total_seconds(value)  # type: ignore[arg-type]  # the line above says so
+    if issubclass(kind, bool) or not issubclass(kind, Real):
+        raise TypeError(f"a length of time is a number of seconds or a timedelta, not {kind.__name__}")
+    try:
+        seconds = float(value)  # type: ignore[arg-type]  # every Real has a float
+    except OverflowError:
+        raise ValueError("a length of time is a number of seconds, at most 1.8e308") from None
+    if seconds != seconds:
+        raise ValueError("a length of time is a number of seconds, not nan")
+    return seconds

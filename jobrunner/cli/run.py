@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -19,11 +18,11 @@ from jobrunner.cli.output import note
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.words import counted
 from jobrunner.runtime.first import stand_aside_if_first
-from jobrunner.telemetry.events import RunEnded
+from jobrunner.runtime.process import set_aside_what_is_loaded
+from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
-    from jobrunner.telemetry.events import Event
 
 app = typer.Typer(rich_markup_mode=None)
 EXHAUSTED = 5
@@ -92,7 +91,8 @@ def run(
     set_up_logging(settings.log_level, is_said=is_said)
     orchestrator.configure(**explicit)
     exhausted = _count_exhausted(orchestrator)
-    _calm_garbage_collection()
+    orchestrator.events.subscribe(_on_event)
+    set_aside_what_is_loaded()
     context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
     if until_idle and exhausted:
         note(f"{counted(len(exhausted), 'run')} exhausted; `jobrunner dead-letters list` shows them")
@@ -103,22 +103,18 @@ def _count_exhausted(orchestrator: WorkerOrchestrator) -> list[int]:
     """Return a list that takes the id of every run that this node ends exhausted."""
     ids: list[int] = []
 
-    def see(event: Event) -> None:
-        if isinstance(event, RunEnded) and event.ends_run == EndsRun.EXHAUSTED:
+    def see(event: e.Event) -> None:
+        if isinstance(event, e.RunEnded) and event.ends_run == EndsRun.EXHAUSTED:
             ids.append(event.run.id)
 
     orchestrator.events.subscribe(see)
     return ids
 
 
-def _calm_garbage_collection() -> None:
-    """Leave what is loaded by now out of every collection, and collect less often: 10 % more runs a second.
-
-    The process is ours here; where an orchestrator is a guest in somebody's program it changes nothing of the kind.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+def _on_event(event: e.Event) -> None:
+    """Set aside what the start has loaded, too: statements, mostly, which live as long as the node."""
+    if isinstance(event, e.NodeStarted):
+        set_aside_what_is_loaded()
 
 
 class _OneLine(logging.Formatter):

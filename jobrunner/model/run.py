@@ -82,6 +82,7 @@ class Run:
     lost_in_a_row: int = 0
     cancel_requested_at: datetime | None = None
     created_at: datetime | None = None
+    cancel_reason: str | None = None
 
     @property
     def claim_key(self) -> ClaimKey:
@@ -93,7 +94,8 @@ class Run:
 class Outcome:
     """How one attempt ended, as the executor reports it.
 
-    `delay_seconds` overrides the retry delay (`RetryAfter`, `retry_delay`) or is the length of a snooze;
+    `delay_seconds` overrides the retry delay (`RetryAfter`, `retry_delay`), or is the length of a snooze, or the time
+    after which an interrupted run may be claimed again;
     `is_final` ends the run whatever retries are left, and `is_discard` marks the end as `discarded`.
     `does_not_fit` marks a payload that the handler's annotations refuse: retried, ends `discarded`.
     `retry_from`: from when on the retry delay counts, where that is before `finished_at`: the last sign of life of a

@@ -92,6 +92,7 @@ def decide_finish(
     ends_run, retry = _end_or_retry(run, outcome, rules, state, jitter)
     if retry is not None and run.cancel_requested_at is not None:
         ends_run, retry = EndsRun.CANCELLED, None
+        outcome = replace(outcome, reason=_with_reason(outcome.reason, run.cancel_reason))
     after = _count(state, run, outcome, ends_run)
     missed: Missed | None = None
     audits: tuple[Audit, ...] = ()
@@ -110,6 +111,11 @@ def unreadable_end(run: Run, now: datetime) -> Outcome | None:
     return Outcome(OutcomeKind.FAILED, now, duration_ms=0, error_type=UNREADABLE, error=error, is_discard=True)
 
 
+def _with_reason(reason: str | None, cancelled: str | None) -> str | None:
+    """Add why a run was cancelled to what else is said of its last attempt."""
+    return "; ".join(each for each in (reason, cancelled) if each) or None
+
+
 def is_probe(run: Run, state: WorkerState) -> bool:
     """Say whether `run` is the one run that may move the worker's open circuit."""
     return state.circuit_state is CircuitState.HALF_OPEN and state.probe_run_id == run.id
@@ -124,8 +130,9 @@ def _end_or_retry(
     if kind is OutcomeKind.CANCELLED:
         return EndsRun.CANCELLED, None
     if kind is OutcomeKind.INTERRUPTED:
-        # At once, as before; also where the clock went back meanwhile.
-        return None, Retry(run.attempt, min(run.due_at, now), run.lost_in_a_row)
+        delay = outcome.delay_seconds  # set where its node could not start it; else at once, as before
+        due_at = min(run.due_at, now) if delay is None else later(now, delay)
+        return None, Retry(run.attempt, due_at, run.lost_in_a_row, None if delay is None else now)
     if kind is OutcomeKind.SNOOZED:
         return None, Retry(run.attempt, later(now, outcome.delay_seconds or 0.0), 0, now)
     if outcome.is_discard:

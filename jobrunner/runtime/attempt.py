@@ -1,38 +1,53 @@
 """One attempt: running a handler's code, and ending it.
 
 An attempt ends when its code has ended, never before: what cannot be stopped keeps its slot, its blocks and its row
-(`stopping`) until it stops by itself. Why it was told to stop decides the outcome:
+(`stopping`) until it stops by itself. Why it was told to stop decides the outcome, whatever the code then returned
+(that is kept as the result) or raised:
 
 - it was not: `succeeded`, or what it raised;
-- its time was up: `timed_out`, whatever the code did with the cancellation;
-- an operator cancelled it: `cancelled`, unless it had succeeded all the same;
-- the node drains or fences itself: `interrupted`, unless it had succeeded all the same.
+- its time was up: `timed_out`;
+- an operator cancelled it: `cancelled`;
+- the node drains or fences itself: `interrupted`.
+
+Code that has returned is no longer told: a request that comes between the return and the attempt's end changes nothing.
+Code that the node could not start (no thread, process or descriptor to spare) is `interrupted`, too.
+
+What a handler returns or raises are its own objects: asking them may raise anything. Whatever judging an end raises is
+the attempt's error, so that every attempt ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import traceback
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import Discard, InvalidPayload, RetryAfter, Snooze
+from jobrunner.errors import Discard, InvalidPayload, Snooze
 from jobrunner.model.run import Outcome, OutcomeKind
-from jobrunner.runtime.executors.code import came_of
-from jobrunner.runtime.results import RemoteError, storable_result
+from jobrunner.runtime.executors.code import NotStarted, came_of
+from jobrunner.runtime.raised import (
+    kind_of,
+    message_of,
+    reason_of,
+    signal_in,
+    traceback_of,
+    wanted_seconds,
+    where_of,
+)
+from jobrunner.runtime.results import never_begun, storable_result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.context import RunContext
-    from jobrunner.runtime.executors.code import Code, Starter
+    from jobrunner.runtime.executors.code import Code, Ended, Starter
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.timeouts import Timeouts
     from jobrunner.storage.claims import Claim
 
 START_SECONDS = 60.0  # how long a process may take to be ready before its handler's time counts
+INSIST_SECONDS = 1.0  # when to try again to kill what could not be
 
 
 class StopReason(StrEnum):
@@ -56,7 +71,9 @@ class Attempt:
         launcher: Starter,
         timeouts: Timeouts,
         show_stopping: Callable[[Claim], Awaitable[None]],
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`tell` is called with what an operator should know of an attempt that goes on."""
         self.claim = claim
         self.context = context
         self.stop_reason: StopReason | None = None
@@ -66,6 +83,8 @@ class Attempt:
         self._launcher = launcher
         self._timeouts = timeouts
         self._show_stopping = show_stopping
+        self._tell: Callable[[str], None] | None = tell
+        self.was_not_started = False
         self.began = clock.monotonic()
         self._code: Code | None = None
         self._misfit: InvalidPayload | None = None
@@ -82,9 +101,8 @@ class Attempt:
         self.began = self._clock.monotonic()
         try:
             self._code = code = self._launcher.start(self.claim, self._handler, self.context, self._arguments)
-        except Exception as error:  # noqa: BLE001 - a payload that does not fit, or no thread to be had
-            is_misfit = error is self._misfit
-            on_end(self, self._does_not_fit(error) if is_misfit else self._outcome(OutcomeKind.FAILED, error=error))
+        except BaseException as error:  # noqa: BLE001 - a payload that does not fit, or no thread to be had
+            on_end(self, self._judged((None, error)))
             return
         code.ended.add_done_callback(self._on_code_ended)
         if code.started is None:
@@ -101,9 +119,6 @@ class Attempt:
             self._misfit = error
             raise
 
-    def _does_not_fit(self, error: BaseException) -> Outcome:
-        return self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False)
-
     async def run(self) -> Outcome:
         """Start the code and wait for its end."""
         ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -111,8 +126,9 @@ class Attempt:
         return await ended
 
     def stop(self, reason: StopReason, detail: str | None = None) -> None:
-        """Tell the code to stop; the first reason stands."""
-        if self.stop_reason is None:
+        """Tell the code to stop; the first reason stands. Code that has returned is not told any more."""
+        has_returned = self._code is not None and self._code.has_returned
+        if self.stop_reason is None and not has_returned:
             self.stop_reason, self.stop_detail = reason, detail
             if self._is_started:
                 self._ask_to_stop()
@@ -149,53 +165,95 @@ class Attempt:
             return
         self.context.request_stop()
         self._set_timer(asyncio.get_running_loop().call_later(code.grace_seconds, self._insist))
-        code.ask_to_stop()
+        self._succeeds(code.ask_to_stop)
 
     def _insist(self) -> None:
         """End code that was asked in vain; show what cannot be ended."""
         code = self._code
         if code is None or code.ended.done():
             return
-        if code.can_be_killed:
-            code.kill()
-        else:
+        if not code.can_be_killed:
             self._showing = asyncio.ensure_future(self._show_stopping(self.claim))
+        elif not self._succeeds(code.kill):
+            self._set_timer(asyncio.get_running_loop().call_later(INSIST_SECONDS, self._insist))
+
+    def _succeeds(self, stop: Callable[[], None]) -> bool:
+        """Stop the code; say whether that could be done. What goes wrong is told once: the code runs on meanwhile."""
+        try:
+            stop()
+        except Exception as error:  # noqa: BLE001 - a descriptor to look at its processes with, say
+            tell, self._tell = self._tell, None
+            if tell is not None:
+                run = self.claim.run
+                tell(f"{run.worker}: run {run.id} could not be stopped yet: {kind_of(error)}: {message_of(error)}")
+            return False
+        return True
 
     def _on_code_ended(self, ended: asyncio.Future[Any]) -> None:
         self._set_timer(None)
         if self._on_end is not None:
-            self._on_end(self, self._judge(*came_of(ended)))
+            self._on_end(self, self._judged(came_of(ended)))
+
+    def _judged(self, came: Ended) -> Outcome:
+        """Judge an end; what that raises is the attempt's error."""
+        try:
+            return self._judge(*came)
+        except BaseException as broken:  # noqa: BLE001 - the handler's objects raise what they like, `SystemExit` too
+            return self._broken(broken)
+
+    def _broken(self, error: BaseException) -> Outcome:
+        """Return the outcome of an attempt whose end could not be judged, or be passed on, because of `error`."""
+        try:
+            return self._outcome(OutcomeKind.FAILED, error=error)
+        except BaseException:  # noqa: BLE001 - the run's own output may have been replaced
+            return Outcome(OutcomeKind.FAILED, self._clock.now(), error_type=kind_of(error), error=message_of(error))
 
     def _judge(self, value: Any, error: BaseException | None) -> Outcome:
-        reason = self.stop_reason
+        if self.stop_reason is not None:
+            return self._stopped(self.stop_reason, value, error)
+        problem = never_begun(value)
+        if problem is not None:
+            error = TypeError(problem)
+        if error is not None:
+            return self._raised(error)
+        result, remark = storable_result(self.context.result if value is None else value)
+        return self._outcome(OutcomeKind.SUCCEEDED, result=result, reason=remark or self.context.result_remark)
+
+    def _stopped(self, reason: StopReason, value: Any, error: BaseException | None) -> Outcome:
+        result = self._kept(value) if error is None else None
         if reason is StopReason.TIMEOUT:
             seconds = self.claim.config.timeout_seconds
             late = TimeoutError(f"timed out after {seconds:g} s")
-            late.__traceback__ = None if error is None else error.__traceback__
-            return self._outcome(OutcomeKind.TIMED_OUT, error=late)
-        if error is None and value is not None and inspect.isawaitable(value):
-            _close(value)
-            error = TypeError("the handler returned a coroutine that nobody awaits; make it an async def")
-        if error is None:
-            result, remark = storable_result(self.context.result if value is None else value)
-            return self._outcome(OutcomeKind.SUCCEEDED, result=result, reason=remark or self.context.result_remark)
+            late.__traceback__ = where_of(error)
+            return self._outcome(OutcomeKind.TIMED_OUT, error=late, result=result)
         if reason is StopReason.CANCEL:
-            return self._outcome(OutcomeKind.CANCELLED, reason=self.stop_detail or "cancelled")
-        if reason is not None:
-            return self._outcome(OutcomeKind.INTERRUPTED, reason=self.stop_detail or "the node stops")
-        return self._raised(error)
+            return self._outcome(OutcomeKind.CANCELLED, reason=self.stop_detail or "cancelled", result=result)
+        return self._outcome(OutcomeKind.INTERRUPTED, reason=self.stop_detail or "the node stops", result=result)
+
+    def _kept(self, value: Any) -> Any:
+        """Return what can be kept of what stopped code returned; it changes nothing about how it ended."""
+        try:
+            is_begun = never_begun(value) is None
+            return storable_result(self.context.result if value is None else value)[0] if is_begun else None
+        except BaseException:  # noqa: BLE001 - as in `_judged`
+            return None
 
     def _raised(self, error: BaseException) -> Outcome:
         if error is self._misfit:
-            return self._does_not_fit(error)
-        if isinstance(error, Discard):
-            return self._outcome(OutcomeKind.FAILED, error=error, reason=error.reason, is_discard=True)
-        if isinstance(error, Snooze):
-            return self._outcome(OutcomeKind.SNOOZED, reason=str(error), delay_seconds=_seconds(error.seconds))
-        if isinstance(error, RetryAfter):
-            return self._outcome(OutcomeKind.FAILED, error=error, delay_seconds=_seconds(error.seconds))
-        rule = {} if self._handler is None else self._handler.retry.judge(error, self.claim.run.attempt)
-        return self._outcome(OutcomeKind.FAILED, error=error, **rule)
+            return self._outcome(OutcomeKind.FAILED, error=error, does_not_fit=True, has_traceback=False)
+        if issubclass(type(error), NotStarted):
+            self.was_not_started = True
+            return self._outcome(OutcomeKind.INTERRUPTED, reason=f"the node could not start it: {message_of(error)}")
+        asked = signal_in(error)
+        if asked is None:
+            rule = {} if self._handler is None else self._handler.retry.judge(error, self.claim.run.attempt)
+            return self._outcome(OutcomeKind.FAILED, error=error, **rule)
+        if issubclass(type(asked), Discard):
+            return self._outcome(OutcomeKind.FAILED, error=asked, reason=reason_of(asked), is_discard=True)
+        delay = wanted_seconds(asked)
+        if issubclass(type(asked), Snooze):
+            return self._outcome(OutcomeKind.SNOOZED, reason=message_of(asked), delay_seconds=delay)
+        return self._outcome(OutcomeKind.FAILED, error=asked, delay_seconds=delay)
 
     def _outcome(
         self,
@@ -209,43 +267,9 @@ class Attempt:
             kind,
             self._clock.now(),
             duration_ms=max(0, round((self._clock.monotonic() - self.began) * 1000)),
-            error_type=None if error is None else _kind(error),
-            error=None if error is None else _message(error),
-            traceback=_traceback(error) if error is not None and has_traceback else None,
+            error_type=None if error is None else kind_of(error),
+            error=None if error is None else message_of(error),
+            traceback=traceback_of(error) if error is not None and has_traceback else None,
             output=self.context.output.text(),
             **more,
         )
-
-
-def _close(value: object) -> None:
-    """Close a coroutine that never ran, so that Python does not complain that nobody awaited it."""
-    if inspect.iscoroutine(value):
-        value.close()
-
-
-def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and value == value and value > 0 else 0.0
-
-
-def _kind(error: BaseException) -> str:
-    return error.kind if isinstance(error, RemoteError) else type(error).__name__
-
-
-def _message(error: BaseException) -> str:
-    """Return what the error says; never empty, since an empty error explains nothing."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        text = ""
-    return text if text.strip() else _kind(error)
-
-
-def _traceback(error: BaseException) -> str | None:
-    if isinstance(error, RemoteError):
-        return error.text
-    if error.__traceback__ is None and error.__cause__ is None:
-        return None
-    try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        return "".join(traceback.format_tb(error.__traceback__))

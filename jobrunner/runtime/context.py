@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import Refused
+from jobrunner.errors import Refused, StopRequested
 from jobrunner.runtime.output import Output
 from jobrunner.storage.history import storable
 
@@ -20,6 +22,25 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 1000
 
 
+def shown(message: object) -> str:
+    """Return what an object says of itself, as `str` and nothing else; that it cannot say it fails no attempt."""
+    try:
+        return str.__str__(str(message))
+    except Exception:  # noqa: BLE001 - a broken __str__; but what ends the code (a signal's SystemExit) ends it
+        return f"<an object of type {type(message).__name__} that cannot say what it is>"
+
+
+def _share(fraction: object) -> float:
+    """Return a share of the work as a float and nothing else. Raises `ValueError` if it is no number from 0 to 1."""
+    try:
+        number = math.nan if isinstance(fraction, str | bytes | bytearray) else float(fraction)  # type: ignore[arg-type]  # asked here
+    except Exception:  # noqa: BLE001 - whatever its own conversion raises, it is no number
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"progress is a number from 0 to 1, not {shown(fraction)}")
+    return number
+
+
 class RunContext:
     """One attempt at a run, as its handler sees it. Safe to use from a thread."""
 
@@ -27,6 +48,7 @@ class RunContext:
         self._run = run
         self._deadline = deadline
         self._is_asked_to_stop = False
+        self._payload: dict[str, Any] | None = None
         self.output = Output()
         self.latest_progress: dict[str, Any] | None = None
         self.result: Any = None
@@ -51,8 +73,10 @@ class RunContext:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The run's payload, a JSON object."""
-        return self._run.payload
+        """The run's payload, a JSON object. The attempt's own: changes to it are nobody else's, and not stored."""
+        if self._payload is None:
+            self._payload = json.loads(json.dumps(self._run.payload))
+        return self._payload
 
     @property
     def scheduled_for(self) -> datetime:
@@ -71,15 +95,28 @@ class RunContext:
 
     @property
     def should_stop(self) -> bool:
-        """True once the run was told to stop; code in a thread cannot be stopped otherwise."""
+        """True once the run was told to stop; code in a thread cannot be stopped otherwise.
+
+        Whatever it does then, the attempt ends as it was told: `cancelled`, `timed_out`, or at a drain `interrupted`.
+        What it returns is kept as the result.
+        """
         return self._is_asked_to_stop
+
+    def check_stop(self) -> None:
+        """Go on, unless the run was told to stop.
+
+        Raises:
+            StopRequested: it was. Let it pass: the attempt ends as `should_stop` says.
+        """
+        if self.should_stop:
+            raise StopRequested("the run was told to stop")
 
     def log(self, message: object) -> None:
         """Add a line to the attempt's output: the last 64 KiB are kept in `run_history.output`.
 
         Until the attempt ends they show in `runs.output`, written at most once a second.
         """
-        self.output.write(str(message))
+        self.output.write(shown(message))
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Show how far the work is: `fraction` from 0 to 1. Written to `runs.progress` at most once a second.
@@ -87,9 +124,7 @@ class RunContext:
         Raises:
             ValueError: the fraction is no number from 0 to 1.
         """
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"progress is a number from 0 to 1, not {fraction!r}")
-        self.latest_progress = {"fraction": float(fraction), "message": storable(str(message), MAX_MESSAGE_BYTES)}
+        self.latest_progress = {"fraction": _share(fraction), "message": storable(shown(message), MAX_MESSAGE_BYTES)}
 
     def set_result(self, value: Any) -> None:
         """Set what is kept in `run_history.result`: JSON, at most 64 KiB. What the handler returns replaces it."""

@@ -11,7 +11,7 @@ import inspect
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidPayload, InvalidWorker
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _MOST_PROBLEMS = 5
+_MOST_LAYERS = 50  # of decorators; a chain of more would be a circle
 _PREFIX = "p_"  # of the model's fields: a payload may have fields that a model of pydantic may not, `schema` or `_id`
 
 
@@ -104,6 +105,12 @@ def read_handler(worker: str, function: Callable[..., Any]) -> Handler:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         raise InvalidWorker(worker, f"the signature of {_label(function)} cannot be read; wrap it in a def") from None
+    if _is_generator(function):
+        raise InvalidWorker(
+            worker,
+            f"{_label(function)} is a generator (it has a yield), and calling it would run none of its code; "
+            "do the work without yield, or loop over it in a def of its own",
+        )
     parameters = list(signature.parameters.values())
     takes_run = bool(parameters) and _is_run(function, parameters[0])
     fields = _fields(worker, function, parameters[1:] if takes_run else parameters)
@@ -119,6 +126,29 @@ def _label(function: Callable[..., Any]) -> str:
 def _is_async(function: Callable[..., Any]) -> bool:
     inner = function.func if isinstance(function, partial) else function
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004 - an object may be its own coroutine function
+
+
+def _is_generator(function: Any) -> bool:
+    """Say whether calling `function` makes a generator, also through partials, methods, objects and decorators.
+
+    Through `functools.wraps` as long as each layer is a def: an async def may well run through what it wraps.
+    """
+    for _ in range(_MOST_LAYERS):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            return True
+        if _is_async(function):
+            return False
+        if isinstance(function, partial | partialmethod):
+            function = function.func
+        elif inspect.ismethod(function):
+            function = function.__func__
+        elif callable(getattr(function, "__wrapped__", None)):
+            function = function.__wrapped__
+        elif inspect.isfunction(function) or inspect.isclass(function) or inspect.isbuiltin(function):
+            return False
+        else:
+            function = getattr(type(function), "__call__", None)  # noqa: B004 - its code is wanted, not whether it has one
+    return False
 
 
 def _is_run(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:

@@ -78,9 +78,9 @@ class Housekeeper:
         except Exception as error:  # noqa: BLE001 - the node goes on, and looks again in a second
             self._outage.dropped("cancellations could not be looked for", error)
             return
-        for key in asked:
+        for key, reason in asked:
             if key in self._held:
-                self._held[key].stop(StopReason.CANCEL, "cancelled by an operator")
+                self._held[key].stop(StopReason.CANCEL, reason or "cancelled by an operator")
 
     async def prune(self) -> None:
         """Delete what is old enough now and then, until cancelled; by itself, for a first time may take minutes.

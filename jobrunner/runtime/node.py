@@ -1,7 +1,7 @@
 """A node: one operating-system process (or one orchestrator in it) that claims and runs.
 
 It wires the services together: the ticker claims and starts, an attempt runs a handler's code, the recorder writes how
-it ended, the heartbeat proves that the node lives. `held` are its claims until their ends are written: slots in use.
+it ended, the heartbeat proves that the node lives. What it holds, from the claim to the written end, is in `slots`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import jobrunner.storage.workers as worker_store
 from jobrunner.errors import DatabaseError, DatabaseGone, SchemaAhead, SchemaError
-from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
-from jobrunner.policy.backoff import later
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
-from jobrunner.policy.transitions import unreadable_end
 from jobrunner.runtime.aside import SetAside
-from jobrunner.runtime.attempt import Attempt, StopReason
+from jobrunner.runtime.attempt import StopReason
 from jobrunner.runtime.blockers import blockers
-from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
-from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.service_manager import ServiceManager
+from jobrunner.runtime.slots import Slots
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
-from jobrunner.runtime.timeouts import Timeouts
-from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage import nodes, runs, wakeups
 from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
@@ -46,12 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.config import Settings
-    from jobrunner.model.run import ClaimKey
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.claims import Claim
     from jobrunner.storage.database import Database
     from jobrunner.storage.nodes import NodeIdentity
 
@@ -77,7 +68,6 @@ class Node:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size, node_patience(settings.lease))
         self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
-        self.held: dict[ClaimKey, Attempt] = {}
         self.has_stuck_code = False
         self._settings = settings
         self._open_database = open_database
@@ -90,12 +80,14 @@ class Node:
         self._outage = Outage(clock, events, posting(self.loop, self._on_gone))
         self._is_claiming = self._is_stopping = False
         self._services: set[asyncio.Task[Any]] = set()
-        self._all_ended, self._hurried = asyncio.Event(), asyncio.Event()
-        self._all_ended.set()
+        self._hurried = asyncio.Event()
         self._launcher = Launcher(middleware)
-        self._timeouts = Timeouts()
         self._wakeups = wakeups.open_wakeups(self.db)
-        self._recorder = Recorder(self.db, self._outage, events, self._free)
+        self._slots = Slots(
+            self.db, clock, self._outage, events, self._launcher, handlers, self._is_fenced, self._on_free
+        )
+        self._recorder = self._slots.recorder
+        self.held = self._slots.held
         self._housekeeper = Housekeeper(
             self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
         )
@@ -188,12 +180,18 @@ class Node:
             self.crashed.exception()  # looked at, whether or not somebody waits for it
         self._on_crash(drain_timeout)
 
+    def _is_fenced(self) -> bool:
+        return self._heartbeat.is_fenced
+
+    def _on_free(self) -> None:
+        self._ticker.wake()
+
     def _new_ticker(self) -> Ticker:
         interval, free_slots = self._settings.tick_interval, self._free_slots
         claimer, recorder = self._claimer(), self._recorder
         aside = SetAside(self._clock, self._events)
         keeper = Timekeeper(self.db, self._clock, self._events, interval)
-        own = claimer, recorder, interval, free_slots, self._begin, aside, keeper
+        own = claimer, recorder, interval, free_slots, self._slots.begin, aside, keeper
         return Ticker(self.db, self._clock, self._outage, *own)
 
     def _claimer(self) -> Claimer:
@@ -212,7 +210,7 @@ class Node:
             blockers=lambda: blockers(self.loop, self.held),
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
-            on_code_without_claim=post(self._on_code_without_claim),
+            on_code_without_claim=post(self._slots.drop),
             on_changed=post(self._ticker.wake),
             on_outdated=post(self._on_outdated),
         )
@@ -241,70 +239,15 @@ class Node:
         may_claim = self._is_claiming and not self._is_stopping and not self._heartbeat.is_fenced
         return self._settings.max_concurrent - len(self.held) if may_claim else None
 
-    def _begin(self, claim: Claim) -> None:
-        """Start the code of a claim."""
-        is_command = claim.config.isolation is Isolation.COMMAND
-        handler = None if is_command else self._handlers[claim.run.worker]
-        deadline = later(claim.run.started_at or self._clock.now(), claim.config.timeout_seconds)
-        context = RunContext(claim.run, deadline)
-        attempt = Attempt(claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping)
-        if claim.config.isolation is Isolation.INLINE:
-            context.open_transaction = partial(open_transaction, self.db, attempt, self._clock)
-        self.held[claim.run.claim_key] = attempt
-        self._all_ended.clear()
-        unreadable = unreadable_end(claim.run, self._clock.now())
-        if unreadable is not None:
-            self._on_attempt_end(attempt, unreadable)
-        elif self._heartbeat.is_fenced:  # held up since the claim: is it still ours?
-            reason = "the node could not renew its lease before the code was started"
-            self._on_attempt_end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
-        else:
-            self._events.emit(e.RunStarted(attempt.claim.run))
-            attempt.start(self._on_attempt_end)
-
-    def _on_attempt_end(self, attempt: Attempt, outcome: Outcome) -> None:
-        run = attempt.claim.run
-        if attempt.context.finished is not None:
-            if outcome.kind is not OutcomeKind.SUCCEEDED:
-                what = outcome.error or outcome.kind
-                self._events.emit(e.Warned(f"{run.worker}: after its transaction had ended the run: {what}"))
-            self._recorder.note_written(attempt.context.finished)
-        elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
-            self._events.emit(e.RunTakenAway(run))
-            self._free([run.claim_key])
-        else:
-            self._recorder.put(Ended(run, outcome, attempt.claim.config))
-
-    async def _show_stopping(self, claim: Claim) -> None:
-        """Show the run as `stopping`: it was told to, and its code has not ended."""
-        try:
-            async with self.db.write() as conn:
-                await runs.set_stopping(conn, claim.run)
-        except Exception as error:  # noqa: BLE001 - it is only shown, and nobody waits for it
-            self._outage.dropped("that a run was told to stop could not be shown", error)
-
-    def _free(self, keys: list[ClaimKey]) -> None:
-        for key in keys:
-            self.held.pop(key, None)
-        if not self.held:
-            self._all_ended.set()
-        self._ticker.wake()
-
-    def _on_code_without_claim(self, keys: list[ClaimKey]) -> None:
-        for key in keys:
-            attempt = self.held.get(key)
-            if attempt is not None and attempt.stop_reason is None and attempt.context.finished is None:
-                attempt.stop(StopReason.LOST, "the claim was taken away")
-
     def _on_fence(self) -> None:
         """Stop all code: the lease is about to end, and beyond it another node may run the same work."""
         if self.held:
             self._events.emit(e.Warned("the lease could not be renewed; all running work is stopped"))
-        self._stop_attempts(StopReason.DRAIN, "the node could not renew its lease")
+        self._slots.stop_all(StopReason.DRAIN, "the node could not renew its lease")
 
     def _on_lost(self) -> None:
         if self._is_stopping:
-            self._stop_attempts(StopReason.LOST, "the node was declared lost")
+            self._slots.stop_all(StopReason.LOST, "the node was declared lost")
         elif self._is_claiming:
             self._is_claiming = False
             self._run_service(self._rejoin())
@@ -315,7 +258,7 @@ class Node:
             e.Warned(f"this node, {self.identity.id[:8]}, was declared lost; it stops its runs and rejoins")
         )
         await self._ticker.at_rest()  # what is being claimed in the old name is stopped, too
-        self._stop_attempts(StopReason.LOST, "the node was declared lost")
+        self._slots.stop_all(StopReason.LOST, "the node was declared lost")
         await self._heartbeat.stop()
 
         async def join() -> None:
@@ -331,13 +274,9 @@ class Node:
         self._is_claiming = True
         self._ticker.wake()
 
-    def _stop_attempts(self, reason: StopReason, detail: str) -> None:
-        for attempt in list(self.held.values()):
-            attempt.stop(reason, detail)
-
     async def is_idle(self) -> bool:
         """Say whether nothing runs here, nothing could start, and no failed run waits to be tried again."""
-        if self.held or self._outage.is_on:
+        if self.held or self._outage.is_on or self._slots.shortage.is_waiting:
             return False
         try:
             async with self.db.read() as conn:  # one snapshot: what is claimed meanwhile must not slip through
@@ -352,7 +291,7 @@ class Node:
             self._ticker.found_nothing.clear()
             self._ticker.wake()
             await self._ticker.found_nothing.wait()
-            await self._all_ended.wait()
+            await self._slots.all_ended.wait()
             if await self.is_idle():
                 return
             await self._clock.sleep(0.05)
@@ -368,7 +307,7 @@ class Node:
                 await self._ticker.at_rest()  # what is being claimed now still runs here
         await self._drain(drain_timeout)
         if self.held:
-            self._stop_attempts(StopReason.DRAIN, "the node stops")
+            self._slots.stop_all(StopReason.DRAIN, "the node stops")
             await self._wait_ended(self._stop_grace())
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
@@ -419,7 +358,7 @@ class Node:
         if self.held and seconds > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._all_ended.wait()
+                    await self._slots.all_ended.wait()
 
     async def _note_state(self, state: str) -> None:
         if isinstance(self.crash, DatabaseGone):

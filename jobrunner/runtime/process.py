@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,21 @@ def share_the_interpreter() -> None:
     may keep the interpreter for this long: a tick of twenty statements would take a tenth of a second longer.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+
+
+def set_aside_what_is_loaded() -> None:
+    """Leave what there is now, all that a program has loaded, out of every collection: it is no garbage.
+
+    What handlers leave behind is collected as often as Python does. A collection looks at what came later only: with
+    1,000 workers that is a tenth of all objects, and of the time that the loop stands still. The last line has Python
+    see it so. It looks at everything once a quarter more than the last time it did has come to live long; counting
+    from what was set aside, handlers' garbage of hundreds of megabytes was too little to look.
+
+    For a process that is a node's own; where an orchestrator is a guest in somebody's program, it changes nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()
 
 
 async def wait_for(event: asyncio.Event) -> None:

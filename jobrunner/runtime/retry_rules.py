@@ -11,12 +11,14 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from jobrunner.errors import InvalidWorker
-from jobrunner.runtime.results import RemoteError
+from jobrunner.errors import InvalidWorker, seconds_of
+from jobrunner.runtime.raised import kind_of, kinds_of, message_of, text_of
+from jobrunner.runtime.results import RemoteError, never_begun
 
-RetryDelay = Callable[[int, BaseException], "float | None"]
+RetryDelay = Callable[[int, BaseException], "float | timedelta | None"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,37 @@ class RetryRule:
 
     def judge(self, error: BaseException, attempt: int) -> dict[str, Any]:
         """Return what an outcome says of a retry: `is_final` and why, or `delay_seconds`."""
-        if self.on is not None and not any(_matches(error, kind) for kind in self.on):
-            name = error.kind if isinstance(error, RemoteError) else type(error).__name__
-            return {"is_final": True, "reason": f"not tried again: {name} is not in retry_on"}
-        if self.delay is None:
-            return {}
         try:
-            seconds = self.delay(attempt, error)
-        except Exception as broken:  # noqa: BLE001 - the program's own; the attempt's error is what counts
-            return {"reason": f"retry_delay failed, so the usual delay holds: {type(broken).__name__}: {broken}"}
-        if seconds is None:
-            return {}
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-            return {"reason": f"retry_delay returned {seconds!r}, so the usual delay holds"}
-        return {"delay_seconds": float(seconds)}
+            if self.on is not None and not any(_matches(error, kind) for kind in self.on):
+                return {"is_final": True, "reason": f"not tried again: {kind_of(error)} is not in retry_on"}
+        except BaseException as broken:  # noqa: BLE001 - a class that cannot say what is one of it
+            return {"reason": f"retry_on failed, so it is tried again: {kind_of(broken)}: {message_of(broken)}"}
+        return {} if self.delay is None else _wanted(self.delay, attempt, error)
+
+
+def _wanted(delay: RetryDelay, attempt: int, error: BaseException) -> dict[str, Any]:
+    """Ask the program's function; the attempt's error is what counts, whatever becomes of the question."""
+    try:
+        wanted = delay(attempt, error)
+    except BaseException as broken:  # noqa: BLE001 - the program's own, `SystemExit` too
+        return {"reason": f"retry_delay failed, so the usual delay holds: {kind_of(broken)}: {message_of(broken)}"}
+    if wanted is None:
+        return {}
+    try:
+        seconds = seconds_of(wanted)
+    except BaseException:  # noqa: BLE001 - it is no length of time, or of a class that cannot say
+        seconds = math.nan
+    if 0 <= seconds < math.inf:
+        return {"delay_seconds": seconds}
+    never_begun(wanted)  # a coroutine, of which Python would say that nobody awaited it
+    return {"reason": f"retry_delay returned {_shown(wanted)}, so the usual delay holds"}
+
+
+def _shown(value: object) -> str:
+    try:
+        return text_of(repr(value)) or "nothing"
+    except BaseException:  # noqa: BLE001 - a broken __repr__ is the program's
+        return f"an object of type {type(value).__name__}"
 
 
 def _matches(error: BaseException, kind: type[BaseException] | str) -> bool:
@@ -49,11 +68,11 @@ def _matches(error: BaseException, kind: type[BaseException] | str) -> bool:
     if isinstance(kind, str):
         found = _loaded(kind)
         if found is None:
-            return any(name == kind or name.rpartition(".")[2] == kind for name in _kinds(error))
+            return any(name == kind or name.rpartition(".")[2] == kind for name in kinds_of(error))
         kind = found
-    if isinstance(error, RemoteError):
+    if type(error) is RemoteError:
         return f"{kind.__module__}.{kind.__qualname__}" in error.kinds
-    return isinstance(error, kind)
+    return issubclass(type(error), kind)
 
 
 def _loaded(name: str) -> type[BaseException] | None:
@@ -61,12 +80,6 @@ def _loaded(name: str) -> type[BaseException] | None:
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module or "builtins"), attribute, None)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None
-
-
-def _kinds(error: BaseException) -> Iterable[str]:
-    if isinstance(error, RemoteError):
-        return error.kinds
-    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
 
 
 def read_retry_rule(worker: str, on: Any, delay: Any) -> RetryRule:

@@ -40,8 +40,16 @@ class Timeouts:
         now = loop.time()
         for call in [call for call, at in waiting.items() if at <= now]:
             if waiting.pop(call, None) is not None:  # not taken off by one of those before it
-                call()
+                _call(loop, call)
         if waiting:
             loop.call_at(next(iter(waiting.values())), self._look, seconds)
         else:
             del self._waiting[seconds]
+
+
+def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call one back; that it fails is told, and keeps no other waiting."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others of this length time out, too
+        loop.call_exception_handler({"message": "a timeout could not be told", "exception": error})

@@ -108,7 +108,7 @@ def statements(dialect: Dialect) -> _Statements:
         .where(s.c.worker.in_(sa.select(given.c.name)))
     )
     claim = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
-    owned = sa.select(r.c.id, r.c.fence, r.c.cancel_requested_at).select_from(
+    owned = sa.select(r.c.id, r.c.fence, r.c.cancel_requested_at, r.c.cancel_reason).select_from(
         claim.join(r, sa.and_(r.c.id == claim.c.id, r.c.fence == claim.c.fence))
     )
     ended = dialect.rows("claims", id=sa.BigInteger(), fence=sa.BigInteger())
@@ -198,7 +198,7 @@ async def finish_within(
     states = {state.worker: state for state in (state_of(row[split:]) for row in rows)}
     claims = to_json({"id": item.run.id, "fence": item.run.fence} for item in ended)
     rows = (await conn.execute(prepared.owned, {"claims": claims})).all()
-    owned = {(row.id, row.fence): row.cancel_requested_at for row in rows}
+    owned = {(row.id, row.fence): (row.cancel_requested_at, row.cancel_reason) for row in rows}
     batch = _Batch()
     stale = []
     for item in sorted(ended, key=lambda item: item.run.id):
@@ -206,16 +206,16 @@ async def finish_within(
         if item.run.claim_key not in owned or name not in states:
             stale.append(item)
             continue
-        stored = _as_stored(item, owned[item.run.claim_key])
+        stored = _as_stored(item, *owned[item.run.claim_key])
         _decide(batch, stored, current[name], states, draw())
     await _write(conn, dialect, batch)
     lost = await _not_settled(conn, dialect, stale)
     return Finished(tuple(batch.written), tuple(lost))
 
 
-def _as_stored(item: Ended, cancel_requested_at: datetime | None) -> Ended:
+def _as_stored(item: Ended, cancel_requested_at: datetime | None, cancel_reason: str | None) -> Ended:
     """Take the run with what was asked of it since, and of the outcome only what both databases can store."""
-    run = replace(item.run, cancel_requested_at=cancel_requested_at)
+    run = replace(item.run, cancel_requested_at=cancel_requested_at, cancel_reason=cancel_reason)
     return replace(item, run=run, outcome=storable_outcome(item.outcome))
 
 

@@ -18,7 +18,7 @@ from jobrunner.policy.words import counted
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups, workers
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.history import attempt_row, missed_row, storable_outcome
+from jobrunner.storage.history import attempt_row, missed_row, storable, storable_outcome
 from jobrunner.storage.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
 from jobrunner.storage.types import to_json as time_to_json
 
@@ -173,12 +173,15 @@ async def cancel(db: Database, run_id: int, now: datetime, actor: str, reason: s
     """
     async with db.write() as conn:
         run = await _lock_run(conn, db, run_id)
+        reason = storable(reason)
+        said = reason or storable(f"cancelled by {actor}")
         detail = {"run_id": run_id, "state": str(run.state), "reason": reason}
         if run.state is RunState.PENDING:
-            await _end_waiting(conn, db, run, now, reason or f"cancelled by {actor}")
+            await _end_waiting(conn, db, run, now, said)
         else:
             r = t.runs
-            await conn.execute(sa.update(r).where(r.c.id == run_id).values(cancel_requested_at=now))
+            asked = sa.update(r).where(r.c.id == run_id).values(cancel_requested_at=now, cancel_reason=said)
+            await conn.execute(asked)
         await write_audits(conn, [audit_row("cancel", run.worker, detail, now, actor)])
         await wakeups.notify(db, conn)
         return run.state
@@ -197,7 +200,7 @@ async def _lock_run(conn: AsyncConnection, db: Database, run_id: int) -> Run:
     return run_of(row)
 
 
-async def _end_waiting(conn: AsyncConnection, db: Database, run: Run, now: datetime, reason: str) -> None:
+async def _end_waiting(conn: AsyncConnection, db: Database, run: Run, now: datetime, reason: str | None) -> None:
     stored = await workers.read_one(conn, db.dialect, run.worker)
     outcome = Outcome(OutcomeKind.CANCELLED, now, reason=reason)
     decided = decide_finish(run, storable_outcome(outcome), stored.config, stored.config, stored.state, 0.0)

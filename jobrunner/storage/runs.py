@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _ACTIVE: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
 
 
-async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[ClaimKey]:
-    """Return the node's claims that an operator has asked to cancel."""
+async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[tuple[ClaimKey, str | None]]:
+    """Return the node's claims that an operator has asked to cancel, and why."""
     r = t.runs
-    statement = sa.select(r.c.id, r.c.fence).where(
+    statement = sa.select(r.c.id, r.c.fence, r.c.cancel_reason).where(
         r.c.node_id == node_id, _ACTIVE, r.c.cancel_requested_at.is_not(None)
     )
-    return [(run_id, fence) for run_id, fence in await conn.execute(statement)]
+    return [((run_id, fence), reason) for run_id, fence, reason in await conn.execute(statement)]
 
 
 async def set_stopping(conn: AsyncConnection, run: Run) -> bool:

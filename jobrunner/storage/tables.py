@@ -224,6 +224,8 @@ runs = sa.Table(
     # Ours: what the attempt has said so far, as `run_history.output` will have it, and how many lines that were.
     sa.Column("output", sa.Text),
     sa.Column("output_lines", sa.Integer),
+    # Ours: why it was asked to cancel, for its history row.
+    sa.Column("cancel_reason", sa.Text),
     # Ours: the dead letter a replay comes from.
     sa.Column("replay_of", Big),
     # Ours: when a wait of a given length began (a retry, a snooze, a delay); NULL where the time itself was named.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,10 +127,14 @@ Event = (
 
 
 class Events:
-    """Hands each event to every subscriber, in order. A subscriber must not block and must not raise."""
+    """Hands each event to every subscriber, in order. A subscriber must not block.
+
+    One that raises is told of once, on standard error: what it was told of goes on.
+    """
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[Event], None]] = []
+        self._is_told = False
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> None:
         """Add a subscriber; it may be called from any thread of the node."""
@@ -137,4 +143,13 @@ class Events:
     def emit(self, event: Event) -> None:
         """Hand `event` to everyone."""
         for subscriber in self._subscribers:
-            subscriber(event)
+            try:
+                subscriber(event)
+            except Exception:  # noqa: BLE001 - a program's own, or its logging handlers
+                self._tell_once()
+
+    def _tell_once(self) -> None:
+        is_told, self._is_told = self._is_told, True
+        if not is_told:
+            with suppress(Exception):  # there may be no standard error
+                traceback.print_exc()

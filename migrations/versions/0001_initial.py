@@ -379,6 +379,7 @@ def _create_runs() -> None:
         sa.Column("lost_in_a_row", sa.Integer, nullable=False, server_default="0"),
         sa.Column("output", sa.Text),
         sa.Column("output_lines", sa.Integer),
+        sa.Column("cancel_reason", sa.Text),
         sa.Column("replay_of", _BIG),
         sa.Column("waits_since", _TIME),
         sa.Column("is_ours", _FLAG, nullable=False, server_default=sa.false()),

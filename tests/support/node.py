@@ -20,8 +20,7 @@ from typing import Any
 
 import jobrunner.runtime.identity as identities
 from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
-from jobrunner.runtime import node as nodes
-from jobrunner.runtime import recorder, tick
+from jobrunner.runtime import recorder, slots, tick
 from jobrunner.storage import claims, finishes, postgres_flow, sqlite_flow
 from jobrunner.storage import nodes as node_store
 
@@ -222,7 +221,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "claim, before the write": _around(claims, "_write", _has_starts, after=False),
     "claim, before the commit": _around(claims, "_write", _has_starts, after=True),
     "claim, after the commit": _around(tick, "claim_due", lambda *a: bool(a[-1].claims), after=True),
-    "start, before the code": _in_method(nodes.Node, "_begin", after=True),
+    "start, before the code": _in_method(slots.Slots, "begin", after=True),
     "end of the code, before it is handed over": _in_method(recorder.Recorder, "put", after=False),
     "end of the code, handed over": _in_method(recorder.Recorder, "put", after=True),
     "finish, before the write": _around(finishes, "_write", lambda *a: bool(a[2].written), after=False),

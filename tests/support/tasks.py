@@ -274,3 +274,25 @@ def crash_with_daemon(folder: str) -> None:
     while not list(Path(folder).iterdir()):
         time.sleep(0.001)
     os._exit(9)
+
+
+def lazy() -> Any:
+    return (number for number in range(3))
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("I cannot even say what is wrong")
+
+
+def raise_mute() -> None:
+    raise Mute
+
+
+def until_signalled() -> str:
+    try:
+        print("ready", flush=True)
+        time.sleep(3600)
+    except SystemExit:
+        pass
+    return "half"

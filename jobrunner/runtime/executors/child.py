@@ -18,16 +18,24 @@ import resource
 import signal
 import sys
 import threading
-import traceback
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime import forks
-from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.context import RunContext, shown
 from jobrunner.runtime.executors import guard
 from jobrunner.runtime.executors.traces import Traces
-from jobrunner.runtime.results import storable_result
+from jobrunner.runtime.raised import (
+    SIGNALS,
+    kind_of,
+    kinds_of,
+    message_of,
+    reason_of,
+    signal_in,
+    traceback_of,
+    wanted_seconds,
+)
+from jobrunner.runtime.results import never_begun, storable_result
 from jobrunner.storage.forks import keep_private
 
 if TYPE_CHECKING:
@@ -36,8 +44,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from jobrunner.model.run import Run
-
-SIGNALS: tuple[type[Discard | Snooze | RetryAfter], ...] = (Discard, Snooze, RetryAfter)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class _ChildContext(RunContext):
         self._sending = threading.Lock()
 
     def log(self, message: object) -> None:
-        print(message, flush=True)  # noqa: T201 - the child's output is the run's
+        print(shown(message), flush=True)  # noqa: T201 - the child's output is the run's
 
     def progress(self, fraction: float, message: str = "") -> None:
         super().progress(fraction, message)
@@ -142,7 +148,7 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     _limit_memory(task.memory_limit_mb)
     try:
         value = _call(pipe, task, context)
-        end = End(*storable_result(context.result if value is None else value))
+        end = _end(value, context)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
         forks.leave_if_forked(me, error)
         end = End(error=_portable(error))
@@ -155,6 +161,13 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     is_out_of_memory = end.error is not None and end.error.kind == "MemoryError"
     is_spent = is_out_of_memory or _has_children() or Traces.seen() != made
     pipe.send(("end", replace(end, is_spent=is_spent)))
+
+
+def _end(value: Any, context: RunContext) -> End:
+    problem = never_begun(value)
+    if problem is not None:
+        raise TypeError(problem)
+    return End(*storable_result(context.result if value is None else value))
 
 
 def _has_children() -> bool:
@@ -193,29 +206,9 @@ def _limit_memory(megabytes: int | None) -> None:
 
 
 def _portable(error: BaseException) -> PortableError:
+    asked = signal_in(error)
     told: tuple[str, float, str | None] | None = None
-    for kind in SIGNALS:
-        if isinstance(error, kind):
-            reason = getattr(error, "reason", None)
-            told = (kind.__name__, _seconds(error), None if reason is None else str(reason))
-    kinds = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
-    return PortableError(type(error).__name__, kinds, _said(error), _trace(error), told)
-
-
-def _seconds(error: BaseException) -> float:
-    seconds = getattr(error, "seconds", 0.0)
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        return ""
-
-
-def _trace(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - a broken __str__ is the handler's
-        return "".join(traceback.format_tb(error.__traceback__))
+    if asked is not None:
+        name = next(kind.__name__ for kind in SIGNALS if issubclass(type(asked), kind))
+        told = (name, wanted_seconds(asked), reason_of(asked))
+    return PortableError(kind_of(error), kinds_of(error), message_of(error), traceback_of(error) or "", told)

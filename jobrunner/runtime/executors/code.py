@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class Code(Protocol):
     """Done when the handler's code is called; None if it was called at once."""
 
     @property
+    def has_returned(self) -> bool:
+        """Say whether the code is known to have come to its end; `ended` may be done a moment later only."""
+
+    @property
     def can_be_killed(self) -> bool:
         """Say whether `kill` ends it."""
 
@@ -54,6 +60,28 @@ class Starter(Protocol):
         self, claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]], /
     ) -> Code:
         """Start it; `handler` is None for a command worker. `arguments` raises if the payload does not fit."""
+
+
+class NotStarted(Exception):
+    """The node could not start the code: it has no thread, process or descriptor to spare. The run is given back."""
+
+
+SHORT_OF = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT}
+)
+"""Errors that say what the node's machine has no more of, and nothing of the program that was to be started."""
+
+
+def start_thread(body: Callable[[], None], worker: str) -> None:
+    """Start a daemon thread, so that code which never ends cannot keep the process from ending.
+
+    Raises:
+        NotStarted: there is no thread to be had.
+    """
+    try:
+        threading.Thread(target=body, name=f"jobrunner:{worker}", daemon=True).start()
+    except (RuntimeError, MemoryError, OSError) as error:  # "can't start new thread"
+        raise NotStarted(f"no thread: {error}") from error
 
 
 class ProcessDied(Exception):

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, CommandFailed
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, SHORT_OF, CommandFailed, NotStarted, start_thread
 from jobrunner.runtime.executors.guards import name_of_exit, without_ours
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class CommandCode:
         self._line: Line | None = None
         self._lock = threading.Lock()
         self._wants_stop = False
-        threading.Thread(target=self._body, name=f"jobrunner:{context.worker}", daemon=True).start()
+        self.has_returned = False
+        start_thread(self._body, context.worker)
 
     def _body(self) -> None:
         outcome: Ended = (None, None)
@@ -58,6 +59,7 @@ class CommandCode:
             outcome = (None, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, outcome)
+        del outcome  # an error's traceback holds this frame, which must not hold the error
 
     def _settle(self, outcome: Ended) -> None:
         if not self.ended.done():
@@ -71,6 +73,7 @@ class CommandCode:
                 if self._wants_stop:
                     line.ask_to_stop()
             self._read(line, output)
+            self.has_returned = line.code is not None
             if self._wants_stop or line.code is None:
                 line.wait_over()  # until all that it started is gone, too
         finally:
@@ -92,6 +95,14 @@ class CommandCode:
         if self._wants_stop:
             raise CommandFailed("the command was stopped before it began")
         arguments = arguments_of(self._handler, self._memory_limit_mb)
+        try:
+            return self._open(arguments)
+        except OSError as error:
+            if error.errno is None or error.errno in SHORT_OF:
+                raise NotStarted(f"no process: {error}") from error
+            raise
+
+    def _open(self, arguments: list[str]) -> tuple[Line, int]:
         output, far_output = os.pipe()
         try:
             with tempfile.TemporaryFile() as payload:  # a file: a command need not read its input
@@ -109,7 +120,7 @@ class CommandCode:
         """Read the output to its end, or until the command has ended and nothing more comes."""
         stop_at: float | None = None
         has_output = True
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # it needs no descriptor of its own
             selector.register(output, selectors.EVENT_READ)
             selector.register(line, selectors.EVENT_READ)
             while stop_at is None or (has_output and time.monotonic() < stop_at):

@@ -28,6 +28,11 @@ class InlineCode:
             _body(function, positional, arguments)
         )
 
+    @property
+    def has_returned(self) -> bool:
+        """Whether the task is done."""
+        return self.ended.done()
+
     def ask_to_stop(self) -> None:
         """Cancel the task."""
         self.ended.cancel()

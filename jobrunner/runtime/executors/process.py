@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
 from jobrunner.runtime.executors.child import End, PortableError, Task, child_main
-from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, ProcessDied
+from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, NotStarted, ProcessDied, start_thread
 from jobrunner.runtime.executors.guards import Line, name_of_exit
 from jobrunner.runtime.results import RemoteError
 from jobrunner.storage import forks
@@ -33,9 +33,21 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 64 * 1024
 _MOST_LEFT_BYTES = 1024 * 1024  # of output that is read after the end: a stray may go on writing for ever
+_SPARE_DESCRIPTORS = 16  # a start takes seven, and the database wants one now and then
 IDLE_SECONDS = 60.0  # after which a process that nobody needed is ended
 _forkserver = multiprocessing.get_context("forkserver")
 _one_at_a_time = threading.Lock()  # multiprocessing looks after its children in every start, and not thread-safely
+
+
+def _check_spare_descriptors(any_open: int) -> None:
+    """Raise `OSError` unless a start will not run out of descriptors half-way: the fork server would die of it."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _SPARE_DESCRIPTORS:
+            opened.append(os.dup(any_open))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _revived(error: PortableError, memory_limit_mb: int | None) -> BaseException:
@@ -63,6 +75,7 @@ class Child:
         self._process = _forkserver.Process(target=child_main, args=(far_pipe, far_output, self.line.far))
         try:
             with _one_at_a_time:
+                _check_spare_descriptors(self.pipe.fileno())
                 self._process.start()
         except BaseException:
             self._let_go()
@@ -173,7 +186,10 @@ class ProcessPool:
             if child.is_alive():
                 return child
             self.discard(child)
-        child = Child()
+        try:
+            child = Child()
+        except (OSError, EOFError, RuntimeError, MemoryError) as error:  # nothing to spare, or the fork server is gone
+            raise NotStarted(f"no process: {str(error) or type(error).__name__}") from error
         try:
             child.wait_ready()
         except BaseException:
@@ -228,7 +244,8 @@ class ProcessCode:
         self._line: Line | None = None  # while a signal is this run's to send
         self._lock = threading.Lock()
         self._wants_stop = False
-        threading.Thread(target=self._body, name=f"jobrunner:{task.run.worker}", daemon=True).start()
+        self.has_returned = False
+        start_thread(self._body, task.run.worker)
 
     def _body(self) -> None:
         outcome: Ended
@@ -237,6 +254,7 @@ class ProcessCode:
         except BaseException as error:  # noqa: BLE001 - no process to be had is a failed attempt too
             outcome = (None, error)
         self._post(self._settle, outcome)
+        del outcome  # an error's traceback holds this frame, which must not hold the error
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -259,6 +277,7 @@ class ProcessCode:
         if is_wanted:
             end = child.carry_out(self._task, self._context, lambda: self._post(self._note_started))
         last_words = "" if end is not None else child.last_words()  # while the line may still be told to kill
+        self.has_returned = end is not None
         with self._lock:
             self._line = None  # from here on the process may run somebody else's code
             was_stopped = self._wants_stop

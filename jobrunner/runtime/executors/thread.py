@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.runtime.executors.code import start_thread
 from jobrunner.runtime.forks import leave_if_forked
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ STOP_GRACE_SECONDS = 1.0
 
 
 class ThreadCode:
-    """A daemon thread, so that code which never ends cannot keep the process from ending."""
+    """A daemon thread. Raises `NotStarted` if there is none to be had."""
 
     started: asyncio.Future[None] | None = None
     can_be_killed = False
@@ -30,6 +31,7 @@ class ThreadCode:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
+        self.has_returned = False
         context = contextvars.copy_context()
 
         def body() -> None:
@@ -40,10 +42,12 @@ class ThreadCode:
             except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
                 outcome = (None, error)
             leave_if_forked(me, outcome[1])
-            if not self._loop.is_closed():
+            self.has_returned = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._settle, outcome)
+            del outcome  # an error's traceback holds this frame, which must not hold the error
 
-        threading.Thread(target=body, name=f"jobrunner:{name}", daemon=True).start()
+        start_thread(body, name)
 
     def _settle(self, outcome: Ended) -> None:
         if not self.ended.done():

@@ -7,6 +7,7 @@ started, so that context variables set before `call_next()` are seen by the code
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.runtime.executors.code import came_of
@@ -37,6 +38,11 @@ class WrappedCode:
         self._code: Code | None = None
         self._task = loop.create_task(self._body())
         self._task.add_done_callback(self._on_done)
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether the layers have, and with them the code."""
+        return self._task.done()
 
     @property
     def can_be_killed(self) -> bool:
@@ -76,11 +82,16 @@ class WrappedCode:
             try:
                 await asyncio.wait({code.ended})
             except asyncio.CancelledError:
-                code.ask_to_stop()  # a layer gave up waiting (a timeout of its own): it goes on when the code has ended
+                # A layer gave up waiting (a timeout of its own): it goes on when the code has ended, and not before.
+                with contextlib.suppress(Exception):
+                    code.ask_to_stop()
         value, error = came_of(code.ended)
-        if error is not None:
-            raise error
-        return value
+        try:
+            if error is not None:
+                raise error
+            return value
+        finally:
+            del error  # its traceback holds this frame, which must not hold it
 
     def _note_started(self, _: object) -> None:
         if self.started is not None and not self.started.done():

@@ -1,0 +1,165 @@
+"""Slots: the claims a node holds, from the start of their code until their ends are written.
+
+What goes wrong here with one claim, an object of its handler's or a fault of the node's own, ends that claim as
+`failed`, which tells of it, and touches no other: each is begun and ended inside a guard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.model.worker import Isolation
+from jobrunner.policy.backoff import later
+from jobrunner.policy.transitions import unreadable_end
+from jobrunner.runtime.attempt import Attempt, StopReason
+from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.raised import kind_of, message_of, traceback_of
+from jobrunner.runtime.recorder import Recorder
+from jobrunner.runtime.shortage import Shortage
+from jobrunner.runtime.timeouts import Timeouts
+from jobrunner.runtime.transaction import open_transaction
+from jobrunner.storage import runs
+from jobrunner.storage.finishes import Ended
+from jobrunner.telemetry import events as e
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jobrunner.model.run import ClaimKey
+    from jobrunner.runtime.clock import Clock
+    from jobrunner.runtime.executors.launcher import Launcher
+    from jobrunner.runtime.handlers import Handler
+    from jobrunner.runtime.outage import Outage
+    from jobrunner.storage.claims import Claim
+    from jobrunner.storage.database import Database
+
+
+class Slots:
+    """`held` are the claims by key; `all_ended` is set while there is none. `is_fenced`: no code may be started."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        outage: Outage,
+        events: e.Events,
+        launcher: Launcher,
+        handlers: Mapping[str, Handler],
+        is_fenced: Callable[[], bool],
+        on_free: Callable[[], None],
+    ) -> None:
+        self.held: dict[ClaimKey, Attempt] = {}
+        self.all_ended = asyncio.Event()
+        self.all_ended.set()
+        self.shortage = Shortage(clock, events)
+        self._db = db
+        self._clock = clock
+        self._outage = outage
+        self._events = events
+        self.recorder = Recorder(db, outage, events, self.free)
+        self._launcher = launcher
+        self._handlers = handlers
+        self._is_fenced = is_fenced
+        self._on_free = on_free
+        self._timeouts = Timeouts()
+
+    def begin(self, claim: Claim) -> None:
+        """Start the code of a claim; what keeps the node from that is the attempt's error."""
+        try:
+            self._start(claim)
+        except Exception as error:  # noqa: BLE001 - the other claims of this tick are started, whatever it is
+            self._settle(claim, error)
+
+    def _start(self, claim: Claim) -> None:
+        is_command = claim.config.isolation is Isolation.COMMAND
+        handler = None if is_command else self._handlers[claim.run.worker]
+        deadline = later(claim.run.started_at or self._clock.now(), claim.config.timeout_seconds)
+        context = RunContext(claim.run, deadline)
+        attempt = Attempt(
+            claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping, self._warn
+        )
+        if claim.config.isolation is Isolation.INLINE:
+            context.open_transaction = partial(open_transaction, self._db, attempt, self._clock)
+        self.held[claim.run.claim_key] = attempt
+        self.all_ended.clear()
+        unreadable = unreadable_end(claim.run, self._clock.now())
+        if unreadable is not None:
+            self._end(attempt, unreadable)
+        elif self._is_fenced():  # held up since the claim: is it still ours?
+            reason = "the node could not renew its lease before the code was started"
+            self._end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
+        else:
+            self._events.emit(e.RunStarted(attempt.claim.run))
+            attempt.start(self._end)
+
+    def _end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Have the end written; what keeps the node from that is the attempt's error."""
+        try:
+            self._pass_on(attempt, outcome)
+        except Exception as error:  # noqa: BLE001 - the run ends, whatever it is
+            self._settle(attempt.claim, error)
+
+    def _settle(self, claim: Claim, error: Exception) -> None:
+        """End a claim as failed: something about it raised in the node itself. Its end tells of it."""
+        outcome = Outcome(
+            OutcomeKind.FAILED,
+            self._clock.now(),
+            error_type=kind_of(error),
+            error=message_of(error),
+            traceback=traceback_of(error),
+        )
+        self.recorder.put(Ended(claim.run, outcome, claim.config))
+
+    def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
+        run = attempt.claim.run
+        attempt.context.open_transaction = None  # it holds the attempt, which holds the context: a circle for each run
+        if attempt.context.finished is not None:
+            if outcome.kind is not OutcomeKind.SUCCEEDED:
+                what = outcome.error or outcome.kind
+                self._warn(f"{run.worker}: after its transaction had ended the run: {what}")
+            self.recorder.note_written(attempt.context.finished)
+        elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
+            self._events.emit(e.RunTakenAway(run))
+            self.free([run.claim_key])
+        else:
+            if attempt.was_not_started:
+                delay = self.shortage.failed(f"{run.worker}: {outcome.reason}")
+                outcome = replace(outcome, delay_seconds=delay)
+            elif attempt.claim.config.isolation is not Isolation.INLINE:
+                self.shortage.worked()
+            self.recorder.put(Ended(run, outcome, attempt.claim.config))
+
+    def _warn(self, message: str) -> None:
+        self._events.emit(e.Warned(message))
+
+    async def _show_stopping(self, claim: Claim) -> None:
+        """Show the run as `stopping`: it was told to, and its code has not ended."""
+        try:
+            async with self._db.write() as conn:
+                await runs.set_stopping(conn, claim.run)
+        except Exception as error:  # noqa: BLE001 - it is only shown, and nobody waits for it
+            self._outage.dropped("that a run was told to stop could not be shown", error)
+
+    def free(self, keys: list[ClaimKey]) -> None:
+        """The ends of these claims are written."""
+        for key in keys:
+            self.held.pop(key, None)
+        if not self.held:
+            self.all_ended.set()
+        self._on_free()
+
+    def stop_all(self, reason: StopReason, detail: str) -> None:
+        """Tell all code to stop."""
+        for attempt in list(self.held.values()):
+            attempt.stop(reason, detail)
+
+    def drop(self, keys: list[ClaimKey]) -> None:
+        """Stop the code of claims that were taken away."""
+        for key in keys:
+            attempt = self.held.get(key)
+            if attempt is not None and attempt.stop_reason is None and attempt.context.finished is None:
+                attempt.stop(StopReason.LOST, "the claim was taken away")
