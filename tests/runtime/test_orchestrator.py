@@ -560,14 +560,14 @@ async def test_a_drain_lets_runs_end_and_claims_nothing_more(house: House):
     assert await house.rows("SELECT * FROM {p}node_handlers") == []
 
 
-async def test_work_that_succeeds_while_the_node_stops_has_succeeded(house: House):
+async def test_work_that_returns_because_the_node_told_it_to_stop_is_given_back(house: House):
     started = asyncio.Event()
 
     def it(run: RunContext) -> str:
         orchestrator._node.loop.call_soon_threadsafe(started.set)  # type: ignore[union-attr]  # it runs
         while not run.should_stop:
             time.sleep(0.002)
-        return "finished what I had begun"
+        return "half"
 
     orchestrator = house.orchestrator()
     orchestrator.register_worker("it", it, **TRIGGERED)
@@ -576,7 +576,7 @@ async def test_work_that_succeeds_while_the_node_stops_has_succeeded(house: Hous
     await started.wait()
     await orchestrator.stop(drain_timeout=0.0)
     (row,) = await house.history()
-    assert (row["outcome"], row["ends_run"]) == ("succeeded", "succeeded")
+    assert (row["outcome"], row["ends_run"]) == ("interrupted", None)
 
 
 async def test_a_stop_in_the_middle_of_a_claim_leaves_no_claim_without_code(house: House):
