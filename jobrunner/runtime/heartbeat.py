@@ -42,9 +42,9 @@ from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime import forks
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
-from jobrunner.storage.claims import read_claims
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.parts import trouble_behind
+from jobrunner.storage.runs import read_claims
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:

@@ -194,11 +194,8 @@ async def claim_due(
         async with db.peek() as conn:
             due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking)
             names = due.names.difference(aside) if only is None else due.names & {only}
-            if not names and due.has_more and only is None:
-                page *= 4
-                continue
-            if not names:
-                next_at = await reading.next_due_at(conn, db.dialect, now) if due.names else due.next_at
+            if not names and not due.has_more:
+                next_at = due.next_at if not due.names else await reading.next_due_at(conn, db.dialect, now)
                 return Claimed((), next_at, is_ahead=due.is_ahead)
             if free_slots <= 0:
                 return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
@@ -400,12 +397,3 @@ def _probe_of(batch: _Batch, name: str, runs: list[Run]) -> Run | None:
         if run.worker == name and (run.id == wanted or (wanted is None and run.trigger in FROM_SCHEDULE)):
             return run
     return None
-
-
-async def read_claims(conn: AsyncConnection, node_id: str) -> list[Run]:
-    """Return every run the table says `node_id` holds."""
-    r = t.runs
-    rows = await conn.execute(
-        sa.select(*RUN_COLUMNS).where(r.c.node_id == node_id, sa.literal_column("runs.state <> 'pending'"))
-    )
-    return [run_of(row) for row in rows]

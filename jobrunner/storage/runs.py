@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
-from jobrunner.storage.rows import names_json, to_json
+from jobrunner.storage.rows import RUN_COLUMNS, names_json, run_of, to_json
 from jobrunner.storage.rowsets import built_once
 from jobrunner.storage.types import Json
 
@@ -33,6 +33,15 @@ async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[tuple[Cl
         r.c.node_id == node_id, _ACTIVE, r.c.cancel_requested_at.is_not(None)
     )
     return [((run_id, fence), reason) for run_id, fence, reason in await conn.execute(statement)]
+
+
+async def read_claims(conn: AsyncConnection, node_id: str) -> list[Run]:
+    """Return every run the table says `node_id` holds."""
+    r = t.runs
+    rows = await conn.execute(
+        sa.select(*RUN_COLUMNS).where(r.c.node_id == node_id, sa.literal_column("runs.state <> 'pending'"))
+    )
+    return [run_of(row) for row in rows]
 
 
 async def set_stopping(conn: AsyncConnection, run: Run) -> bool:

@@ -14,7 +14,7 @@ from jobrunner.model.run import OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, JobPriority
 from jobrunner.policy.gates import View
 from jobrunner.storage import claims, operations
-from jobrunner.storage.claims import read_claims
+from jobrunner.storage.runs import read_claims
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 DECISIONS = "SELECT action FROM {p}audit_log WHERE worker = 'a' ORDER BY id"

@@ -15,10 +15,11 @@ from jobrunner.model.worker import JobPriority
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, operations
-from jobrunner.storage.claims import Claimer, claim_due, read_claims
+from jobrunner.storage.claims import Claimer, claim_due
 from jobrunner.storage.finishes import Ended
 from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Plain, Turned, find_plain, is_sure
 from jobrunner.storage.flows import Flow, open_flow
+from jobrunner.storage.runs import read_claims
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
