@@ -1,4 +1,4 @@
-"""The tables of what was and who was there: history, dead letters, nodes, the audit log. `storage.tables` has them all."""
+"""The tables of what was, and who was there: history, letters, nodes, the audit log. `storage.tables` has them all."""
 
 from __future__ import annotations
 
