@@ -86,17 +86,18 @@ def _checked_postgres(url: sa.URL) -> sa.URL:
 
 
 def anchored(raw: str) -> str:
-    """Return the URL with an SQLite file's path made absolute: the folder that is current may change later.
+    """Return the URL with a relative SQLite file's path made absolute: the folder that is current may change later.
 
     One that cannot be used is returned as it is: whoever opens it says why.
     """
     try:
-        url = parse_url(raw)
+        path = parse_url(raw).database
+        url = sa.make_url(raw.strip())
     except InvalidDatabaseUrl:
         return raw
-    if url.get_backend_name() != "sqlite":
+    if url.get_backend_name() != "sqlite" or path is None or Path(path).is_absolute():
         return raw
-    return url.set(database=str(Path(url.database or "").absolute())).render_as_string(hide_password=False)
+    return url.set(database=str(Path(path).absolute())).render_as_string(hide_password=False)
 
 
 def shown(url: sa.URL) -> str:

@@ -109,9 +109,8 @@ async def test_a_handler_that_changes_the_folder_does_not_move_the_database(tmp_
 
 def test_a_relative_file_is_made_absolute_when_it_is_named_and_nothing_else_is_changed(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert anchored("sqlite:///a.db") == f"sqlite+aiosqlite:///{tmp_path}/a.db"
-    assert anchored(f"sqlite:///{tmp_path}/b.db") == f"sqlite+aiosqlite:///{tmp_path}/b.db"
-    for url in ("postgresql://ann:secret@host/db", "nonsense", "sqlite://"):
+    assert anchored("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
+    for url in (f"sqlite:///{tmp_path}/b.db", "postgresql://ann:secret@host/db", "nonsense", "sqlite://"):
         assert anchored(url) == url
 
 
