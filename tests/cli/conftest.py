@@ -107,8 +107,9 @@ class Cli:
 
     def insert(self, table: str, *rows: dict[str, Any]) -> None:
         async def write(db, conn):
+            as_ours = {"is_ours": True} if table == "runs" else {}
             for row in rows:
-                await conn.execute(sa.insert(t.metadata.tables[f"jobrunner.{table}"]), row)
+                await conn.execute(sa.insert(t.metadata.tables[f"jobrunner.{table}"]), {**as_ours, **row})
 
         self.use(write)
 

@@ -97,7 +97,7 @@ def test_a_lone_surrogate_from_a_database_is_escaped(sqlite_cli: Cli):
 
     sqlite_cli.use(plant)
     done = run("runs", "--json", "--database-url", sqlite_cli.url, env=LOCALES["UTF-8"])
-    assert json.loads(done.stdout)[0]["payload"] == {"x": "\ud800"}
+    assert json.loads(done.stdout)[0]["payload"] == {"unreadable": '{"x": "\\ud800"}'}
     assert run("runs", "--database-url", sqlite_cli.url).returncode == 0
 
 
