@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,7 +135,7 @@ class JsonArray:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Print the next elements."""
-        texts = [textwrap.indent(_json(dict(row), indent=2), "  ") for row in rows]
+        texts = ["  " + _json(dict(row), indent=2).replace("\n", "\n  ") for row in rows]
         if texts:
             _write(("[\n" if self._is_empty else ",\n") + ",\n".join(texts), has_end=False)
             self._is_empty = False

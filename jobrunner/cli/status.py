@@ -55,6 +55,8 @@ def show_schedule(row: Mapping[str, Any]) -> str:
 
 def show_switch(row: Mapping[str, Any], now: datetime) -> str:
     """Show whether a worker is enabled, in a word."""
+    if row["is_enabled"] is None:
+        return "no state"
     if not row["is_enabled"]:
         return "half open" if row["circuit_state"] == "half_open" else "disabled"
     paused_until = row["paused_until"]

@@ -305,10 +305,6 @@ class Database:
         elif file is not None:
             file.check_if_due()
 
-    def _has_open_connection(self) -> bool:
-        pools = [engine.sync_engine.pool for engine in self._engines.pools]
-        return any(pool.checkedin() + pool.checkedout() > 0 for pool in pools)  # type: ignore[attr-defined]  # queues
-
     async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
         self.check_file()
         try:
@@ -323,8 +319,6 @@ class Database:
         """Take a connection from the pool; if we are cancelled while it opens, it goes there once it is open."""
         if engine.sync_engine.pool.checkedin():  # type: ignore[attr-defined]  # a queue pool
             return await engine.connect()
-        if self._engines.file is not None and not self._has_open_connection():
-            self._engines.file.all_closed()
         opening = asyncio.ensure_future(engine.connect().start())
         try:
             return await asyncio.shield(opening)

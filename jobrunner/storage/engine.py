@@ -220,6 +220,9 @@ def _open_postgres(options: Options) -> Engines:
 def _engine(url: sa.URL, dialect: Dialect, file: WatchedFile | None = None, **options: Any) -> AsyncEngine:
     engine = create_async_engine(url, json_serializer=_to_json, json_deserializer=read_json, **options)
     sa.event.listen(engine.sync_engine, "handle_error", partial(_translate, dialect, shown(url), file))
+    if file is not None:
+        for moment in ("close", "invalidate"):
+            sa.event.listen(engine.sync_engine, moment, file.closing)
     if dialect.name == "sqlite":
         sa.event.listen(engine.sync_engine, "begin", _begin)
     return engine

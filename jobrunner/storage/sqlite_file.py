@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 1.0
 """A look costs some 5 µs; a database in use looks at most so often."""
+CLOSING_SECONDS = 5.0
 _BESIDE = ("-wal", "-shm")
 
 
@@ -34,7 +35,7 @@ class WatchedFile:
         self._real = path
         self._main: tuple[int, int] | None = None
         self._beside: dict[str, tuple[int, int]] = {}
-        self._checked_at = -math.inf
+        self._checked_at = self._closing_at = -math.inf
         self._gone: str | None = None
 
     def opened(self) -> None:
@@ -44,9 +45,13 @@ class WatchedFile:
             self._real = self._path.resolve()
             self._main = _identity(found)
 
-    def all_closed(self) -> None:
-        """Note that this process has no connection open: SQLite may have deleted the files beside it."""
+    def closing(self, *_: object) -> None:
+        """Note that a connection of ours is being closed: if it is the last, SQLite deletes the files beside it.
+
+        That takes place in the connection's own thread, so for a while they are not counted on.
+        """
         self._beside.clear()
+        self._closing_at = time.monotonic()
 
     def check_if_due(self) -> None:
         """Do `check`, unless that was less than a second ago."""
@@ -80,7 +85,7 @@ class WatchedFile:
             before = self._beside.get(suffix)
             if before is not None and (found is None or _identity(found) != before):
                 return f"{path}, a part of the database, was {'removed' if found is None else 'replaced'}"
-            if found is not None:
+            if found is not None and time.monotonic() - self._closing_at > CLOSING_SECONDS:
                 self._beside[suffix] = _identity(found)
         return None
 

@@ -52,7 +52,7 @@ def test_what_is_beside_a_file_may_go_when_no_connection_is_open(watched: Watche
     wal.touch()
     watched.check()
     wal.unlink()
-    watched.all_closed()
+    watched.closing()
     watched.check()
 
 

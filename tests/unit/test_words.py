@@ -20,7 +20,7 @@ def test_one_is_no_plural():
 
 @pytest.mark.parametrize(
     ("after", "said"),
-    [(-3600, "again as soon as may be"), (0, "again as soon as may be"), (5, "again at 2026-03-01 12:00:05")],
+    [(-3600, "again as soon as may be"), (0, "again as soon as may be"), (5, "again at 2026-03-01 12:00:05 UTC")],
 )
 def test_no_time_that_has_passed_is_named_for_the_next_attempt(caplog, after, said):
     caplog.set_level("INFO", "jobrunner")
