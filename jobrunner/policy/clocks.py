@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSchedule
+from jobrunner.model.unreadable import UNREADABLE_TIME
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.schedule import CLOCK_TOLERANCE
@@ -53,6 +54,14 @@ def longer_reach(config: WorkerConfig, state: WorkerState) -> float:
         return seconds
 
 
+def shifted(moment: datetime, by: timedelta) -> datetime:
+    """Return the time so much later, at most the last there is."""
+    try:
+        return moment + by
+    except OverflowError:
+        return UNREADABLE_TIME
+
+
 def _longest_pause(config: WorkerConfig) -> timedelta:
     return timedelta(seconds=max(config.interval_seconds or 0.0, config.retry_max_delay_seconds))
 
@@ -64,10 +73,10 @@ def is_ahead(moment: datetime | None, now: datetime) -> bool:
 
 def set_right(config: WorkerConfig, state: WorkerState, now: datetime) -> WorkerState:
     """Return the worker's state as a clock that was right would have left it; the same where nothing is wrong."""
-    after = _cool_down_anew(config, _end_pause_sooner(state, now), now)
     try:
+        after = _cool_down_anew(config, _end_pause_sooner(state, now), now)
         after = _plan_anew(config, after, now, is_moved=after is not state)
-    except InvalidSchedule:  # written by hand; whoever fires it says so
+    except (InvalidSchedule, OverflowError):  # written by hand, at the end of time perhaps; whoever fires it says so
         return state
     marks: dict[str, Any] = {name: now for name in MARKS if is_ahead(getattr(after, name), now)}
     return replace(after, **marks) if marks else after
@@ -76,7 +85,7 @@ def set_right(config: WorkerConfig, state: WorkerState, now: datetime) -> Worker
 def _end_pause_sooner(state: WorkerState, now: datetime) -> WorkerState:
     if state.paused_at is None or state.paused_until is None or not is_ahead(state.paused_at, now):
         return state
-    return replace(state, paused_until=now + (state.paused_until - state.paused_at), paused_at=now)
+    return replace(state, paused_until=shifted(now, state.paused_until - state.paused_at), paused_at=now)
 
 
 def _cool_down_anew(config: WorkerConfig, state: WorkerState, now: datetime) -> WorkerState:

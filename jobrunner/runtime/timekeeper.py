@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import DatabaseError
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.schedule import CLOCK_TOLERANCE
 from jobrunner.policy.words import counted
@@ -75,7 +76,14 @@ class Timekeeper:
             DatabaseError: the database cannot be used; the look is due still.
         """
         is_wrong = self._must_sweep or await repairs.find_ahead(self._db, self._clock.now())
-        was_set_right = is_wrong and await self._set_right(node_id)
+        was_set_right = False
+        try:
+            was_set_right = is_wrong and await self._set_right(node_id)
+        except DatabaseError:
+            raise
+        except (ArithmeticError, ValueError) as error:  # some row's values: they hold up nothing else
+            self._must_sweep = False
+            self._warn(f"what lies too far ahead could not be set right: {type(error).__name__}: {error}")
         self.looked()
         if self._disagreeing_since is not None and self._told_of is None:
             self._next_look_at = self._clock.monotonic() + min(self._interval, _ASK_AGAIN_SECONDS)

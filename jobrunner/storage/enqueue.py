@@ -94,7 +94,8 @@ def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, d
         "payload": request.payload,
         "key": request.key,
         "key_scope": request.key_scope,
-        "waits_since": request.waits_since,
+        # A trigger that is to start at once waits since it was made, by the clock of whoever made it.
+        "waits_since": now if request.due_at is None else request.waits_since,
     }
     if not request.is_forced and request.trigger == Trigger.MANUAL and request.replay_of is None:
         return insert_statement(dialect), said
@@ -192,6 +193,7 @@ def _insert_many(dialect: Dialect) -> Any:
         "scheduled_for": now,
         "due_at": now,
         "payload": sa.func.coalesce(given.c.value, w.c.payload),
+        "waits_since": now,
     }
     source = (
         sa.select(*values.values())

@@ -191,7 +191,7 @@ async def _repair_workers(db: Database, names: Any, now: datetime, repaired: Rep
 async def _judge(conn: AsyncConnection, worker: Stored, now: datetime) -> WorkerState:
     state = worker.state
     if state.is_enabled and state.next_run_at is None and not await has_loop_run(conn, state.worker):
-        with suppress(InvalidSchedule):  # written by hand; it has no next time
+        with suppress(InvalidSchedule, OverflowError):  # written by hand; it has no next time
             state = replace(state, next_run_at=next_time(worker.config, state, now))
     return clocks.set_right(worker.config, state, now)
 
@@ -222,7 +222,7 @@ async def _move_runs(db: Database, now: datetime, most: int | None, repaired: Re
         rows = (await conn.execute(waiting_ahead(most).limit(PAGE), ahead_values(now))).all()
     if not rows:
         return False
-    moved = [{"id": row.id, "was": row.due_at, "due_at": now + (row.due_at - row.began)} for row in rows]
+    moved = [{"id": row.id, "was": row.due_at, "due_at": clocks.shifted(now, row.due_at - row.began)} for row in rows]
     async with db.write() as conn:
         parameters = {"moved": to_json(moved), "since": now}
         repaired.runs += (await conn.execute(_statements(db.dialect).move_runs, parameters)).rowcount

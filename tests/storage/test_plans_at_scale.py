@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import dead_letters, nodes, repairs, retention, status
+from jobrunner.storage import dead_letters, nodes, retention, status
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.claims import Claimer, claim_due
@@ -86,13 +86,6 @@ async def turns(stage: Stage) -> None:
 async def look(stage: Stage) -> None:
     """Find nothing to do."""
     assert (await stage.claim(slots=4, handlers=["later"])).claims == ()
-
-
-async def ahead(stage: Stage) -> None:
-    """Look for waits that began ahead of now, with the search for due work and without."""
-    claimer = Claimer("n1", reading.Here(frozenset({"later"})))
-    await claim_due(stage.db, claimer, 4, lambda: stage.now, is_looking=True)
-    assert not await repairs.find_ahead(stage.db, stage.now)
 
 
 async def enqueue(stage: Stage) -> None:
@@ -190,7 +183,6 @@ PIECES = {
     "tick": Piece(tick, "ix_runs_pending", 500),
     "turns": Piece(turns, "ix_runs_pending", 500),
     "look": Piece(look, "ix_worker_state_due", 500),
-    "ahead": Piece(ahead, "ix_worker_state_planned_from", 1500),
     "enqueue": Piece(enqueue, "workers", 2000),
     "keyed": Piece(keyed, "uq_runs_key_live", 200),
     "status of one": Piece(status_of_one, "ix_runs_pending", 21_000),
@@ -210,7 +202,7 @@ PIECES = {
 }
 
 
-AT_ONCE = ("tick", "turns", "look", "ahead", "enqueue", "keyed", "node")
+AT_ONCE = ("tick", "turns", "look", "enqueue", "keyed", "node")
 """What nodes and triggers do with a queue that has just been filled, before the database has any statistics of it."""
 
 
