@@ -19,6 +19,7 @@ from jobrunner.errors import WorkerNotFound
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy import clocks, definitions
 from jobrunner.policy import schedule as schedules
+from jobrunner.policy.clocks import shifted
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
 from jobrunner.policy.transitions import next_time
 from jobrunner.storage import states
@@ -131,7 +132,7 @@ async def _after_starts(
     started = sa.select(sa.func.max(r.c.started_at)).where(r.c.worker.in_(names), r.c.slot.is_not(None))
     moments = [*(await conn.execute(ended, parameters)).one(), (await conn.execute(started, parameters)).scalar()]
     latest = max((moment for moment in moments if moment is not None), default=None)
-    return now if latest is None or latest < now else latest + timedelta(microseconds=1)
+    return now if latest is None or latest < now else shifted(latest, timedelta(microseconds=1))
 
 
 def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
