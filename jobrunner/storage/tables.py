@@ -98,6 +98,7 @@ workers = sa.Table(
     *seconds("timeout_seconds", "cooldown_seconds", above=True),
     sa.CheckConstraint(f"retry_backoff >= 1 AND retry_backoff <= {LONGEST_SECONDS}", name="retry_backoff"),
     *counts(0, "max_retries"),
+    *counts(0, "revision", most=MAX_BIG_COUNT),
     *counts(1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
     *json_object("payload"),
     *json_kind("definition"),

@@ -242,6 +242,7 @@ def _create_workers() -> None:
         *_seconds("workers", "timeout_seconds", "cooldown_seconds", above=True),
         _check("workers", "retry_backoff", f"retry_backoff >= 1 AND retry_backoff <= {_LONGEST_SECONDS}"),
         *_counts("workers", 0, "max_retries"),
+        *_counts("workers", 0, "revision", most=_MAX_BIG_COUNT),
         *_counts("workers", 1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
         *_payload_checks("workers"),
         _json_kind("workers", "definition"),
@@ -671,7 +672,7 @@ def _create_sqlite_triggers() -> None:
         """
         CREATE TRIGGER workers_raise_revision AFTER UPDATE ON workers WHEN NEW.revision = OLD.revision
         BEGIN
-            UPDATE workers SET revision = OLD.revision + 1 WHERE name = NEW.name;
+            UPDATE workers SET revision = (OLD.revision + 1) % 4611686018427387904 WHERE name = NEW.name;
         END
         """
     )
@@ -744,7 +745,7 @@ def _create_postgres_triggers() -> None:
         f"""
         CREATE FUNCTION {p}raise_revision() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            NEW.revision := OLD.revision + 1;
+            NEW.revision := (OLD.revision + 1) % 4611686018427387904;
             RETURN NEW;
         END $$
         """
