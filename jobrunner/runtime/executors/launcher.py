@@ -76,7 +76,7 @@ class Launcher:
         return ThreadCode(claim.run.worker, handler.function, positional, arguments)
 
     def look_after(self, now: float) -> None:
-        """End processes that were idle for a minute, and replace a helper that was killed; `now` is monotonic seconds.
+        """End processes that were idle for a minute, and replace a post that was killed; `now` is monotonic seconds.
 
         Called every second. What takes time is done in a thread.
         """
