@@ -183,10 +183,16 @@ def verify(
     seconds = parse_duration(tolerance)
     settings = context.load_settings(ctx, database_url)
 
+    doubts = 0
+
+    def doubt() -> None:
+        nonlocal doubts
+        doubts += 1
+
     async def work(db: Database) -> int:
         scope = Scope(context.now(), settings.history_days, settings.failure_days, timedelta(seconds=seconds))
         found, array = 0, JsonArray()
-        async for violation in verify_promises(db, scope, _progress(), SystemClock().sleep):
+        async for violation in verify_promises(db, scope, _progress(), SystemClock().sleep, doubt):
             found += 1
             if as_json:
                 array.add([dataclasses.asdict(violation)])
@@ -199,6 +205,8 @@ def verify(
         return found
 
     found = context.with_database(ctx, database_url, work, Access.READ)
+    if doubts:
+        note(f"not judged: {counted(doubts, 'start')} at times when a node's clock was set (`admin audit` says when)")
     if found:
         more = "at least " if not as_json and found >= _MOST_VIOLATIONS else ""
         note(f"{more}{counted(found, 'violation')} found")

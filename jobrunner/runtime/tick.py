@@ -189,8 +189,8 @@ class Ticker:
 
     async def _pass(self) -> float:
         self.ticks += 1
-        if self._free_slots() is not None and self._timekeeper.must_sweep:
-            await self._timekeeper.look(self._claimer.node_id)
+        if self._free_slots() is not None:
+            await self._timekeeper.before_claims(self._claimer.node_id)
         self._gave_runs = self._flow is not None and await self._take_turns(self._flow)
         free = self._free_slots()
         is_look_due = free is not None and self._timekeeper.is_look_due

@@ -3,18 +3,24 @@
 This machine's wall clock is compared with its monotonic one: where it fell behind by more than clocks may differ, it
 went back, and everything is gone through before the next claim. What other machines, or hands, have written is looked
 for once a tick interval; an idle tick asks along with what it asks anyway. Either is one line in the log.
+
+Each time that the wall clock was set, forward or back, is noted in the audit log: what history says of that time is
+wrong, and whoever reads it can know.
 """
 
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
+from jobrunner.policy import clocks
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.schedule import CLOCK_TOLERANCE
 from jobrunner.policy.words import counted
 from jobrunner.storage import repairs
+from jobrunner.storage.clock_steps import ClockStep, note_steps
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ _NAMED = 3
 AGREE_AGAIN_SECONDS = 30.0
 """So long other nodes are given to beat by a clock that was set for all of them before it is told that they differ."""
 _ASK_AGAIN_SECONDS = 1.0
+_STEP_SECONDS = 0.5  # what changes less between two looks is how clocks drift and are slewed
+_READ_SECONDS = 0.05  # two clocks that are read further apart tell nothing: the process stood still between them
 
 
 class Timekeeper:
@@ -37,6 +45,8 @@ class Timekeeper:
         self._events = events
         self._interval = interval
         self._offset = -math.inf  # of the wall clock from the monotonic one, at its latest
+        self._last_offset: float | None = None
+        self._steps: list[ClockStep] = []  # not in the audit log yet
         self._gone_back = 0.0  # seconds; what has to be told once the sweep is done
         self._must_sweep = True  # at the start, too
         self._next_look_at = -math.inf
@@ -54,13 +64,27 @@ class Timekeeper:
         """Return how long it is until the next look."""
         return max(0.0, self._next_look_at - self._clock.monotonic())
 
-    @property
-    def must_sweep(self) -> bool:
-        """Say whether all that lies ahead has to be gone through, before anything is claimed."""
-        return self.is_look_due and self._must_sweep
+    async def before_claims(self, node_id: str) -> None:
+        """Do what has to be done before anything is claimed, if this machine's clock was set; else nothing.
+
+        Raises:
+            DatabaseError: the database cannot be used; it is to be done still.
+        """
+        self._compare()
+        if self._steps:
+            await note_steps(self._db, node_id, self._steps)
+            self._steps.clear()
+        if self._must_sweep and self.is_look_due:
+            await self.look(node_id)
 
     def _compare(self) -> None:
-        offset = self._clock.now().timestamp() - self._clock.monotonic()
+        read_at, now = self._clock.monotonic(), self._clock.now()
+        if self._clock.monotonic() - read_at > _READ_SECONDS:
+            return
+        offset = now.timestamp() - read_at
+        if self._last_offset is not None and abs(offset - self._last_offset) > _STEP_SECONDS:
+            self._steps.append(ClockStep(clocks.shifted(now, timedelta(seconds=self._last_offset - offset)), now))
+        self._last_offset = offset
         if offset > self._offset:
             self._offset = offset
         elif self._offset - offset > CLOCK_TOLERANCE.total_seconds():

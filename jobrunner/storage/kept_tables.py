@@ -161,6 +161,7 @@ audit_log = sa.Table(
             "replay",
             "discard",
             "node_lost",
+            "clock",
             "upgrade",
         ),
     ),

@@ -9,7 +9,8 @@ Only what cannot be is told. A node that stops may leave code behind, whose clai
 claims are looked at again after that time, in a second snapshot, and told if they are still there.
 
 Clocks: `started_at` and `finished_at` are written by the node that ran the attempt. Between nodes of different machines
-they are as good as the machines' clocks; `tolerance` (seconds) says by how much two intervals may touch.
+they are as good as the machines' clocks; `tolerance` (seconds) says by how much two intervals may touch. What rests on
+a time through which some clock went twice, or not at all, since it was set (`storage.clock_steps`), is counted only.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.policy.fences import DrawnTwice, Fences
-from jobrunner.policy.sweep import Fault, Together, TooMany
+from jobrunner.policy.sweep import Together, TooMany
 from jobrunner.storage import run_checks, state_checks
 from jobrunner.storage import tables as t
+from jobrunner.storage.clock_steps import doubtful_times
 from jobrunner.storage.findings import Scope, Violation
 from jobrunner.storage.intervals import Intervals, moment
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.policy.fences import FenceFault
+    from jobrunner.policy.sweep import Attempt, Fault, Sweep
     from jobrunner.storage.database import Database
 
     Progress = Callable[[int], None]
@@ -51,6 +54,7 @@ async def verify(
     scope: Scope,
     progress: Progress = lambda _: None,
     rest: Callable[[float], Awaitable[None]] = _no_rest,
+    doubt: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Violation]:
     """Yield every violation of promises 1 to 6.
 
@@ -59,12 +63,13 @@ async def verify(
         scope: what to check.
         progress: told, in the longest part of the work, how many rows of history are done.
         rest: waits so many seconds, if there are claims of nodes that have just stopped.
+        doubt: called for each thing that may be a violation or the work of a clock that was set.
     """
     async with db.read(is_long=True) as conn:
         for check in (*state_checks.CHECKS, *run_checks.CHECKS):
             async for violation in check(conn, scope):
                 yield violation
-        async for violation in _times(db, conn, scope, progress):
+        async for violation in _times(db, conn, scope, progress, doubt):
             yield violation
         left = {(row.id, row.fence): row for row in await conn.execute(state_checks.stopped_claims())}
     if any(abs(scope.now - row.heartbeat_at) < _SURELY_LEFT for row in left.values()):
@@ -77,8 +82,11 @@ async def verify(
             yield Violation(2, problem, (f"runs.id={row.id}", f"nodes.id={row.node_id}"))
 
 
-async def _times(db: Database, conn: AsyncConnection, scope: Scope, progress: Progress) -> AsyncIterator[Violation]:
+async def _times(
+    db: Database, conn: AsyncConnection, scope: Scope, progress: Progress, doubt: Callable[[], None]
+) -> AsyncIterator[Violation]:
     """Promises 3 and 4: never too many, never together, never before what a run depends on."""
+    doubtful = await doubtful_times(conn)
     intervals = Intervals(db, conn, scope.tolerance)
     glance = await intervals.glance()
     fences = await _fences(conn)
@@ -92,18 +100,29 @@ async def _times(db: Database, conn: AsyncConnection, scope: Scope, progress: Pr
         done += len(rows)
         progress(done)
     glance.close()
-    sweep, active = await intervals.sweep(glance.unsure, scope.ends_kept_since)
+    async for fault in _faults(intervals, await intervals.sweep(glance.unsure, scope.ends_kept_since), done, progress):
+        at = moment(fault.at)
+        if any(start <= at <= end for start, end in doubtful):
+            doubt()
+        else:
+            yield await _told(fault, intervals)
+
+
+async def _faults(
+    intervals: Intervals, begun: tuple[Sweep, list[Attempt]], done: int, progress: Progress
+) -> AsyncIterator[Fault]:
+    sweep, active = begun
     for attempt in active:
         for fault in sweep.add(attempt):
-            yield await _told(fault, intervals)
+            yield fault
     async for attempts in intervals.by_end(sweep.workers):
         for attempt in attempts:
             for fault in sweep.add(attempt):
-                yield await _told(fault, intervals)
+                yield fault
         done += len(attempts)
         progress(done)
     for fault in sweep.close():
-        yield await _told(fault, intervals)
+        yield fault
 
 
 async def _fences(conn: AsyncConnection) -> Fences:

@@ -590,6 +590,7 @@ def _create_audit_log() -> None:
             "replay",
             "discard",
             "node_lost",
+            "clock",
             "upgrade",
         ),
         _json_kind("audit_log", "detail"),
