@@ -16,8 +16,6 @@ from jobrunner.storage.types import UtcDateTime
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from jobrunner.storage.dialect import Dialect
-
 LOOKED_THROUGH = 100
 """Waiting runs, the first that become due: with more delayed ones than that before it, a look finds a run later."""
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
@@ -33,29 +31,19 @@ def _ahead() -> sa.BindParameter[datetime]:
     return sa.bindparam("ahead", type_=UtcDateTime())
 
 
-def planned_from() -> sa.ColumnElement[float]:
-    """The generated column: when the next time was planned at the earliest, in seconds since 1970."""
-    return sa.literal_column("worker_state.planned_from", sa.Double())
+def _ahead_epoch() -> sa.BindParameter[float]:
+    return sa.bindparam("ahead_epoch", type_=sa.Double())
 
 
-def is_planned_ahead() -> sa.ColumnElement[bool]:
-    """The next time lies further ahead than its reach allows."""
-    planned = planned_from()
-    return sa.and_(planned.is_not(None), planned > sa.bindparam("ahead_epoch", type_=sa.Double()))
+def waits_from() -> sa.ColumnElement[float]:
+    """The generated column: when the waits that a worker is in began, the last of them, in seconds since 1970."""
+    return sa.literal_column("worker_state.waits_from", sa.Double())
 
 
-def is_paused_ahead() -> sa.ColumnElement[bool]:
-    """A pause of a given length began ahead of now."""
-    s = t.worker_state
-    return sa.and_(s.c.paused_until.is_not(None), s.c.paused_until > _ahead(), s.c.paused_at > _ahead())
-
-
-def is_probed_ahead(dialect: Dialect) -> sa.ColumnElement[bool]:
-    """A probe waits longer than its cooldown is."""
-    s = t.worker_state
-    wait = dialect.epoch(s.c.probe_at) - dialect.epoch(_ahead())
-    cooldown = sa.func.coalesce(s.c.cooldown_current_seconds, sa.literal_column("0.0"))
-    return sa.and_(s.c.probe_at.is_not(None), s.c.probe_at > _ahead(), wait > cooldown)
+def is_worker_ahead() -> sa.ColumnElement[bool]:
+    """A wait of the worker began ahead of now: for its next time, for the end of its pause, or for its probe."""
+    began = waits_from()
+    return sa.and_(began.is_not(None), began > _ahead_epoch())
 
 
 def waiting_ahead(most: int | None) -> sa.Select[Any]:
@@ -72,11 +60,12 @@ def waiting_ahead(most: int | None) -> sa.Select[Any]:
     return sa.select(first.c.id, first.c.due_at, first.c.began).where(first.c.began > _ahead())
 
 
-def is_any_ahead(dialect: Dialect) -> sa.ColumnElement[bool]:
+def is_any_ahead() -> sa.ColumnElement[bool]:
     """Whether there is any wait that began ahead of now, as far as a quick look finds."""
-    s = t.worker_state
+    began = waits_from()
+    # The last of an index: with EXISTS, PostgreSQL would read the table as long as it has no statistics.
     one: sa.ColumnElement[int] = sa.literal_column("1")
-    found = [is_planned_ahead(), is_paused_ahead(), is_probed_ahead(dialect)]
-    states = [sa.exists(sa.select(one).select_from(s).where(condition)) for condition in found]
+    last = sa.select(began).select_from(t.worker_state).where(began.is_not(None)).order_by(began.desc()).limit(one)
+    is_worker = sa.func.coalesce(last.scalar_subquery(), sa.literal_column("0")) > _ahead_epoch()
     runs = waiting_ahead(LOOKED_THROUGH).subquery("ahead_runs")
-    return sa.or_(*states, sa.exists(sa.select(one).select_from(runs)))
+    return sa.or_(is_worker, sa.exists(sa.select(one).select_from(runs)))

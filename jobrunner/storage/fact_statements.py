@@ -43,7 +43,7 @@ class Statements:
 def statements(dialect: Dialect) -> Statements:
     """Build the reading statements once for each database."""
     return Statements(
-        due=_due(dialect),
+        due=_due(),
         edges=_edges(dialect),
         workers=_workers(dialect),
         runs=_runs(dialect),
@@ -57,7 +57,7 @@ def _now() -> sa.BindParameter[datetime]:
     return sa.bindparam("now", type_=UtcDateTime())
 
 
-def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
+def _due() -> sa.CompoundSelect[Any]:
     """Names of workers with a due waiting run (kind 0), or with a due schedule (kind 1, at most :page a priority).
 
     If there are none, one row of kind -1 with the times of `_next_due`, and with :is_looking whether any wait began
@@ -94,7 +94,7 @@ def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
         parts.append(sa.select(page.c.name, kind).where(page.c.next_run_at <= _now()))
     due = sa.union_all(*parts).cte("due")
     no_times = [sa.type_coerce(sa.null(), UtcDateTime()) for _ in range(4)]
-    look = sa.case((sa.bindparam("is_looking", type_=sa.Boolean()), is_any_ahead(dialect)))
+    look = sa.case((sa.bindparam("is_looking", type_=sa.Boolean()), is_any_ahead()))
     nothing = sa.select(sa.null(), sa.literal_column("-1"), *_next_times(), look).where(~sa.exists().select_from(due))
     return sa.select(due.c.name, due.c.kind, *no_times, sa.cast(sa.null(), sa.Boolean)).union_all(nothing)
 

@@ -25,11 +25,9 @@ from jobrunner.storage.ahead import (
     LOOKED_THROUGH,
     ahead_values,
     is_any_ahead,
-    is_paused_ahead,
-    is_planned_ahead,
-    is_probed_ahead,
-    planned_from,
+    is_worker_ahead,
     waiting_ahead,
+    waits_from,
 )
 from jobrunner.storage.rows import names_json, state_values, to_json, write_state_statement
 from jobrunner.storage.rowsets import built_once
@@ -76,7 +74,7 @@ class Repaired:
 @dataclass(frozen=True)
 class _Statements:
     question: sa.Select[Any]
-    found: sa.CompoundSelect[Any]
+    found: sa.Select[Any]
     all_ahead: sa.Select[Any]
     move_runs: sa.Update
 
@@ -85,17 +83,10 @@ class _Statements:
 def _statements(dialect: Dialect) -> _Statements:
     w, s, r = t.workers, t.worker_state, t.runs
     page: sa.ColumnElement[int] = sa.literal_column(str(PAGE))
-    first = sa.select(s.c.worker).where(is_planned_ahead()).order_by(planned_from().desc()).limit(page).subquery()
-    found = sa.union(
-        sa.select(first.c.worker),
-        sa.select(s.c.worker).where(is_paused_ahead()),
-        sa.select(s.c.worker).where(is_probed_ahead(dialect)),
-    )
+    found = sa.select(s.c.worker).where(is_worker_ahead()).order_by(waits_from().desc()).limit(page)
     ahead = sa.bindparam("ahead", type_=UtcDateTime())
     is_doubtful = sa.or_(
-        is_planned_ahead(),
-        is_paused_ahead(),
-        is_probed_ahead(dialect),
+        is_worker_ahead(),
         sa.and_(s.c.next_run_at > ahead, w.c.cron.is_not(None)),
         sa.and_(s.c.next_run_at.is_(None), s.c.is_enabled, w.c.execution_mode != "triggered"),
         *(s.c[name] > ahead for name in clocks.MARKS),
@@ -113,7 +104,7 @@ def _statements(dialect: Dialect) -> _Statements:
         .values(due_at=moved.c.due_at, waits_since=sa.bindparam("since", type_=UtcDateTime()))
         .where(r.c.id == moved.c.id, r.c.due_at == moved.c.was, sa.literal_column("runs.state = 'pending'"))
     )
-    return _Statements(sa.select(is_any_ahead(dialect)), found, all_ahead, move_runs)
+    return _Statements(sa.select(is_any_ahead()), found, all_ahead, move_runs)
 
 
 async def find_ahead(db: Database, now: datetime) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _SYSTEM_ACTOR = "jobrunner"
-_DATABASES_OWN = frozenset({"planned_from", "ix_worker_state_planned_from"})
+_DATABASES_OWN = frozenset({"waits_from", "ix_worker_state_waits_from"})
 """Generated, each database in its own words, and so none of what tables.py lists."""
 _one_migration = threading.Lock()
 

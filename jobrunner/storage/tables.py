@@ -164,8 +164,8 @@ worker_state = sa.Table(
     sa.Column("streak_since_id", Big, nullable=False, server_default="0"),
     # Ours: when a pause of a given length began; NULL for one whose end was named. See `policy.clocks`.
     sa.Column("paused_at", UtcDateTime),
-    # Ours: how far ahead its next time may lie. The database keeps `planned_from`, that long before it, with an index
-    # of its own (migration 0001): a look for next times that lie too far ahead touches one row.
+    # Ours: how far ahead its next time may lie. The database keeps `waits_from`, when its waits began, with an index of
+    # its own (migration 0001): a look for waits that began ahead of now touches one row.
     sa.Column("reach_seconds", Real, nullable=False, server_default="0"),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),

@@ -308,7 +308,7 @@ def _create_worker_state() -> None:
         sa.Column("streak_since_id", _BIG, nullable=False, server_default="0"),
         sa.Column("paused_at", _TIME),
         sa.Column("reach_seconds", _REAL, nullable=False, server_default="0"),
-        _planned_from(),
+        _waits_from(),
         _primary_key("worker_state", "worker"),
         _foreign_key("worker_state", "worker", "workers", "name"),
         _one_of("worker_state", "disabled_by", "operator", "circuit"),
@@ -338,20 +338,29 @@ def _create_worker_state() -> None:
     _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
     _index("ix_worker_state_paused_until", "worker_state", "paused_until", where="paused_until IS NOT NULL")
     _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", where="next_run_at IS NOT NULL")
-    _index("ix_worker_state_planned_from", "worker_state", "planned_from", where="planned_from IS NOT NULL")
+    _index("ix_worker_state_waits_from", "worker_state", "waits_from", where="waits_from IS NOT NULL")
 
 
-def _planned_from() -> sa.Column[float]:
-    """When the next time was planned at the earliest: a reach before it, in seconds since 1970.
+def _waits_from() -> sa.Column[float]:
+    """When the waits that a worker is in began, the last of them, in seconds since 1970.
 
-    One that lies ahead was planned under a clock that was wrong, and one look into its index finds it. NULL where a
-    pause or a cooldown, and not the schedule, says why the next time is so late.
+    One that lies ahead began under a clock that was wrong, and one look into the index finds it. The wait for the next
+    time is as long as the worker's reach, or does not count where a pause or a cooldown, and not the schedule, says why
+    the next time is so late.
     """
     epoch = "((julianday({}) - 2440587.5) * 86400.0)" if _is_sqlite() else "extract(epoch FROM {} AT TIME ZONE 'UTC')"
-    from_ = f"{epoch.format('next_run_at')} - reach_seconds"
-    is_late = " AND ".join(f"({end} IS NULL OR {from_} > {epoch.format(end)})" for end in ("paused_until", "probe_at"))
-    expression = f"CASE WHEN {is_late} THEN {from_} END"
-    return sa.Column("planned_from", _REAL, sa.Computed(expression, persisted=not _is_sqlite()))
+    planned = f"{epoch.format('next_run_at')} - reach_seconds"
+    is_late = " AND ".join(
+        f"({end} IS NULL OR {planned} > {epoch.format(end)})" for end in ("paused_until", "probe_at")
+    )
+    began = (
+        f"CASE WHEN {is_late} THEN {planned} END",
+        f"CASE WHEN paused_until IS NOT NULL THEN {epoch.format('paused_at')} END",
+        f"{epoch.format('probe_at')} - coalesce(cooldown_current_seconds, 0)",
+    )
+    latest = ", ".join(f"coalesce({each}, 0)" for each in began)
+    expression = f"nullif({'max' if _is_sqlite() else 'greatest'}({latest}), 0)"
+    return sa.Column("waits_from", _REAL, sa.Computed(expression, persisted=not _is_sqlite()))
 
 
 def _create_runs() -> None:

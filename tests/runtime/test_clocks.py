@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -373,3 +374,18 @@ async def test_nodes_whose_clocks_go_back_together_wait_for_each_others_beats_an
                 await asyncio.sleep(0.01)
     assert [line.split(";")[0] for line in scene.told] == ["the clock went back by 2 h"] * 2
     assert sorted("1 next time" in line for line in scene.told) == [False, True]
+
+
+async def test_a_clock_that_was_set_is_noted_whichever_way_it_went(scene: Scene):
+    scene.node.register_worker("it", nothing, interval_seconds=60)
+    await scene.start(runs=1)
+    for seconds in (TWO_HOURS, -3.0, -TWO_HOURS):
+        await scene.step(seconds)
+    rows = await scene.house.rows("SELECT actor, detail FROM {p}audit_log WHERE action = 'clock' ORDER BY id")
+    details = [json.loads(row["detail"]) if isinstance(row["detail"], str) else row["detail"] for row in rows]
+    assert [(row["actor"], detail["seconds"]) for row, detail in zip(rows, details, strict=True)] == [
+        ("jobrunner", TWO_HOURS), ("jobrunner", -3.0), ("jobrunner", -TWO_HOURS),
+    ]  # fmt: skip
+    assert {detail["node_id"] for detail in details} == {
+        row["id"] for row in await scene.house.rows("SELECT id FROM {p}nodes")
+    }

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import dead_letters, nodes, retention, status
+from jobrunner.storage import dead_letters, nodes, repairs, retention, status
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.claims import Claimer, claim_due
@@ -86,6 +86,12 @@ async def turns(stage: Stage) -> None:
 async def look(stage: Stage) -> None:
     """Find nothing to do."""
     assert (await stage.claim(slots=4, handlers=["later"])).claims == ()
+
+
+async def ahead(stage: Stage) -> None:
+    """Look for waits that began ahead of now: the question, which an idle tick asks along, and what it would find."""
+    assert not await repairs.find_ahead(stage.db, stage.now)
+    assert (await repairs.repair(stage.db, stage.now)).is_nothing
 
 
 async def enqueue(stage: Stage) -> None:
@@ -183,6 +189,7 @@ PIECES = {
     "tick": Piece(tick, "ix_runs_pending", 500),
     "turns": Piece(turns, "ix_runs_pending", 500),
     "look": Piece(look, "ix_worker_state_due", 500),
+    "ahead": Piece(ahead, "ix_worker_state_waits_from", 1500),
     "enqueue": Piece(enqueue, "workers", 2000),
     "keyed": Piece(keyed, "uq_runs_key_live", 200),
     "status of one": Piece(status_of_one, "ix_runs_pending", 21_000),
@@ -202,7 +209,7 @@ PIECES = {
 }
 
 
-AT_ONCE = ("tick", "turns", "look", "enqueue", "keyed", "node")
+AT_ONCE = ("tick", "turns", "look", "ahead", "enqueue", "keyed", "node")
 """What nodes and triggers do with a queue that has just been filled, before the database has any statistics of it."""
 
 
@@ -234,7 +241,7 @@ async def fill(stage: Stage) -> None:
     )
     await stage.sql(  # one after the other falls due
         f"INSERT INTO {{p}}worker_state (worker, next_run_at, reach_seconds)"
-        f" SELECT {name('i')}, {later('6 * i')}, 6 * i FROM {series(WORKERS)}"
+        f" SELECT {name('i')}, {later('6 * i')}, 300 + 6 * i FROM {series(WORKERS)}"
     )
     for worker, count, due in (("busy", WAITING, "-3600"), ("later", 50_000, "86400 + i")):
         await stage.sql(

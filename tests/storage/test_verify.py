@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind
+from jobrunner.storage.clock_steps import ClockStep, note_steps
+from jobrunner.storage.findings import Scope
+from jobrunner.storage.verify import verify
 from tests.support.planted import broken, furnished, only, plant, plant_letter
 from tests.support.stage import Stage, triggered
 
@@ -182,6 +186,19 @@ async def test_promise_3_with_a_tolerance_clocks_may_differ(workers: Stage):
 
 
 # --- promise 4 ----------------------------------------------------------------------------------------------------
+
+
+async def test_promise_3_is_not_judged_at_times_through_which_a_clock_went_twice(workers: Stage):
+    await plant(workers, 1, "a", 0, 10)
+    await plant(workers, 2, "a", 5, 15)
+    await only(workers, 3, "a: 2 runs at once")
+    doubts: list[None] = []
+    for seconds, seen in ((600.0, 0), (-7200.0, 1)):  # a clock set to some time since; then to one before
+        await note_steps(workers.db, "n", [ClockStep(workers.now, workers.now + timedelta(seconds=seconds))])
+        found = [
+            each async for each in verify(workers.db, Scope(workers.now, 30, 30), doubt=lambda: doubts.append(None))
+        ]
+        assert (len(found), len(doubts)) == (1 - seen, seen)
 
 
 async def test_promise_4_a_start_while_the_dependency_ran(workers: Stage):

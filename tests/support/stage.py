@@ -147,7 +147,7 @@ class Stage:
 
     async def sql(self, statement: str) -> None:
         """Change something with plain SQL."""
-        async with self.db.write() as conn:
+        async with self.db.write(is_long=True) as conn:
             await conn.exec_driver_sql(statement.replace("{p}", self.db.schema_prefix))
 
     async def outcomes(self, worker: str | None = None) -> list[str]:
