@@ -40,6 +40,7 @@ from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime import forks
+from jobrunner.runtime.ends import tell_ends
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
 from jobrunner.storage.finishes import Ended, finish
@@ -306,6 +307,7 @@ class Heartbeat:
                 self._events.emit(e.Warned(problem))
             if not finished.written:
                 return
+            tell_ends(self._events, finished)
             self._hooks.on_changed()
 
     async def _compare(self, db: Database, held: set[ClaimKey], *, has_claims: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
-from jobrunner.policy.words import show_time
+from jobrunner.runtime.ends import tell_ends
 from jobrunner.storage import wakeups
 from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish
@@ -160,12 +160,7 @@ class Recorder:
                     await wakeups.notify(self._db, conn)
 
     def _tell(self, finished: Finished) -> None:
-        for run, decided in finished.written:
-            retry_at = None if decided.retry is None else show_time(decided.retry.due_at)
-            ends_run = None if decided.ends_run is None else str(decided.ends_run)
-            self._events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at))
-            if any(audit.action == "trip" for audit in decided.audits):
-                self._events.emit(e.CircuitOpened(decided.state))
+        tell_ends(self._events, finished)
         for run in finished.stale:
             self._events.emit(e.RunTakenAway(run))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from jobrunner.runtime.ends import tell_ends
 from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes
@@ -29,5 +30,5 @@ async def take_over(db: Database, here: NodeIdentity, clock: Clock, events: e.Ev
         if declared:
             events.emit(e.NodeLost(other.id, reason))
     now = clock.now()
-    while (await nodes.rescue(db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))).written:
-        pass
+    while (finished := await nodes.rescue(db, now, now - timedelta(seconds=LEFT_BEHIND_SECONDS))).written:
+        tell_ends(events, finished)

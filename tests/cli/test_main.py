@@ -291,6 +291,9 @@ def test_a_log_record_is_one_line():
 
 
 EXHAUSTING = """
+import os
+import signal
+
 from jobrunner import Discard, WorkerOrchestrator
 
 orchestrator = WorkerOrchestrator()
@@ -302,6 +305,10 @@ async def sad(): raise ValueError("no luck")
 
 @orchestrator.worker("choosy", execution_mode="triggered")
 async def choosy(): raise Discard("not worth it")
+
+
+@orchestrator.worker("fatal", execution_mode="triggered", max_retries=0)
+async def fatal(): os.kill(os.getpid(), signal.SIGKILL)
 
 
 @orchestrator.worker("flaky", execution_mode="triggered", max_retries=1, retry_delay_seconds=0)
@@ -323,6 +330,11 @@ def test_until_idle_has_an_exit_code_of_its_own_when_a_run_was_exhausted(tmp_pat
     assert code == 5
     assert err.splitlines()[-1] == "1 run exhausted; `jobrunner dead-letters list` shows them"
     assert finish(start(*node, cwd=tmp_path))[0] == 0  # an earlier node's are not this one's
+    finish(start("trigger", "fatal", cwd=tmp_path))
+    assert finish(start(*node, cwd=tmp_path))[0] == -signal.SIGKILL
+    code, _, err = finish(start(*node, cwd=tmp_path))  # it takes over what the one before has left
+    assert code == 5
+    assert "fatal: run 4 lost" in err
 
 
 def test_the_exit_codes_are_in_the_help(capsys):
