@@ -8,14 +8,15 @@ see the end of it before that time has come round. It begins anew, now. Times th
 
 `reach_seconds` says how long a worker's wait for its next time may be. The database keeps it beside the next time, so
 that one look finds those that lie too far ahead. For an interval it is exact; of a cron expression, whose times may be
-hours apart by day and days at the weekend, it is what was seen so far (`longer_reach`). What it finds is judged here.
+hours apart by day and days at the weekend, and of a loop that fails, it is what was seen so far (`longer_reach`). What
+it finds is judged here.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from jobrunner.errors import InvalidSchedule
 from jobrunner.model.unreadable import UNREADABLE_TIME
@@ -24,8 +25,7 @@ from jobrunner.policy import schedule as schedules
 from jobrunner.policy.schedule import CLOCK_TOLERANCE
 from jobrunner.policy.transitions import next_time, with_cooldown
 
-if TYPE_CHECKING:
-    from datetime import datetime
+FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 MARKS = ("last_ended_at", "last_run_at", "last_success_at", "circuit_opened_at")
 """Times of what has happened: none of them lies ahead."""
@@ -34,7 +34,7 @@ MARKS = ("last_ended_at", "last_run_at", "last_success_at", "circuit_opened_at")
 def reach_seconds(config: WorkerConfig) -> float:
     """Return for how many seconds ahead a worker's next time may be set; 0 for one that has none."""
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        return _longest_pause(config).total_seconds()
+        return config.interval_seconds or 0.0
     try:
         schedule = schedules.usable_schedule(config)
         return 0.0 if schedule is None else schedules.reach(schedule).total_seconds()
@@ -44,6 +44,8 @@ def reach_seconds(config: WorkerConfig) -> float:
 
 def longer_reach(config: WorkerConfig, state: WorkerState) -> float:
     """Return the reach in seconds that a next time which is right shows to be needed."""
+    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return _longest_pause(config, state).total_seconds()
     seconds = reach_seconds(config)
     try:
         schedule = schedules.usable_schedule(config)
@@ -62,8 +64,15 @@ def shifted(moment: datetime, by: timedelta) -> datetime:
         return UNREADABLE_TIME
 
 
-def _longest_pause(config: WorkerConfig) -> timedelta:
-    return timedelta(seconds=max(config.interval_seconds or 0.0, config.retry_max_delay_seconds))
+def is_real_time(moment: datetime) -> bool:
+    """Say whether the database can hold the time: from 1970 to 9999."""
+    return FIRST_TIME <= moment <= UNREADABLE_TIME
+
+
+def _longest_pause(config: WorkerConfig, state: WorkerState) -> timedelta:
+    """Return how long a loop may wait: its pause, and after runs that failed as long as a retry does."""
+    after_failure = config.retry_max_delay_seconds if state.consecutive_failures else 0.0
+    return timedelta(seconds=max(config.interval_seconds or 0.0, after_failure))
 
 
 def is_ahead(moment: datetime | None, now: datetime) -> bool:
@@ -122,7 +131,7 @@ def _is_too_far(
     config: WorkerConfig, state: WorkerState, next_run_at: datetime, start: datetime, now: datetime
 ) -> bool:
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        is_far = next_run_at > start + _longest_pause(config) + CLOCK_TOLERANCE
+        is_far = next_run_at > start + _longest_pause(config, state) + CLOCK_TOLERANCE
         return is_far or (next_run_at > start and is_ahead(state.last_ended_at, now))
     schedule = schedules.usable_schedule(config)
     return schedule is not None and schedules.is_too_far_ahead(schedule, next_run_at, start)

@@ -25,6 +25,7 @@ from jobrunner.model.worker import (
     WorkerExecutionMode,
 )
 from jobrunner.policy import cron
+from jobrunner.policy.documents import refuse_nesting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -245,6 +246,7 @@ def payload_text(payload: object) -> str:
         return "{}"
     try:
         text = _write_json(payload)
+        refuse_nesting(text)
         size = len(text) if text.isascii() else len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload cannot be written as JSON: {error}") from None

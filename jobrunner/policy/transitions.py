@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.model.limits import MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import FROM_SCHEDULE, MOST_ATTEMPTS, USES_UP_AN_ATTEMPT, EndsRun, Outcome, OutcomeKind, Run
 from jobrunner.model.unreadable import UNREADABLE, Unreadable
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 POISON_AFTER = 3  # a run lost this many times in a row is exhausted, whatever its retries
 LONGEST_COOLDOWN_SECONDS = 3600.0
-MAX_STREAK = 2**31 - 1  # what its column holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +156,16 @@ def _retry_delay(rules: WorkerConfig, attempt: int, jitter: float) -> float:
 def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | None) -> WorkerState:
     """Note the attempt's end; the streak and what ended last change on success and exhaustion only."""
     ended_at = outcome.finished_at if state.last_ended_at is None else max(state.last_ended_at, outcome.finished_at)
-    # A claim that was written by hand may carry a fence that was never drawn: none is given out twice.
-    changes: dict[str, Any] = {"last_ended_at": ended_at, "last_fence": max(state.last_fence, run.fence or 0)}
+    # A claim that was written by hand may carry a fence that was never drawn: none is given out twice. (After the
+    # largest, none could be drawn any more.)
+    fence = run.fence if run.fence is not None and run.fence < MAX_BIG_COUNT else 0
+    changes: dict[str, Any] = {"last_ended_at": ended_at, "last_fence": max(state.last_fence, fence)}
     if outcome.duration_ms is not None:
         changes["last_duration_ms"] = outcome.duration_ms
     if outcome.kind in USES_UP_AN_ATTEMPT:
         changes["last_error"] = outcome.error
     if ends_run is not None:
-        changes["total_runs"] = state.total_runs + 1
+        changes["total_runs"] = min(state.total_runs + 1, MAX_BIG_COUNT)
     if ends_run is EndsRun.SUCCEEDED:
         changes |= {
             "consecutive_failures": 0,
@@ -172,9 +174,9 @@ def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | N
             "last_error": None,
         }
     elif ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}:
-        changes["total_failures"] = state.total_failures + 1
+        changes["total_failures"] = min(state.total_failures + 1, MAX_BIG_COUNT)
     if ends_run is EndsRun.EXHAUSTED:
-        changes["consecutive_failures"] = min(state.consecutive_failures + 1, MAX_STREAK)
+        changes["consecutive_failures"] = min(state.consecutive_failures + 1, MAX_COUNT)
         changes["last_run_outcome"] = str(outcome.kind)
     return replace(state, **changes)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, InvalidPayload, Snooze
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.code import NotStarted, came_of
 from jobrunner.runtime.raised import (
     kind_of,
@@ -76,6 +77,7 @@ class Attempt:
         """`tell` is called with what an operator should know of an attempt that goes on."""
         self.claim = claim
         self.context = context
+        self.output = context.output  # kept here, too: the handler has the context in its hands
         self.stop_reason: StopReason | None = None
         self.stop_detail: str | None = None
         self._handler = handler
@@ -163,7 +165,7 @@ class Attempt:
         code = self._code
         if code is None or code.ended.done():
             return
-        self.context.request_stop()
+        RunContext.request_stop(self.context)  # whatever its code may have put in that name's place
         self._set_timer(asyncio.get_running_loop().call_later(code.grace_seconds, self._insist))
         self._succeeds(code.ask_to_stop)
 
@@ -270,6 +272,6 @@ class Attempt:
             error_type=None if error is None else kind_of(error),
             error=None if error is None else message_of(error),
             traceback=traceback_of(error) if error is not None and has_traceback else None,
-            output=self.context.output.text(),
+            output=self.output.text(),
             **more,
         )

@@ -49,12 +49,17 @@ class RunContext:
         self._deadline = deadline
         self._is_asked_to_stop = False
         self._payload: dict[str, Any] | None = None
-        self.output = Output()
+        self._output = Output()
         self.latest_progress: dict[str, Any] | None = None
         self.result: Any = None
         self.finished: Finished | None = None  # once the run has ended in its handler's own transaction
         self.open_transaction: Callable[[], AbstractAsyncContextManager[AsyncConnection]] | None = None
         self.result_remark: str | None = None  # why a result is not kept, where another process has looked at it
+
+    @property
+    def output(self) -> Output:
+        """What the attempt has said so far; for the runtime."""
+        return self._output
 
     @property
     def worker(self) -> str:

@@ -7,9 +7,9 @@ JSON (dataclasses, models, lists, enums, datetimes).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 def _is_generator(function: Any) -> bool:
     """Say whether calling `function` makes a generator, also through partials, methods, objects and decorators.
 
-    Through `functools.wraps` as long as each layer is a def: an async def may well run through what it wraps.
+    A def that wraps a generator may well run through it: only what it returns tells. `contextlib`'s never do.
     """
     for _ in range(_MOST_LAYERS):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -142,13 +142,20 @@ def _is_generator(function: Any) -> bool:
             function = function.func
         elif inspect.ismethod(function):
             function = function.__func__
-        elif callable(getattr(function, "__wrapped__", None)):
+        elif _is_a_layer(function):
             function = function.__wrapped__
         elif inspect.isfunction(function) or inspect.isclass(function) or inspect.isbuiltin(function):
             return False
         else:
             function = getattr(type(function), "__call__", None)  # noqa: B004 - its code is wanted, not whether it has one
     return False
+
+
+def _is_a_layer(function: Any) -> bool:
+    """Say whether `function` does nothing but call what it wraps (`functools.cache`, `contextlib.contextmanager`)."""
+    if not callable(getattr(function, "__wrapped__", None)):
+        return False
+    return not inspect.isfunction(function) or function.__code__.co_filename == contextlib.__file__
 
 
 def _is_run(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
@@ -200,7 +207,7 @@ def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
     code, cells = getattr(inner, "__code__", None), getattr(inner, "__closure__", None)
     if code is not None and cells:
         for name, cell in zip(code.co_freevars, cells, strict=True):
-            with suppress(ValueError):  # it is empty: the function names what is defined after it
+            with contextlib.suppress(ValueError):  # it is empty: the function names what is defined after it
                 names[name] = cell.cell_contents
     try:
         return eval(annotation, names)  # noqa: S307 - the annotation is the program's own code

@@ -43,6 +43,7 @@ from jobrunner.runtime import forks
 from jobrunner.runtime.ends import tell_ends
 from jobrunner.runtime.identity import is_gone
 from jobrunner.storage import nodes, revisions
+from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.storage.runs import read_claims
@@ -224,7 +225,7 @@ class Heartbeat:
             elif isinstance(error, DatabaseError):
                 self._outage.failed(error)
             elif not isinstance(error, TimeoutError):
-                self._events.emit(e.Warned(f"the heartbeat failed and is tried again: {error}"))
+                self._events.emit(e.Warned(f"the heartbeat failed and is tried again: {first_line(error)}"))
 
     async def _guard(self) -> None:
         """Fence in time, also while a pulse waits for a database that does not answer."""

@@ -107,12 +107,25 @@ class Housekeeper:
 
     async def _show_news(self) -> None:
         """Write the progress and the output of what runs, as far as either is new."""
-        telling = [attempt for attempt in self._held.values() if _has_news(attempt)]
+        telling = [news for attempt in list(self._held.values()) if (news := self._news_of(attempt)) is not None]
         try:
             for start in range(0, len(telling), MOST_NEWS):
-                await self._show([_news_of(attempt) for attempt in telling[start : start + MOST_NEWS]])
+                await self._show(telling[start : start + MOST_NEWS])
         except DatabaseError as error:
             self._outage.failed(error)
+
+    def _news_of(self, attempt: Attempt) -> runs.News | None:
+        """Return what is new of an attempt, if anything; its code has the context in its hands, and may break it."""
+        try:
+            context = attempt.context
+            has_said = attempt.output.has_news
+            if not has_said and context.latest_progress is None:
+                return None
+            output, lines = attempt.output.whole_lines() if has_said else (None, None)
+            return runs.News(attempt.claim.run.claim_key, context.latest_progress, output, lines)
+        except Exception as error:  # noqa: BLE001 - it is only shown, and must not end a node
+            self._outage.dropped("output or progress of a run could not be shown", error)
+            return None
 
     async def _show(self, some: list[runs.News]) -> None:
         """Write news; should the database refuse them for what is in them, each alone, and drop what it refuses."""
@@ -139,14 +152,4 @@ class Housekeeper:
         if attempt.context.latest_progress is news.progress:
             attempt.context.latest_progress = None
         if news.output_lines is not None:
-            attempt.context.output.shown_lines = news.output_lines
-
-
-def _has_news(attempt: Attempt) -> bool:
-    return attempt.context.latest_progress is not None or attempt.context.output.has_news
-
-
-def _news_of(attempt: Attempt) -> runs.News:
-    context = attempt.context
-    output, lines = context.output.whole_lines() if context.output.has_news else (None, None)
-    return runs.News(attempt.claim.run.claim_key, context.latest_progress, output, lines)
+            attempt.output.shown_lines = news.output_lines

@@ -313,7 +313,7 @@ class Node:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
                 await self._recorder.drain()
         except TimeoutError:
-            self._events.emit(e.Warned("the database is away; outcomes not written are settled at the next start"))
+            self._events.emit(e.Warned("not every outcome could be written; what is left is settled at the next start"))
         self.has_stuck_code = bool(self.held)
         await self._wakeups.stop()
         await self._ticker.close()

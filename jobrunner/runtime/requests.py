@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
 from jobrunner.policy import definitions
+from jobrunner.policy.clocks import is_real_time
 from jobrunner.storage.enqueue import WORKERS_OWN, Request
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def read_request(
         raise InvalidSetting("give at or delay, not both")
     if at is not None and at.tzinfo is None:
         raise InvalidSetting("at must be an aware time; add a time zone")
+    if at is not None and not is_real_time(at):
+        raise InvalidSetting(f"at must lie between 1970 and 9999, not in {at.year}")
     if key_scope not in {"waiting", "live"}:
         raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
     level = None if priority is None else int(definitions.parse_priority(name, priority))
@@ -78,6 +81,9 @@ def _due_at(now: datetime, at: datetime | None, delay: float | None) -> datetime
     if delay is None:
         return at
     try:
-        return now + timedelta(seconds=delay)
+        due_at = now + timedelta(seconds=delay)
     except (TypeError, ValueError, OverflowError):
         raise InvalidSetting(f"delay must be a number of seconds, not {delay!r}") from None
+    if not is_real_time(due_at):
+        raise InvalidSetting(f"a delay of {delay:g} s leads past the year 9999, or before 1970")
+    return due_at

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from jobrunner.model.limits import MAX_COUNT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 LONGEST_SECONDS = 3162240000
-MAX_COUNT = 2147483647
-MAX_BIG_COUNT = 4611686018427387904
 LONGEST_KEY = 200
 _TIME_SHAPE = (
     "{c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.model.facts import ActiveRun, Candidate, Facts, WorkerFacts
+from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import Trigger
 from jobrunner.model.worker import Dependency, DependencyCondition, Isolation
 from jobrunner.storage import tables as t
@@ -181,7 +182,10 @@ async def _read_workers(
     entangled = set()
     for row in rows:
         config, problem = config_or_problem(row[:split])
-        known[config.name] = WorkerFacts(config, state_of(row[split:-2]), revision=row[-2], problem=problem)
+        state = state_of(row[split:-2])
+        if state.last_fence >= MAX_BIG_COUNT:
+            problem = problem or f"its last_fence is {state.last_fence}, and no larger one can be drawn"
+        known[config.name] = WorkerFacts(config, state, revision=row[-2], problem=problem)
         if row[-1]:
             entangled.add(config.name)
     return known, entangled

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import EndsRun, OutcomeKind, Trigger
 from jobrunner.storage.constraints import (
     LONGEST_KEY,
-    MAX_BIG_COUNT,
     counts,
     json_kind,
     one_of,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError
+from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import Outcome, OutcomeKind, Run
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups
@@ -141,7 +142,8 @@ def _beating(dialect: Dialect) -> _Beating:
         sa.update(n)
         .where(n.c.id == node_id)
         .values(
-            beat=n.c.beat + sa.literal_column("1"),
+            # Others ask only whether it differs.
+            beat=(n.c.beat + sa.literal_column("1")) % sa.literal_column(str(MAX_BIG_COUNT)),
             heartbeat_at=sa.bindparam("now", type_=moment),
             last_tick_at=sa.bindparam("ticked_at", type_=moment),
         )

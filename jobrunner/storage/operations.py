@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
+from jobrunner.model.unreadable import Unreadable
 from jobrunner.policy import definitions, switches
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
@@ -123,6 +124,7 @@ async def set_values(db: Database, name: str, values: Mapping[str, Any], now: da
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         _check_fields(name, values)
+        _refuse_unreadable(stored)
         overrides = {**stored.overrides, **values}
         if values.get("interval_seconds") is not None:
             overrides.pop("cron", None)
@@ -141,6 +143,7 @@ async def unset_values(db: Database, name: str, fields: Sequence[str], now: date
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         _check_fields(name, dict.fromkeys(fields))
+        _refuse_unreadable(stored)
         missing = [field for field in fields if field not in stored.overrides]
         if missing:
             raise Refused(f"worker {name!r} has no override of {', '.join(missing)}; `jobrunner admin show {name}`")
@@ -159,6 +162,14 @@ def _check_fields(name: str, values: Mapping[str, Any]) -> None:
     for field in values:
         if field not in definitions.OVERRIDABLE:
             raise InvalidWorker(name, f"{field!r} cannot be set; these can: {', '.join(definitions.OVERRIDABLE)}")
+
+
+def _refuse_unreadable(stored: workers.Stored) -> None:
+    """Refuse to write over overrides that cannot be read: they would be lost."""
+    if isinstance(stored.overrides, Unreadable):
+        name = stored.config.name
+        problem = stored.overrides.problem
+        raise Refused(f"the overrides of worker {name!r} cannot be read: {problem}; mend its row in `workers` first")
 
 
 def _plain(value: Any) -> Any:

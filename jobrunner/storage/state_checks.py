@@ -73,7 +73,7 @@ async def check_streaks(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[V
     oldest = (await conn.execute(sa.select(sa.func.min(h.c.id)))).scalar() or 0
     statement = sa.select(both).where(both.c.consecutive_failures != both.c.counted)
     async for row in stream(conn, statement):
-        if row.counted < row.consecutive_failures and row.since == 0 and oldest > 1:
+        if row.counted < row.consecutive_failures and oldest > row.since + 1:
             continue
         problem = f"{row.worker}: the stored streak is {row.consecutive_failures}, history counts {row.counted}"
         yield Violation(5, problem, (f"worker_state.worker={row.worker}", f"run_history.id>{row.since}"))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from jobrunner.model.limits import MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
 from jobrunner.storage.constraints import (
     LONGEST_KEY,
     LONGEST_SECONDS,
-    MAX_BIG_COUNT,
-    MAX_COUNT,
     counts,
     json_kind,
     json_object,
@@ -243,7 +242,7 @@ runs = sa.Table(
     *counts(0, "priority", most=3),
     sa.CheckConstraint(
         f"attempt BETWEEN 1 AND {MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {MOST_ATTEMPTS}"
-        f" AND slot BETWEEN 0 AND {MAX_COUNT} AND fence BETWEEN 0 AND {MAX_BIG_COUNT}",
+        f" AND slot BETWEEN 0 AND {MAX_COUNT} AND fence BETWEEN 0 AND {MAX_BIG_COUNT} AND id > 0",
         name="numbers",
     ),
     sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),

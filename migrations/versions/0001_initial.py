@@ -342,7 +342,7 @@ def _create_worker_state() -> None:
 
 
 def _waits_from() -> sa.Column[float]:
-    """When the waits that a worker is in began, the last of them, in seconds since 1970.
+    """When the waits that a worker is in began, the last of them, or its last run ended, in seconds since 1970.
 
     One that lies ahead began under a clock that was wrong, and one look into the index finds it. The wait for the next
     time is as long as the worker's reach, or does not count where a pause or a cooldown, and not the schedule, says why
@@ -357,6 +357,8 @@ def _waits_from() -> sa.Column[float]:
         f"CASE WHEN {is_late} THEN {planned} END",
         f"CASE WHEN paused_until IS NOT NULL THEN {epoch.format('paused_at')} END",
         f"{epoch.format('probe_at')} - coalesce(cooldown_current_seconds, 0)",
+        # Its loop goes on from there. Of others it changes with every run, which an index would make dear.
+        f"CASE WHEN next_run_at IS NOT NULL THEN {epoch.format('last_ended_at')} END",
     )
     latest = ", ".join(f"coalesce({each}, 0)" for each in began)
     expression = f"nullif({'max' if _is_sqlite() else 'greatest'}({latest}), 0)"
@@ -403,7 +405,7 @@ def _create_runs() -> None:
             "runs",
             "numbers",
             f"attempt BETWEEN 1 AND {_MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {_MOST_ATTEMPTS}"
-            f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT}",
+            f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT} AND id > 0",
         ),
         _check("runs", "key", "length(key) BETWEEN 1 AND 200"),
         _check(
@@ -617,8 +619,8 @@ def _create_audit_log() -> None:
 _CLIENTS_WORD = "a client gives a run worker, payload, priority, due_at, scheduled_for, key and key_scope, nothing else"
 _NOT_A_CLIENTS = """NOT NEW.is_ours AND (
     NEW.state <> 'pending' OR NEW.trigger <> 'manual' OR NEW.attempt <> 1 OR NEW.is_forced OR NEW.lost_in_a_row <> 0
-    OR NEW.first_started_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL OR NEW.progress IS NOT NULL
-    OR NEW.output IS NOT NULL OR NEW.output_lines IS NOT NULL OR NEW.replay_of IS NOT NULL
+    OR NEW.first_started_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL OR NEW.cancel_reason IS NOT NULL
+    OR NEW.progress IS NOT NULL OR NEW.output IS NOT NULL OR NEW.output_lines IS NOT NULL OR NEW.replay_of IS NOT NULL
 )"""
 
 

@@ -141,3 +141,26 @@ async def test_runs_given_back_are_written_once_although_nobody_can_be_woken(
     await node.stop()
     assert [row["outcome"] for row in await house.history()] == ["interrupted"]
     assert warnings(house) == []
+
+
+async def test_what_a_handler_puts_on_its_run_hurts_its_own_attempt_only(house: House, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(housekeeper, "ROUND_SECONDS", 0.02)
+    node = house.orchestrator()
+
+    @node.worker("names-it-output", **TRIGGERED)
+    async def names_it_output(run: RunContext) -> None:
+        run.output = "some text"  # type: ignore[misc, assignment]
+
+    @node.worker("breaks-it", **{**TRIGGERED, "timeout_seconds": 0.3})
+    async def breaks_it(run: RunContext) -> None:
+        for name in ("_output", "latest_progress", "request_stop"):
+            setattr(run, name, 5)
+        await asyncio.sleep(60)
+
+    await node.start()
+    for name in ("names-it-output", "breaks-it"):
+        await node.trigger_worker(name)
+    named, broke = [(await house.attempts(1, name))[0].outcome for name in ("names-it-output", "breaks-it")]
+    assert (named.kind, named.error_type) == ("failed", "AttributeError")
+    assert broke.kind == "timed_out"
+    assert not any(isinstance(event, e.NodeCrashed) for event in house.seen)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -20,6 +24,18 @@ DEEP = '{"n":' + "[" * 700 + "]" * 700 + "}"
 
 
 async def nothing() -> None: ...
+
+
+async def fails() -> None:
+    raise ValueError("no luck")
+
+
+def fails_after(let_go: asyncio.Event) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def handler() -> None:
+        await let_go.wait()
+        raise ValueError("no luck")
+
+    return handler
 
 
 def with_workers(house: House, **settings: object) -> WorkerOrchestrator:
@@ -120,24 +136,57 @@ async def test_a_fence_that_cannot_grow_sets_its_worker_aside_and_nobody_else(ho
     await orchestrator.trigger_worker("hurt")
     await orchestrator.trigger_worker("healthy")
     await house.attempts(1, "healthy")
-    await house.until(lambda: "hurt is set aside" in warnings(house))
+    answer = await explain(house.db, "hurt", orchestrator.clock.now())
+    said = {gate["gate"]: gate["reason"] for gate in answer["gates"] if not gate["open"]}
+    assert said["handler"] == f"set aside: its last_fence is {2**62}, and no larger one can be drawn"
     assert not any(isinstance(event, e.NodeCrashed) for event in house.seen)
 
 
-async def test_a_counter_that_cannot_grow_keeps_its_own_end_back_and_nobody_elses(
-    house: House, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("jobrunner.runtime.recorder.TRY_AGAIN_SECONDS", 0.05)
+async def test_counters_at_their_limit_stay_there(house: House):
     orchestrator = with_workers(house)
+    orchestrator.register_worker("fails", fails, max_retries=0, **TRIGGERED)
     await orchestrator.start()
-    await house.sql(f"UPDATE {{p}}worker_state SET total_runs = {2**62} WHERE worker = 'hurt'")
-    await orchestrator.trigger_worker("hurt")
-    await house.until(lambda: "cannot be written" in warnings(house))
+    full = f"total_runs = {2**62}, total_failures = {2**62}"
+    await house.sql(f"UPDATE {{p}}worker_state SET {full}")
+    await orchestrator.trigger_many("hurt", [{}] * 20)  # the short way, too
+    await orchestrator.trigger_worker("fails")
+    await house.attempts(20, "hurt")
+    await house.attempts(1, "fails")
+    assert (await house.state("fails"))["total_failures"] == 2**62
+    assert warnings(house) == ""
+
+
+async def test_rows_in_the_place_of_an_end_keep_no_run_from_ending(house: House):
+    let_go = asyncio.Event()
+    orchestrator = house.orchestrator()
+    for name in ("letter", "history"):
+        orchestrator.register_worker(name, fails_after(let_go), max_retries=0, **TRIGGERED)
+    await orchestrator.start()
+    of_letter, of_history = [await orchestrator.trigger_worker(name) for name in ("letter", "history")]
+    await house.until_row("SELECT id FROM {p}runs WHERE state = 'running' AND worker = 'letter'")
+    await house.until_row("SELECT id FROM {p}runs WHERE state = 'running' AND worker = 'history'")
+    await house.sql(
+        "INSERT INTO {p}dead_letters (run_id, worker, trigger, priority, scheduled_for, payload, attempts, errors,"
+        f" died_at, status) SELECT id, 'other', 'manual', 1, due_at, payload, 1, '[]', due_at, 'open' FROM {{p}}runs"
+        f" WHERE id = {of_letter}"
+    )
+    await house.sql(
+        "INSERT INTO {p}run_history (run_id, fence, worker, trigger, attempt, outcome, finished_at)"
+        f" SELECT id, fence, 'other', 'manual', 1, 'failed', due_at FROM {{p}}runs WHERE id = {of_history}"
+    )
+    let_go.set()
+    await house.until(lambda: {event.run.worker for event in house.ended()} == {"letter", "history"})
+    assert await house.rows("SELECT id FROM {p}runs") == []
+
+
+async def test_a_beat_at_its_limit_goes_round(house: House):
+    orchestrator = with_workers(house, lease=1.0)
+    await orchestrator.start()
+    await house.sql(f"UPDATE {{p}}nodes SET beat = {2**62}")
+    await house.until_row(f"SELECT id FROM {{p}}nodes WHERE beat BETWEEN 1 AND {2**61}")
     await orchestrator.trigger_worker("healthy")
     await house.attempts(1, "healthy")
-    await house.sql("UPDATE {p}worker_state SET total_runs = 1 WHERE worker = 'hurt'")
-    await house.attempts(1, "hurt")
-    assert warnings(house).count("cannot be written") == 1
+    assert warnings(house) == ""
 
 
 async def test_one_claim_that_cannot_be_rescued_stops_no_other_rescue(house: House, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -295,9 +296,9 @@ def through(function: Any) -> Any:
         async_generator,
         functools.partial(async_generator),
         functools.partial(functools.partial(generator)),
-        through(generator),
-        through(through(async_generator)),
-        functools.partial(through(generator)),
+        functools.cache(generator),
+        contextlib.contextmanager(generator),
+        functools.partial(contextlib.asynccontextmanager(async_generator)),
         Callable_(),
         Callable_().method,
         functools.partial(Callable_().method),
@@ -307,9 +308,9 @@ def through(function: Any) -> Any:
         "async",
         "partial",
         "partial of a partial",
-        "wraps",
-        "wraps twice",
-        "partial of wraps",
+        "cache",
+        "context manager",
+        "partial of a context manager",
         "object",
         "method",
         "partial of a method",
@@ -325,6 +326,15 @@ def test_an_async_def_that_runs_through_a_generator_is_taken(sqlite_url: str):
     @functools.wraps(async_generator)
     async def handler(run: RunContext) -> None:
         async for _ in async_generator(run):
+            pass
+
+    WorkerOrchestrator(sqlite_url).register_worker("it", handler, interval_seconds=1)
+
+
+def test_so_is_a_def(sqlite_url: str):
+    @functools.wraps(generator)
+    def handler(run: RunContext) -> None:
+        for _ in generator(run):
             pass
 
     WorkerOrchestrator(sqlite_url).register_worker("it", handler, interval_seconds=1)
@@ -352,7 +362,8 @@ async def test_a_value_that_stands_for_work_nobody_began_is_a_failed_attempt(hou
         "itertools": lambda: itertools.starmap(print, []),
     }
     handlers = {name.replace(" ", "-"): make for name, make in values.items()}
-    rows = await all_ends(house, {**handlers, "task": task, "broken-task": broken_task})
+    more = {"task": task, "broken-task": broken_task, "wraps": through(generator)}
+    rows = await all_ends(house, {**handlers, **more})
     for row in rows.values():
         assert (row["outcome"], row["error_type"]) == ("failed", "TypeError")
         assert row["error"].startswith("the handler returned a")

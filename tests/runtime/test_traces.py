@@ -29,15 +29,16 @@ async def pids(house: House, handler: Any, payload: dict[str, Any]) -> tuple[int
     return document(mine["result"]), document(other["result"])
 
 
-@pytest.mark.parametrize("what", [what for what in tasks.TRACES if what != "nothing"])
+@pytest.mark.parametrize("what", [what for what in tasks.TRACES if what not in tasks.NO_TRACES])
 async def test_a_process_that_was_changed_is_not_used_again(house: House, what: str):
     mine, other = await pids(house, tasks.leave_trace, {"what": what})
     assert mine != other
     assert not is_alive(mine)
 
 
-async def test_a_process_that_is_as_it_was_is_used_again(house: House):
-    mine, other = await pids(house, tasks.leave_trace, {"what": "nothing"})
+@pytest.mark.parametrize("what", tasks.NO_TRACES)
+async def test_a_process_that_is_as_it_was_is_used_again(house: House, what: str):
+    mine, other = await pids(house, tasks.leave_trace, {"what": what})
     assert mine == other
 
 

@@ -270,6 +270,13 @@ async def test_twenty_kinds_of_bad_payloads_are_refused_and_by_sql_end_as_letter
     assert ended == {"discarded"}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return {"n": value}
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -280,13 +287,17 @@ async def test_twenty_kinds_of_bad_payloads_are_refused_and_by_sql_end_as_letter
         ({"key": "k", "key_scope": "forever"}, "neither 'waiting' nor 'live'"),
         ({"priority": "URGENT"}, "URGENT"),
         ({"key": ""}, "key"),
+        ({"at": datetime(1969, 12, 31, tzinfo=UTC)}, "between 1970 and 9999"),
+        ({"at": datetime.max.replace(tzinfo=UTC)}, "between 1970 and 9999"),
+        ({"delay": 9000 * 365 * 86400}, "leads past the year 9999"),
+        ({"payload": nested(700)}, "nested 701 deep"),
     ],
-    ids=["both", "naive", "text", "nan", "scope", "priority", "key"],
+    ids=["both", "naive", "text", "nan", "scope", "priority", "key", "1969", "last", "delay", "nested"],
 )
 async def test_options_that_cannot_be_used_are_refused(sqlite_url: str, options: dict[str, Any], problem: str):
     orchestrator = WorkerOrchestrator(sqlite_url)
     orchestrator.register_worker("it", nothing, **TRIGGERED)
-    with pytest.raises((InvalidSetting, UsageError), match=problem):
+    with pytest.raises((InvalidSetting, InvalidPayload, UsageError), match=problem):
         await orchestrator.trigger_worker("it", **options)
 
 

@@ -28,6 +28,7 @@ NOT_A_CLIENTS = {
     "lost_in_a_row": "1",
     "first_started_at": "{time}",
     "cancel_requested_at": "{time}",
+    "cancel_reason": "'x'",
     "progress": "'{{}}'",
     "output": "'x'",
     "output_lines": "1",
@@ -170,3 +171,10 @@ def test_a_new_id_is_minus_one_to_sqlites_trigger():
     connection.execute("INSERT INTO a (id, x) VALUES (NULL, 'c')")
     connection.execute("INSERT INTO a (x) SELECT x FROM a")
     assert {row[0] for row in connection.execute("SELECT id FROM seen")} == {-1}
+
+
+def test_no_run_has_the_id_that_means_a_new_one(sqlite_url: str):
+    shell = Shell(sqlite_url, None)
+    shell.run(A_WORKER)
+    with pytest.raises(ShellError, match="ck_runs_numbers"):
+        shell.run("INSERT INTO runs (worker, id) VALUES ('w', -1)")

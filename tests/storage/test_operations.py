@@ -208,6 +208,14 @@ async def test_what_cannot_be_set_changes_nothing(stage: Stage, values):
     assert await audits(stage) == []
 
 
+async def test_overrides_that_cannot_be_read_are_not_written_over(stage: Stage):
+    await stage.register(triggered("a"))
+    deep = '{"n":' + "[" * 700 + "]" * 700 + "}"
+    await stage.sql(f"UPDATE {{p}}workers SET overrides = '{deep}'")
+    with pytest.raises(Refused, match="cannot be read: it is nested 701 deep"):
+        await operations.set_values(stage.db, "a", {"max_retries": 1}, stage.now, "me")
+
+
 async def test_unsetting_what_is_not_set_is_refused(stage: Stage):
     await stage.register(scheduled("a"))
     with pytest.raises(Refused, match="no override of max_retries"):

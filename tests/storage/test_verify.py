@@ -256,3 +256,16 @@ async def test_promise_5_a_streak_that_history_does_not_bear_out(workers: Stage,
     await workers.sql(f"UPDATE {{p}}worker_state SET consecutive_failures = {stored} WHERE worker = 'a'")
     violation = await only(workers, 5, f"a: the stored streak is {stored}, history counts 2")
     assert "worker_state.worker=a" in violation.rows
+
+
+async def test_promise_5_a_streak_of_which_only_the_last_failures_are_kept(workers: Stage):
+    await plant(workers, 1, "a", 0, 1)
+    for run_id in range(2, 7):
+        await plant(workers, run_id, "a", run_id, run_id + 1, outcome="failed", ends_run="exhausted")
+        await plant_letter(workers, run_id)
+    await workers.sql("UPDATE {p}worker_state SET consecutive_failures = 5, streak_since_id = 1 WHERE worker = 'a'")
+    for table in ("run_history", "dead_letters"):
+        await workers.sql(f"DELETE FROM {{p}}{table} WHERE run_id <= 4")  # as pruning does
+    assert await broken(workers) == []
+    await workers.sql("UPDATE {p}worker_state SET consecutive_failures = 1 WHERE worker = 'a'")
+    await only(workers, 5, "a: the stored streak is 1, history counts 2")

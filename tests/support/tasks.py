@@ -240,6 +240,14 @@ def _leave_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
 
 
+def _leave_stdout_twice() -> None:
+    """What the second stream takes the place of, in memory too, is the first."""
+    sys.stdout = io.StringIO()
+    print("captured")
+    sys.stdout = open(os.devnull, "a")  # noqa: SIM115, PTH123 - left behind
+
+
+NO_TRACES = ("nothing", "a line by logging")
 TRACES: dict[str, Any] = {
     "folder": lambda: os.chdir("/"),
     "umask": lambda: os.umask(0o027),
@@ -248,12 +256,19 @@ TRACES: dict[str, Any] = {
     "blocked": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}),
     "limit": _leave_limit,
     "stdout": _leave_stdout,
+    "stdout-twice": _leave_stdout_twice,
+    "reconfigured": lambda: sys.stdout.reconfigure(encoding="latin-1"),  # type: ignore[union-attr]
     "closed": lambda: os.close(0),
+    "stdin": lambda: sys.stdin.close(),
+    "not blocking": lambda: os.set_blocking(2, False),
     "niceness": lambda: os.nice(1),
     "path": lambda: sys.path.append("/left"),
     "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 3600),
+    "its own timer": lambda: signal.setitimer(signal.ITIMER_PROF, 3600),
+    "processors": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     "log": lambda: logging.getLogger().addHandler(logging.NullHandler()),
     "nothing": lambda: None,
+    "a line by logging": lambda: logging.warning("here"),  # noqa: LOG015 - a program's own
 }
 
 

@@ -145,7 +145,9 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
         raise SystemExit(143)
 
     signal.signal(signal.SIGTERM, on_term)
-    _limit_memory(task.memory_limit_mb)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    if task.memory_limit_mb is not None:
+        _limit_memory(task.memory_limit_mb * 1024 * 1024, limits[1])
     try:
         value = _call(pipe, task, context)
         end = _end(value, context)
@@ -154,7 +156,8 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
         end = End(error=_portable(error))
     forks.leave_if_forked(me, None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _limit_memory(None)
+    if task.memory_limit_mb is not None:
+        _limit_memory(*limits)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the handler may have closed or replaced it
             stream.flush()
@@ -197,10 +200,8 @@ async def _protected(function: Any, positional: tuple[Any, ...], arguments: dict
     return await function(*positional, **arguments)
 
 
-def _limit_memory(megabytes: int | None) -> None:
-    """Cap what the process may allocate (its data, not the libraries it maps); None takes the cap away."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = hard if megabytes is None else megabytes * 1024 * 1024
+def _limit_memory(soft: int, hard: int) -> None:
+    """Cap what the process may allocate: its data, in bytes, not the libraries it maps."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
