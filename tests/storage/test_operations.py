@@ -11,7 +11,7 @@ import pytest
 from jobrunner.errors import InvalidWorker, Refused, RunNotFound, WorkerNotFound
 from jobrunner.model.run import OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.enqueue import Request, enqueue
 from tests.support.checker import check
