@@ -14,7 +14,7 @@ from jobrunner.cli.inputs import read_assignments, read_duration, read_time
 from jobrunner.cli.output import Column, Listing, columns, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
-from jobrunner.policy.switches import UNTIL_RESUMED, show_end_of_pause
+from jobrunner.policy.missed import UNTIL_RESUMED, show_end_of_pause
 from jobrunner.storage import operations
 from jobrunner.storage.audit import read_audits
 from jobrunner.storage.nodes import list_nodes

@@ -130,3 +130,6 @@ class WorkerState:
     total_failures: int = 0
     last_ended_at: datetime | None = None
     paused_at: datetime | None = None
+    disabled_actor: str | None = None
+    paused_by: str | None = None
+    missed_from: datetime | None = None

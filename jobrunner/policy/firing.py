@@ -9,21 +9,23 @@ from jobrunner.model.run import Trigger
 from jobrunner.model.schedule import IntervalSchedule
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
+from jobrunner.policy.missed import by_gap, end_pause, passed_before_probe
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.schedule import Missed
+    from jobrunner.policy.missed import Gap
 
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """What comes of a due schedule or loop: the state after, a run (`trigger` None: none), and what was passed over."""
+    """What comes of a due schedule or loop: the state after, a run (`trigger` None: none), and what was missed."""
 
     state: WorkerState
     trigger: Trigger | None = None
     scheduled_for: datetime | None = None
-    missed: Missed | None = None
+    missed: tuple[Missed, ...] = ()
 
 
 def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
@@ -34,24 +36,31 @@ def first_time(config: WorkerConfig, now: datetime) -> datetime | None:
     return None if schedule is None else schedules.first_due(schedule, now)
 
 
-def fire(config: WorkerConfig, state: WorkerState, now: datetime) -> Fired:
-    """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed."""
+def fire(config: WorkerConfig, state: WorkerState, now: datetime, gap: Gap | None = None) -> Fired:
+    """Turn a due schedule or loop into a run, or (with `misfire` skip) only into what was missed.
+
+    What passed while the worker was off is missed, too, if it is in no row yet. `gap` says when no live node could run
+    the worker.
+    """
     oldest = state.next_run_at
     if oldest is None:
         return Fired(state)
+    state, earlier = end_pause(state, config, now)
     if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
         return Fired(replace(state, next_run_at=None, last_due_at=oldest), Trigger.CONTINUOUS, oldest)
     schedule = schedules.usable_schedule(config)
     if schedule is None:
         problem = schedules.schedule_problem(config)
         return Fired(replace(state, next_run_at=None, last_error=problem or state.last_error))
+    earlier += passed_before_probe(state, schedule, oldest)
     if state.last_due_at is None and isinstance(schedule, IntervalSchedule):
         oldest = max(oldest, now)  # the grid begins with the first run: a thousand new workers spread by themselves
     firing = schedules.decide_firing(schedule, config.misfire, oldest, now)
     last_due_at = firing.scheduled_for or (firing.missed.last if firing.missed else state.last_due_at)
-    state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at)
+    state = replace(state, next_run_at=firing.next_run_at, last_due_at=last_due_at, missed_from=None)
     trigger = None if firing.scheduled_for is None else Trigger.SCHEDULE
-    return Fired(state, trigger, firing.scheduled_for, firing.missed)
+    passed_over = () if firing.missed is None else by_gap(schedule, firing.missed, gap)
+    return Fired(state, trigger, firing.scheduled_for, earlier + passed_over)
 
 
 def after_starts(

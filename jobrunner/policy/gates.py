@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
+from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.schedule import schedule_problem
-from jobrunner.policy.switches import show_end_of_pause
 from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:

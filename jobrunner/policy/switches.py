@@ -1,57 +1,71 @@
-"""What an operator's switches change: enable, disable, pause, resume. Pure: the state before, the state after."""
+"""What an operator's switches change: enable, disable, pause, resume.
+
+Pure: the state before; the state after, and what of the schedule was missed and is in no row yet (`policy.missed`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.transitions import enabled_state, missed_so_far, next_time
-from jobrunner.policy.words import show_time
+from jobrunner.policy.missed import (
+    UNTIL_RESUMED,
+    first_to_pass,
+    passed_while_off,
+    passed_while_on,
+    why_off,
+    without_pause,
+)
+from jobrunner.policy.transitions import enabled_state, next_time
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from jobrunner.model.schedule import Missed
+    from jobrunner.policy.missed import Gap
 
-UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
-
-
-def show_end_of_pause(until: datetime) -> str:
-    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`."""
-    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until)}"
+    Switched = tuple[WorkerState, tuple[Missed, ...]]
 
 
-def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
-    """Enable, zero the streak, close the circuit, and set the next time after `now`.
+def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> Switched:
+    """Enable, zero the streak, close the circuit, and set the next time after `now`; what passed until then is missed.
 
     A worker that is enabled already keeps its next time. `has_loop_run` says that a continuous worker's run is live:
     its end sets the next time.
     """
-    after = replace(enabled_state(state), consecutive_failures=0)
+    after = replace(enabled_state(state, config, now), consecutive_failures=0)
     if state.is_enabled:
-        return after
-    if has_loop_run and config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        return replace(after, next_run_at=None)
-    return replace(after, next_run_at=next_time(config, after, now))
+        return replace(after, missed_from=state.missed_from), ()
+    is_loop_running = has_loop_run and config.execution_mode is WorkerExecutionMode.CONTINUOUS
+    next_run_at = None if is_loop_running else next_time(config, after, now)
+    return replace(after, next_run_at=next_run_at), passed_while_off(state, config, now)
 
 
 def disable(
-    state: WorkerState, config: WorkerConfig, now: datetime, reason: str | None
-) -> tuple[WorkerState, Missed | None]:
+    state: WorkerState,
+    config: WorkerConfig,
+    now: datetime,
+    reason: str | None,
+    actor: str | None = None,
+    gap: Gap | None = None,
+) -> Switched:
     """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended."""
-    missed = missed_so_far(state, config, now, "disabled by operator") if state.is_enabled else None
     after = replace(
         state,
         is_enabled=False,
         disabled_by="operator",
         disabled_reason=reason or "no reason given",
+        disabled_actor=actor,
         circuit_state=CircuitState.CLOSED,
         circuit_opened_at=None,
         cooldown_current_seconds=None,
         probe_at=None,
         probe_run_id=None,
         next_run_at=None,
+        missed_from=first_to_pass(state, config, now),
     )
+    missed = passed_while_off(state, config, now) + passed_while_on(state, config, now, why_off(after), gap)
     return after, missed
 
 
@@ -63,13 +77,19 @@ def pause(
     reason: str | None = None,
     *,
     is_length: bool = False,
-) -> tuple[WorkerState, Missed | None]:
+    actor: str | None = None,
+    gap: Gap | None = None,
+) -> Switched:
     """Pause until `until`, for `reason`: the next time becomes the schedule's first at or after that.
 
     `is_length` says that `until` was not named, but is so long from now: then it moves with a clock that went back.
     """
-    missed = missed_so_far(state, config, now, "paused") if state.is_enabled else None
-    after = replace(state, paused_until=until, paused_reason=reason, paused_at=now if is_length else None)
+    paused_at = now if is_length else None
+    after = replace(state, paused_until=until, paused_reason=reason, paused_at=paused_at, paused_by=actor)
+    missed: tuple[Missed, ...] = ()
+    if state.is_enabled:  # while it is disabled, that is why times pass
+        missed = passed_while_off(state, config, now) + passed_while_on(state, config, now, why_off(after), gap)
+        after = replace(after, missed_from=first_to_pass(state, config, now))
     was_paused = _is_paused(state, now)
     if state.next_run_at is None and not (was_paused and _has_times(state)):
         return after, missed  # only triggered, disabled, or a loop whose run has not ended
@@ -78,14 +98,17 @@ def pause(
     return replace(after, next_run_at=next_time(config, after, now)), missed
 
 
-def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:
+def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> Switched:
     """End a pause now; the next time is the schedule's first after `now`, and for a loop `now`."""
-    after = replace(state, paused_until=None, paused_reason=None, paused_at=None)
+    after = without_pause(state)
+    missed: tuple[Missed, ...] = ()
+    if state.is_enabled:
+        after, missed = replace(after, missed_from=None), passed_while_off(state, config, now)
     if not _is_paused(state, now) or not _has_times(state):
-        return after
+        return after, missed
     if _is_loop(config) and has_loop_run:
-        return after
-    return replace(after, next_run_at=next_time(config, after, now))
+        return after, missed
+    return replace(after, next_run_at=next_time(config, after, now)), missed
 
 
 def _is_paused(state: WorkerState, now: datetime) -> bool:

@@ -28,6 +28,7 @@ from jobrunner.model.unreadable import UNREADABLE, Unreadable
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.backoff import later, retry_delay
+from jobrunner.policy.missed import first_to_pass, is_off, passed_while_off, passed_while_on, still_to_record, why_off
 from jobrunner.policy.words import counted
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Finish:
     retry: Retry | None
     has_letter: bool
     state: WorkerState
-    missed: Missed | None = None
+    missed: tuple[Missed, ...] = ()
     audits: tuple[Audit, ...] = ()
 
 
@@ -94,7 +95,7 @@ def decide_finish(
         ends_run, retry = EndsRun.CANCELLED, None
         outcome = replace(outcome, reason=_with_reason(outcome.reason, run.cancel_reason))
     after = _count(state, run, outcome, ends_run)
-    missed: Missed | None = None
+    missed: tuple[Missed, ...] = ()
     audits: tuple[Audit, ...] = ()
     if ends_run is not None:
         after, missed, audits = _move_circuit(after, run, outcome, ends_run, current)
@@ -183,13 +184,13 @@ def _count(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | N
 
 def _move_circuit(
     state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
-) -> tuple[WorkerState, Missed | None, tuple[Audit, ...]]:
+) -> tuple[WorkerState, tuple[Missed, ...], tuple[Audit, ...]]:
     now = outcome.finished_at
     if is_probe(run, state):
         return _end_probe(state, run, outcome, ends_run, current)
     has_failed_enough = state.consecutive_failures >= current.max_consecutive_failures
     if ends_run is not EndsRun.EXHAUSTED or not state.is_enabled or not has_failed_enough:
-        return state, None, ()
+        return state, (), ()
     reason = f"{counted(state.consecutive_failures, 'run')} in a row failed; the last: {_sentence(outcome)}"
     opened = replace(
         state,
@@ -199,25 +200,28 @@ def _move_circuit(
         circuit_state=CircuitState.OPEN,
         circuit_opened_at=now,
         cooldown_current_seconds=current.cooldown_seconds,
+        missed_from=first_to_pass(state, current, now),
     )
     detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
-    missed = _missed_so_far(state, current, now)
+    missed = passed_while_off(state, current, now) + passed_while_on(state, current, now, why_off(opened))
     return with_cooldown(opened, current, now), missed, (Audit("trip", detail),)
 
 
 def _end_probe(
     state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig
-) -> tuple[WorkerState, Missed | None, tuple[Audit, ...]]:
+) -> tuple[WorkerState, tuple[Missed, ...], tuple[Audit, ...]]:
     now = outcome.finished_at
     if ends_run is EndsRun.SUCCEEDED:
-        closed = enabled_state(state)
+        closed = enabled_state(state, current, now)
         next_run_at = next_time(current, closed, now)
+        missed = passed_while_off(state, current, now)
         detail = {"run_id": run.id, "reason": "the probe succeeded"}
-        return replace(closed, next_run_at=next_run_at), None, (Audit("close", detail),)
+        return replace(closed, next_run_at=next_run_at), missed, (Audit("close", detail),)
+    state = replace(state, missed_from=still_to_record(state, current))
     if ends_run is not EndsRun.EXHAUSTED:
         # Cancelled or discarded, it proved nothing: the next run is the probe, at once.
         waiting = replace(state, circuit_state=CircuitState.OPEN, probe_run_id=None, probe_at=now)
-        return replace(waiting, next_run_at=_first_from(current, waiting, now)), None, ()
+        return replace(waiting, next_run_at=_first_from(current, waiting, now)), (), ()
     base = state.cooldown_current_seconds or current.cooldown_seconds or LONGEST_COOLDOWN_SECONDS
     reason = f"the probe failed too, {state.consecutive_failures} runs in a row; the last: {_sentence(outcome)}"
     opened = replace(
@@ -230,7 +234,7 @@ def _end_probe(
         cooldown_current_seconds=max(base, min(base * 2, LONGEST_COOLDOWN_SECONDS)),
     )
     detail = {"run_id": run.id, "consecutive_failures": state.consecutive_failures, "reason": reason}
-    return with_cooldown(opened, current, now), None, (Audit("trip", detail),)
+    return with_cooldown(opened, current, now), (), (Audit("trip", detail),)
 
 
 def with_cooldown(opened: WorkerState, current: WorkerConfig, now: datetime) -> WorkerState:
@@ -250,19 +254,21 @@ def _first_from(current: WorkerConfig, state: WorkerState, moment: datetime) -> 
     return next_time(current, state, moment - timedelta(microseconds=1))
 
 
-def enabled_state(state: WorkerState) -> WorkerState:
-    """Close the circuit and enable; the streak is the caller's to zero."""
-    return replace(
+def enabled_state(state: WorkerState, current: WorkerConfig, now: datetime) -> WorkerState:
+    """Close the circuit and enable a worker that is disabled; the streak is the caller's to zero."""
+    enabled = replace(
         state,
         is_enabled=True,
         disabled_by=None,
         disabled_reason=None,
+        disabled_actor=None,
         circuit_state=CircuitState.CLOSED,
         circuit_opened_at=None,
         cooldown_current_seconds=None,
         probe_at=None,
         probe_run_id=None,
     )
+    return replace(enabled, missed_from=first_to_pass(state, current, now) if is_off(enabled, now) else None)
 
 
 def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> datetime | None:
@@ -292,18 +298,6 @@ def _next_unserved(schedule: Schedule, served: datetime | None, after: datetime)
         return found
     is_just_served = served == found or served <= after + schedules.CLOCK_TOLERANCE
     return schedules.next_after_now(schedule, served, served) if is_just_served else found
-
-
-def missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime, reason: str) -> Missed | None:
-    """Count the schedule's times up to `now` that were never served."""
-    schedule = schedules.usable_schedule(current)
-    if schedule is None or state.next_run_at is None or state.next_run_at > now:
-        return None
-    return schedules.count_due(schedule, state.next_run_at, now, reason)
-
-
-def _missed_so_far(state: WorkerState, current: WorkerConfig, now: datetime) -> Missed | None:
-    return missed_so_far(state, current, now, "the circuit opened")
 
 
 def _next_loop(state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun, current: WorkerConfig) -> WorkerState:

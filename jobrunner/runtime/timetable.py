@@ -106,6 +106,6 @@ def _firing(item: Planned, now: datetime) -> Firing | None:
     """Return the firing, or None where more has to be written than a run: times were missed, or nothing is fired."""
     expected = item.state.next_run_at
     fired = fire(item.config, item.state, now)
-    if expected is None or fired.trigger is None or fired.scheduled_for is None or fired.missed is not None:
+    if expected is None or fired.trigger is None or fired.scheduled_for is None or fired.missed:
         return None
     return Firing(expected, fired.scheduled_for, fired.state)

@@ -36,15 +36,17 @@ import sqlalchemy as sa
 from jobrunner.errors import DatabaseError
 from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.record import record
-from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
+from jobrunner.model.run import FROM_SCHEDULE, Run
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.firing import after_starts, fire
+from jobrunner.policy.firing import Fired, after_starts
 from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.missed import end_pause
 from jobrunner.storage import facts as reading
+from jobrunner.storage import firings
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
 from jobrunner.storage.flow import Plain, Planned, Turned, find_plain, find_planned
-from jobrunner.storage.history import missed_row
+from jobrunner.storage.history import missed_row, write_missed
 from jobrunner.storage.rows import (
     RUN_COLUMNS,
     names_json,
@@ -295,6 +297,7 @@ async def _lock(
 class _Batch:
     """What one tick writes."""
 
+    fired: dict[str, Fired]
     states: dict[str, WorkerState] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)  # the last one given out, by worker
     waiting: list[dict[str, Any]] = field(default_factory=list)
@@ -306,7 +309,7 @@ class _Batch:
 async def _write(
     conn: AsyncConnection, dialect: Dialect, claimer: Claimer, facts: Facts, starts: list[Start]
 ) -> tuple[tuple[Claim, ...], Mapping[str, WorkerState]]:
-    batch = _Batch()
+    batch = _Batch(await firings.decide(conn, dialect, facts, starts, claimer.node_id))
     for start in starts:
         _add(batch, facts, start, claimer.node_id)
     prepared = statements(dialect)
@@ -318,16 +321,16 @@ async def _write(
         rows += (await conn.execute(prepared.insert_firings, batch.firings)).all()
     runs = [run_of(row) for row in rows]
     await _write_states(conn, batch, facts, runs)
-    if batch.missed:
-        await conn.execute(sa.insert(t.run_history), batch.missed)
+    await write_missed(conn, batch.missed)
     return tuple(Claim(run, facts.workers[run.worker].config) for run in runs), batch.states
 
 
 def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
     name = start.worker
     worker = facts.workers[name]
-    state = batch.states.setdefault(name, worker.state)
-    fence = batch.fences.get(name, state.last_fence) + 1
+    if name not in batch.states:
+        _settle(batch, facts, worker)
+    fence = batch.fences.get(name, worker.state.last_fence) + 1
     batch.fences[name] = fence
     if start.is_probe:
         batch.probes[name] = start.run_id
@@ -336,40 +339,25 @@ def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
         batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": fence, "at": at})
     else:
         claim = {"slot": start.slot, "fence": fence, "node_id": node_id, "started_at": at, "first_started_at": at}
-        batch.states[name] = _fire(batch, worker.config, state, facts.now, claim)
+        row = firings.run_row(worker.config, batch.fired[name], facts.now, claim)
+        batch.firings += [] if row is None else [row]
+
+
+def _settle(batch: _Batch, facts: Facts, worker: WorkerFacts) -> None:
+    """Note what comes of a worker's schedule, or of a pause that has ended, before its first start of this tick."""
+    name = worker.config.name
+    fired = batch.fired.get(name)
+    if fired is None:
+        batch.states[name], missed = end_pause(worker.state, worker.config, facts.now)
+    else:
+        batch.states[name], missed = fired.state, fired.missed
+    batch.missed += [missed_row(name, each, facts.now) for each in missed]
 
 
 def _start_time(facts: Facts, worker: WorkerFacts) -> datetime:
     """Return now, but no time before the last end it waited for: the clock of whoever wrote that may be ahead."""
     ends = [worker.state.last_ended_at, *(facts.workers[name].state.last_ended_at for name in worker.counterparts)]
     return max([facts.now, *(end for end in ends if end is not None)])
-
-
-def _fire(batch: _Batch, config: WorkerConfig, state: WorkerState, now: datetime, claim: dict[str, Any]) -> WorkerState:
-    """Turn a due schedule or loop into rows: of a run, and of what was missed."""
-    fired = fire(config, state, now)
-    if fired.missed is not None:
-        batch.missed.append(missed_row(config.name, fired.missed, now))
-    if fired.trigger is not None and fired.scheduled_for is not None:
-        batch.firings.append(_firing(config, fired.trigger, fired.scheduled_for, now, claim))
-    return fired.state
-
-
-def _firing(
-    config: WorkerConfig, trigger: Trigger, scheduled_for: datetime, now: datetime, claim: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        **claim,
-        "worker": config.name,
-        "trigger": str(trigger),
-        "state": str(RunState.RUNNING),
-        "priority": int(config.priority),
-        "scheduled_for": scheduled_for,
-        "due_at": scheduled_for,
-        "payload": config.payload,
-        "created_at": now,
-        "is_ours": True,
-    }
 
 
 async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs: list[Run]) -> None:

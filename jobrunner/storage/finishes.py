@@ -225,8 +225,7 @@ def _decide(batch: _Batch, item: Ended, current: WorkerConfig, states: dict[str,
     states[name] = batch.states[name] = decided.state
     batch.written.append((item.run, decided))
     at = item.outcome.finished_at
-    if decided.missed is not None:
-        batch.missed.append(missed_row(name, decided.missed, at))
+    batch.missed += [missed_row(name, each, at) for each in decided.missed]
     batch.audits += [audit_row(audit.action, name, audit.detail, at) for audit in decided.audits]
 
 

@@ -154,6 +154,7 @@ def _is_unhindered(worker: WorkerFacts) -> bool:
     return (
         state.is_enabled
         and state.paused_until is None
+        and state.missed_from is None
         and state.circuit_state is CircuitState.CLOSED
         and worker.has_handler
         and not worker.config.depends_on

@@ -39,6 +39,12 @@ def missed_row(worker: str, missed: Missed, now: datetime) -> dict[str, Any]:
     }
 
 
+async def write_missed(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+    """Write rows of `missed_row`; there may be none."""
+    if rows:
+        await conn.execute(sa.insert(t.run_history), rows)
+
+
 def attempt_row(run: Run, finish: Finish) -> dict[str, Any]:
     """Build the history row of an ended attempt."""
     outcome = finish.outcome

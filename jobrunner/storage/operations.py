@@ -19,7 +19,8 @@ from jobrunner.policy.words import counted
 from jobrunner.storage import tables as t
 from jobrunner.storage import wakeups, workers
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.history import attempt_row, missed_row, storable, storable_outcome
+from jobrunner.storage.gaps import read_gaps
+from jobrunner.storage.history import attempt_row, missed_row, storable, storable_outcome, write_missed
 from jobrunner.storage.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
 from jobrunner.storage.types import to_json as time_to_json
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from jobrunner.model.schedule import Missed
     from jobrunner.model.worker import WorkerConfig, WorkerState
+    from jobrunner.policy.missed import Gap
     from jobrunner.storage.database import Database
+    from jobrunner.storage.dialect import Dialect
 
 
 async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
@@ -39,12 +42,10 @@ async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerSt
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         has_loop_run = await workers.has_loop_run(conn, name)
-        after = switches.enable(stored.state, stored.config, now, has_loop_run=has_loop_run)
+        after, missed = switches.enable(stored.state, stored.config, now, has_loop_run=has_loop_run)
         detail = {"was_enabled": stored.state.is_enabled, "consecutive_failures": stored.state.consecutive_failures}
-        await _write_state(conn, after)
+        await _switch(db, conn, after, missed, audit_row("enable", name, detail, now, actor))
         await _mark_streak(conn, name)
-        await write_audits(conn, [audit_row("enable", name, detail, now, actor)])
-        await wakeups.notify(db, conn)
         return after
 
 
@@ -59,7 +60,8 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
     """Disable a worker; what was missed so far is recorded. Raises `WorkerNotFound`."""
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        after, missed = switches.disable(stored.state, stored.config, now, reason)
+        gap = await _gap(conn, db.dialect, stored, now)
+        after, missed = switches.disable(stored.state, stored.config, now, reason, storable(actor), gap)
         await _switch(
             db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
         )
@@ -82,7 +84,10 @@ async def pause(
     """
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        after, missed = switches.pause(stored.state, stored.config, now, until, reason, is_length=is_length)
+        gap, who = await _gap(conn, db.dialect, stored, now), storable(actor)
+        after, missed = switches.pause(
+            stored.state, stored.config, now, until, reason, is_length=is_length, actor=who, gap=gap
+        )
         detail = {"until": time_to_json(until), "reason": reason}
         await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
         return after
@@ -93,19 +98,26 @@ async def resume(db: Database, name: str, now: datetime, actor: str) -> WorkerSt
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         has_loop_run = await workers.has_loop_run(conn, name)
-        after = switches.resume(stored.state, stored.config, now, has_loop_run=has_loop_run)
+        after, missed = switches.resume(stored.state, stored.config, now, has_loop_run=has_loop_run)
         was = stored.state.paused_until
         detail = {"was_paused_until": None if was is None else time_to_json(was)}
-        await _switch(db, conn, after, None, audit_row("resume", name, detail, now, actor))
+        await _switch(db, conn, after, missed, audit_row("resume", name, detail, now, actor))
         return after
 
 
+async def _gap(conn: AsyncConnection, dialect: Dialect, stored: workers.Stored, now: datetime) -> Gap | None:
+    """Return when no live node could run a worker that has something due."""
+    next_run_at = stored.state.next_run_at
+    if next_run_at is None or next_run_at > now:
+        return None
+    return (await read_gaps(conn, dialect, [stored.config], now)).get(stored.config.name)
+
+
 async def _switch(
-    db: Database, conn: AsyncConnection, after: WorkerState, missed: Missed | None, audit: dict[str, Any]
+    db: Database, conn: AsyncConnection, after: WorkerState, missed: Sequence[Missed], audit: dict[str, Any]
 ) -> None:
     await _write_state(conn, after)
-    if missed is not None:
-        await conn.execute(sa.insert(t.run_history), [missed_row(after.worker, missed, audit["at"])])
+    await write_missed(conn, [missed_row(after.worker, each, audit["at"]) for each in missed])
     await write_audits(conn, [audit])
     await wakeups.notify(db, conn)
 

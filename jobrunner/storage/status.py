@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from jobrunner.storage.dialect import Dialect
 
 _NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
-_OURS = frozenset({"worker", "priority", "streak_since_id", "last_ended_at", "paused_at", "reach_seconds"})
+_OURS = frozenset(
+    {
+        "worker",
+        "priority",
+        "streak_since_id",
+        "last_ended_at",
+        "paused_at",
+        "reach_seconds",
+        "disabled_actor",
+        "paused_by",
+        "missed_from",
+    }
+)
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
 
 

@@ -163,6 +163,11 @@ worker_state = sa.Table(
     sa.Column("streak_since_id", Big, nullable=False, server_default="0"),
     # Ours: when a pause of a given length began; NULL for one whose end was named. See `policy.clocks`.
     sa.Column("paused_at", UtcDateTime),
+    # Ours: who disabled it, who paused it, and the first time of its schedule that passes meanwhile and is in no
+    # `missed` row yet. See `policy.missed`.
+    sa.Column("disabled_actor", sa.Text),
+    sa.Column("paused_by", sa.Text),
+    sa.Column("missed_from", UtcDateTime),
     # Ours: how far ahead its next time may lie. The database keeps `waits_from`, when its waits began, with an index of
     # its own (migration 0001): a look for waits that began ahead of now touches one row.
     sa.Column("reach_seconds", Real, nullable=False, server_default="0"),
@@ -184,6 +189,7 @@ worker_state = sa.Table(
         "last_success_at",
         "last_ended_at",
         "paused_at",
+        "missed_from",
     ),
     sqlite_strict=True,
 )

@@ -21,9 +21,11 @@ from jobrunner.policy import clocks, definitions
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.clocks import shifted
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
+from jobrunner.policy.missed import with_schedule_of
 from jobrunner.policy.transitions import next_time
 from jobrunner.storage import states
 from jobrunner.storage import tables as t
+from jobrunner.storage.history import missed_row, write_missed
 from jobrunner.storage.rows import (
     CONFIG_COLUMNS,
     CONFIG_FIELDS,
@@ -224,17 +226,25 @@ async def _update(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
 
 
 async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, WorkerConfig]], now: datetime) -> None:
-    """Move the next time of workers whose schedule changed, and keep the priority that the due index sorts by."""
-    moved, priorities, reaches = [], [], []
+    """Move the next time of workers whose schedule changed, and keep the priority that the due index sorts by.
+
+    Nothing counts as missed but what has passed while the worker was off.
+    """
+    moved, missed, priorities, reaches = [], [], [], []
     for before, config in pairs:
         if before.config.priority != config.priority:
             priorities.append({"key_worker": config.name, "new_priority": int(config.priority)})
         if clocks.reach_seconds(before.config) != clocks.reach_seconds(config):
             reaches.append({"key_worker": config.name, "new_reach": clocks.reach_seconds(config)})
-        if before.state.is_enabled and _schedule_key(before.config) != _schedule_key(config):
-            moved.append(replace(before.state, next_run_at=_rescheduled(before.state, config, now)))
+        if _schedule_key(before.config) != _schedule_key(config):
+            state, passed = with_schedule_of(config, before.state, before.config, now)
+            if state.is_enabled:
+                state = replace(state, next_run_at=_rescheduled(state, config, now))
+            moved.append(state)
+            missed += [missed_row(config.name, each, now) for each in passed]
     if moved:
         await conn.execute(write_state_statement(), [state_values(state) for state in moved])
+    await write_missed(conn, missed)
     s = t.worker_state
     if reaches:
         statement = sa.update(s).where(s.c.worker == sa.bindparam("key_worker"))

@@ -131,8 +131,7 @@ class Picture:
             decided = decide_finish(run, storable_outcome(outcome), worker.config, worker.config, worker.state, 0.0)
             worker.state = decided.state
             attempts.append(attempt_row(run, decided))
-            if decided.missed is not None:
-                missed.append(missed_row(run.worker, decided.missed, outcome.finished_at))
+            missed += [missed_row(run.worker, each, outcome.finished_at) for each in decided.missed]
             if decided.retry is None:
                 self._end(worker, run)
             else:
@@ -202,8 +201,7 @@ class Picture:
             return live.run
         fired = fire(worker.config, worker.state, now)
         worker.state = fired.state
-        if fired.missed is not None:
-            self._record([missed_row(start.worker, fired.missed, now)])
+        self._record(missed_row(start.worker, each, now) for each in fired.missed)
         if fired.trigger is None or fired.scheduled_for is None:
             return None
         fields: dict[str, Any] = {

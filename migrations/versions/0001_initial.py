@@ -307,6 +307,9 @@ def _create_worker_state() -> None:
         sa.Column("priority", sa.Integer, nullable=False, server_default="1"),
         sa.Column("streak_since_id", _BIG, nullable=False, server_default="0"),
         sa.Column("paused_at", _TIME),
+        sa.Column("disabled_actor", sa.Text),
+        sa.Column("paused_by", sa.Text),
+        sa.Column("missed_from", _TIME),
         sa.Column("reach_seconds", _REAL, nullable=False, server_default="0"),
         _waits_from(),
         _primary_key("worker_state", "worker"),
@@ -332,6 +335,7 @@ def _create_worker_state() -> None:
             "last_success_at",
             "last_ended_at",
             "paused_at",
+            "missed_from",
         ),
     )
     _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")

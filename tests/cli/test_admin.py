@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.missed import UNTIL_RESUMED
 from tests.cli.conftest import NOW, scheduled, triggered
 
 

@@ -86,14 +86,14 @@ class World:
     def _switch(self, switch: str) -> None:
         now = at(self.clock)
         if switch == "enable":
-            self.state = switches.enable(self.state, self.rules, now)
+            self.state, _ = switches.enable(self.state, self.rules, now)
             self.zeroed = len(self.rows)
         elif switch == "disable":
             self.state, _ = switches.disable(self.state, self.rules, now, None)
         elif switch == "pause":
             self.state, _ = switches.pause(self.state, self.rules, now, at(self.clock + 30))
         else:
-            self.state = switches.resume(self.state, self.rules, now)
+            self.state, _ = switches.resume(self.state, self.rules, now)
 
 
 @given(RULES, STEPS)

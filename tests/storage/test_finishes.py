@@ -329,7 +329,7 @@ async def test_the_circuit_opens_in_the_transaction_of_the_history_row(stage: St
     (audit,) = await stage.rows("SELECT * FROM {p}audit_log WHERE worker = 'a'")
     assert (audit["actor"], audit["action"]) == ("jobrunner", "trip")
     (missed,) = await stage.rows("SELECT * FROM {p}run_history WHERE outcome = 'missed'")
-    assert (missed["occurrences"], missed["reason"]) == (2, "the circuit opened")
+    assert (missed["occurrences"], missed["reason"]) == (2, f"disabled by its circuit: {state.disabled_reason}")
     stage.after(10**6)
     assert await stage.tick() == []
 

@@ -11,7 +11,7 @@ import pytest
 from jobrunner.errors import InvalidWorker, Refused, RunNotFound, WorkerNotFound
 from jobrunner.model.run import OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.enqueue import Request, enqueue
 from tests.support.checker import check
@@ -50,16 +50,17 @@ async def test_disabling_stops_starts_keeps_the_reason_and_is_audited(stage: Sta
 
 async def test_disabling_records_what_was_missed_and_enabling_goes_on_after_now(stage: Stage):
     await stage.register(scheduled("a", interval_seconds=60))
+    await stage.join("n1")
     await stage.run_once()
-    stage.after(130)
+    stage.after(65)
     await operations.disable(stage.db, "a", stage.now, ACTOR, None)
     (row,) = await stage.rows("SELECT * FROM {p}run_history WHERE outcome = 'missed'")
-    assert (row["occurrences"], row["reason"], row["worker"]) == (2, "disabled by operator", "a")
+    assert (row["occurrences"], row["reason"], row["worker"]) == (1, "disabled by ann@desk: no reason given", "a")
     stage.after(3600)
     state = await operations.enable(stage.db, "a", stage.now, ACTOR)
-    assert state.next_run_at == T0 + seconds(3780)
+    assert state.next_run_at == T0 + seconds(3720)
     assert (await stage.state("a")).next_run_at == state.next_run_at
-    assert await stage.outcomes() == ["succeeded", "missed"]
+    assert await stage.outcomes() == ["succeeded", "missed", "missed"]
 
 
 async def test_enabling_zeroes_the_streak_and_notes_from_where_it_counts(stage: Stage):
@@ -135,15 +136,16 @@ async def test_a_paused_worker_starts_nothing_until_its_pause_ends(stage: Stage)
     await stage.run_once()
     stage.after(30)
     assert (await stage.start_one()).scheduled_for == T0 + seconds(180)
-    assert await stage.outcomes() == ["succeeded", "succeeded"]
+    assert await stage.outcomes() == ["succeeded", "missed", "succeeded"]
 
 
 async def test_pausing_records_what_was_missed_so_far(stage: Stage):
     await stage.register(scheduled("a", interval_seconds=60))
+    await stage.join("n1")
     stage.after(61)
     await operations.pause(stage.db, "a", stage.now, ACTOR, UNTIL_RESUMED, None)
     (row,) = await stage.rows("SELECT * FROM {p}run_history")
-    assert (row["outcome"], row["occurrences"], row["reason"]) == ("missed", 2, "paused")
+    assert (row["outcome"], row["occurrences"], row["reason"]) == ("missed", 2, "paused by ann@desk until resumed")
 
 
 async def test_resuming_ends_a_pause(stage: Stage):

@@ -18,7 +18,7 @@ import pytest
 from jobrunner.errors import RunNotFound
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.repairs import sweep

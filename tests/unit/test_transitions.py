@@ -264,9 +264,10 @@ def test_a_loop_is_next_due_when_its_probe_may_start():
 def test_times_that_were_due_and_not_served_are_missed_when_the_circuit_opens():
     before = WorkerState("a", consecutive_failures=4, last_due_at=at(-190), next_run_at=at(-130))
     decided = fail_at(4, before, mode="scheduled", interval_seconds=60)
-    assert decided.missed is not None
-    assert (decided.missed.first, decided.missed.last, decided.missed.occurrences) == (at(-130), at(-10), 3)
-    assert decided.missed.reason == "the circuit opened"
+    (missed,) = decided.missed
+    assert (missed.first, missed.last, missed.occurrences) == (at(-130), at(-10), 3)
+    assert missed.reason == f"disabled by its circuit: {decided.state.disabled_reason}"
+    assert decided.state.missed_from == at(50)
 
 
 def test_a_worker_disabled_by_an_operator_is_not_tripped():

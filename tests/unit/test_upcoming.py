@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.switches import UNTIL_RESUMED
+from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.policy.upcoming import firings, first_of
 
 NOW = datetime(2026, 3, 28, 12, tzinfo=UTC)
