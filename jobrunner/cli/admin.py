@@ -11,7 +11,8 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_duration, read_time
-from jobrunner.cli.output import Column, Listing, columns, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.layout import Column, columns
+from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.switches import UNTIL_RESUMED, show_end_of_pause
@@ -200,10 +201,12 @@ def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: Data
     rows, now = context.with_database(ctx, database_url, read), context.now()
     shown = [
         *columns("name"),
-        Column("schedule", "schedule", show_schedule),
+        Column("schedule", "schedule", show_schedule, importance=7),
         Column("state", "state", lambda row: show_switch(row, now)),
-        priority(),
-        *columns("max_running", "timeout_seconds", "max_retries", "isolation", "description"),
+        priority(importance=5),
+        *columns("max_running", "timeout_seconds", "max_retries", importance=4),
+        *columns("isolation", importance=3),
+        Column("description", "description", importance=2, longest=150),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
 
@@ -234,8 +237,12 @@ def nodes(
 
     rows = context.with_database(ctx, database_url, read)
     shown = [
-        Column("id", "id", lambda row: row["id"][:8]),
-        *columns("hostname", "pid", "state", "started_at", "heartbeat_at", "max_concurrent", "version"),
+        *columns("id", "state", "hostname"),
+        *columns("pid", importance=8),
+        *columns("started_at", started_at="started", importance=5),
+        *columns("heartbeat_at", heartbeat_at="heartbeat", importance=7),
+        *columns("max_concurrent", importance=3),
+        *columns("version", importance=2),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no nodes" if is_all else "no live nodes")
 
@@ -254,7 +261,7 @@ def audit(
         listing = Listing(
             lambda conn, most: read_audits(conn, worker, most),
             lambda: audit_pages(db, worker),
-            columns("at", "actor", "action", "worker", "detail"),
+            [*columns("at", "actor", "action", "worker"), Column("detail", "detail", longest=300)],
             empty="nothing decided yet",
         )
         await listing.show(db, limit, as_json=as_json)

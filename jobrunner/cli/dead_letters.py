@@ -10,16 +10,18 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
-from jobrunner.cli.output import Column, Listing, columns, note, say, show_json, show_one, show_rows
+from jobrunner.cli.layout import ERROR, Column, columns
+from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
-from jobrunner.policy.words import counted, show_time
+from jobrunner.policy.words import counted
 from jobrunner.storage import dead_letters as letters
 from jobrunner.storage.pages import letter_pages
 from jobrunner.storage.status import require_trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from jobrunner.storage.database import Database
 
@@ -59,9 +61,14 @@ def list_letters(
             lambda conn, most: letters.list_letters(conn, worker=worker, status=wanted, limit=most),
             lambda: letter_pages(db, worker=worker, status=wanted),
             [
-                *columns("id", "worker", "run_id", "attempts", "died_at", "status", "replay_run_id", run_id="run"),
-                Column("error", "error", _error),
-                *columns("payload"),
+                *columns("id", "worker"),
+                *columns("run_id", run_id="run", importance=5),
+                *columns("attempts", importance=4),
+                *columns("died_at", died_at="died", importance=8),
+                *columns("status", importance=6),
+                *columns("replay_run_id", replay_run_id="replayed as", importance=7),
+                Column("error", "error", _error, longest=ERROR),
+                Column("payload", "payload", longest=80),
             ],
             empty="no dead letters" if is_all else f"no {status} dead letters",
         )
@@ -86,16 +93,16 @@ def show(ctx: typer.Context, letter: LetterId, as_json: AsJson = False, database
     show_one(found if as_json else {key: value for key, value in found.items() if key != "errors"}, as_json=as_json)
     if not as_json:
         say("\nattempts:")
-        finished = Column("finished_at", "finished at", _finished_at)
-        shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error)]
+        finished = Column("finished_at", "finished", _finished_at)
+        shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error, longest=ERROR)]
         show_rows(found["errors"], shown, as_json=False, empty="none")
 
 
-def _finished_at(row: Mapping[str, Any]) -> str:
+def _finished_at(row: Mapping[str, Any]) -> datetime | None:
     try:
-        return show_time(parse_time(str(row.get("finished_at"))))
+        return parse_time(str(row.get("finished_at")))
     except InvalidSetting:  # written by hand
-        return "-"
+        return None
 
 
 @app.command("replay")

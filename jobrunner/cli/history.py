@@ -9,7 +9,8 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, AsJson, DatabaseUrl, Limit
 from jobrunner.cli.inputs import read_since
-from jobrunner.cli.output import Column, Listing, columns, show_duration
+from jobrunner.cli.layout import ERROR, Column, columns
+from jobrunner.cli.output import Listing, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.model.run import OutcomeKind
 from jobrunner.storage.history import read_history
@@ -53,9 +54,14 @@ def history(
             lambda conn, most: read_history(conn, **narrowed, limit=most),
             lambda: history_pages(db, **narrowed),
             [
-                *columns("id", "run_id", "worker", "attempt", "outcome", "ends_run", "finished_at", run_id="run"),
-                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"])),
-                Column("error", "error or reason", _why),
+                *columns("id", importance=3),
+                *columns("run_id", "worker", run_id="run"),
+                *columns("attempt", importance=5),
+                *columns("outcome"),
+                *columns("ends_run", importance=6),
+                *columns("finished_at", finished_at="finished", importance=8),
+                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
+                Column("error", "why", _why, longest=ERROR),
             ],
             empty="no history that fits",
         )
