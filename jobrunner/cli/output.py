@@ -201,8 +201,13 @@ def show_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):
-        return clean(json.dumps(value, default=_plain, ensure_ascii=False))
+        return show_document(value)
     return clean(str(value))
+
+
+def show_document(value: Any) -> str:
+    """Show a value as JSON, in a line."""
+    return clean(json.dumps(value, default=_plain, ensure_ascii=False))
 
 
 def show_field(field: str, value: Any) -> str:

@@ -38,13 +38,17 @@ def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_
 def disable(
     state: WorkerState, config: WorkerConfig, now: datetime, reason: str | None
 ) -> tuple[WorkerState, Missed | None]:
-    """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended."""
+    """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended.
+
+    One that an operator has disabled already keeps the reason it has, unless another is given.
+    """
+    before = None if state.is_enabled or state.disabled_by != "operator" else state.disabled_reason
     missed = missed_so_far(state, config, now, "disabled by operator") if state.is_enabled else None
     after = replace(
         state,
         is_enabled=False,
         disabled_by="operator",
-        disabled_reason=reason or "no reason given",
+        disabled_reason=reason or before or "no reason given",
         circuit_state=CircuitState.CLOSED,
         circuit_opened_at=None,
         cooldown_current_seconds=None,

@@ -93,6 +93,13 @@ async def read_letter(conn: AsyncConnection, letter_id: int) -> dict[str, Any]:
     return dict(row)
 
 
+async def find_letter(conn: AsyncConnection, run_id: int) -> int | None:
+    """Return the id of the letter that a run has left, if it has."""
+    d = t.dead_letters
+    found: int | None = (await conn.execute(sa.select(d.c.id).where(d.c.run_id == run_id))).scalar()
+    return found
+
+
 async def replay(
     db: Database,
     chosen: Chosen,

@@ -163,6 +163,11 @@ async def require_trace(conn: AsyncConnection, name: str) -> None:
     raise WorkerNotFound(name)
 
 
+async def all_names(conn: AsyncConnection) -> list[str]:
+    """Return the names of all workers, in their order."""
+    return list((await conn.execute(sa.select(t.workers.c.name).order_by(t.workers.c.name))).scalars())
+
+
 async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:
     """Return if the database knows all of `names`. Raises `WorkerNotFound` for the first it does not."""
     known = await existing_names(conn, dialect, names)
@@ -225,6 +230,16 @@ async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]
     for _, name, progress in sorted(rows, key=lambda row: row.id):
         found.setdefault(name, []).append(progress)
     return found
+
+
+async def read_holder(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None:
+    """Return where an active run's code runs: `hostname` and `pid` of its node, and its worker's `isolation`."""
+    r, w, n = t.runs, t.workers, t.nodes
+    held = sa.select(n.c.hostname, n.c.pid, w.c.isolation).select_from(
+        r.join(w, w.c.name == r.c.worker).join(n, n.c.id == r.c.node_id)
+    )
+    row = (await conn.execute(held.where(r.c.id == run_id, r.c.slot.is_not(None)))).mappings().first()
+    return None if row is None else dict(row)
 
 
 async def read_live(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None:
