@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,15 +55,17 @@ def list_letters(
     wanted = None if is_all else status
 
     async def read(db: Database) -> None:
-        if worker is not None:
-            async with db.peek() as conn:
+        async with db.peek() as conn:
+            if worker is not None:
                 await require_trace(conn, worker)
+            opened = await letters.count_open(conn, worker) if wanted in {None, "open"} and not as_json else None
         listing = Listing(
             lambda conn, most: letters.list_letters(conn, worker=worker, status=wanted, limit=most),
             lambda: letter_pages(db, worker=worker, status=wanted),
             [
                 *columns("id", "worker"),
                 *columns("run_id", run_id="run", importance=5),
+                *columns("trigger", importance=7),
                 *columns("attempts", importance=4),
                 *columns("died_at", died_at="died", importance=8),
                 *columns("status", importance=6),
@@ -73,8 +76,18 @@ def list_letters(
             empty="no dead letters" if is_all else f"no {status} dead letters",
         )
         await listing.show(db, limit, as_json=as_json)
+        if opened is not None and opened.firings + opened.triggered:
+            say(f"\n{show_open(opened)}")
 
     context.with_database(ctx, database_url, read)
+
+
+def show_open(opened: letters.OpenLetters) -> str:
+    """Say how many letters are open, and apart how many of them are firings of schedules."""
+    all_of_them = counted(opened.firings + opened.triggered, "open dead letter")
+    if not opened.firings:
+        return all_of_them
+    return f"{all_of_them} ({opened.firings} of schedules, {opened.triggered} triggered)"
 
 
 def _error(row: Mapping[str, Any]) -> str:
@@ -114,6 +127,9 @@ def replay(
         str | None, typer.Option(metavar="JSON|@FILE|-", help="Take this payload instead of the letter's own.")
     ] = None,
     dry_run: DryRun = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before more than the latest firing of a schedule runs again.")
+    ] = False,
     actor: Actor = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -123,10 +139,26 @@ def replay(
     edited = read_payload(payload)
 
     async def work(db: Database) -> letters.Resolution:
+        if worker is not None and not dry_run and not yes:
+            await _ask_before_firings(db, worker)
         return await letters.replay(db, chosen, context.now(), who, payload=edited, dry_run=dry_run)
 
     done = context.with_database(ctx, database_url, work, Access.READ if dry_run else Access.WRITE)
     _show(done, "replay", dry_run=dry_run, as_json=as_json)
+
+
+async def _ask_before_firings(db: Database, worker: str) -> None:
+    """Ask whether a schedule's old firings shall all run again: most often the latest is all that is wanted."""
+    async with db.peek() as conn:
+        firings = (await letters.count_open(conn, worker)).firings
+        latest = await letters.latest_firing(conn, worker)
+    if firings < 2:
+        return
+    what = f"{firings} firings of the schedule of {worker}"
+    alone = f"`jobrunner dead-letters replay {latest}` replays the latest alone"
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"this replays {what}, and there is nobody to ask; pass --yes, or {alone}")
+    typer.confirm(f"This replays {what}; {alone}. Replay them all?", abort=True, err=True)
 
 
 @app.command("discard")

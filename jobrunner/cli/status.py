@@ -10,6 +10,7 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
+from jobrunner.cli.dead_letters import show_open
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
@@ -29,6 +30,7 @@ from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
+from jobrunner.storage.dead_letters import OpenLetters, count_open
 from jobrunner.storage.pages import run_pages, upcoming_pages
 
 if TYPE_CHECKING:
@@ -89,12 +91,15 @@ def status(
 ) -> None:
     """Show the workers and how they stand, or one of them."""
 
-    async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, list[dict[str, Any]]]]:
+    async def read(
+        db: Database,
+    ) -> tuple[list[dict[str, Any]], tuple[int, OpenLetters], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
             rows = await reading.read_status(conn, worker)
-            return rows, await reading.read_counts(conn), await reading.read_progress(conn)
+            counts = await reading.count_live_nodes(conn), await count_open(conn)
+            return rows, counts, await reading.read_progress(conn)
 
-    rows, counts, told = context.with_database(ctx, database_url, read)
+    rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
     if worker is not None:
         show_one(rows[0], as_json=as_json)
         return
@@ -115,9 +120,10 @@ def status(
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
     if not as_json:
         running, waiting = (sum(row[key] for row in rows) for key in ("running_runs", "pending_runs"))
-        say(
-            f"\n{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
-            f"{counted(counts['live_nodes'], 'live node')}, {counted(counts['open_dead_letters'], 'open dead letter')}"
+        say("")
+        say_folded(
+            f"{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
+            f"{counted(nodes, 'live node')}, {show_open(letters)}"
         )
 
 

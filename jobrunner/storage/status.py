@@ -65,13 +65,11 @@ def state_in(row: Mapping[str, Any]) -> WorkerState | None:
     return state_of({**row, "worker": row["name"]}.get(field) for field in STATE_FIELDS)
 
 
-async def read_counts(conn: AsyncConnection) -> dict[str, int]:
-    """Count the live nodes and the open dead letters; the runs are counted in `worker_status`."""
-    n, d = t.nodes, t.dead_letters
-    nodes = sa.select(sa.func.count()).where(n.c.state.in_(("active", "draining"))).scalar_subquery()
-    letters = sa.select(sa.func.count()).where(d.c.status == sa.literal_column("'open'")).scalar_subquery()
-    row = (await conn.execute(sa.select(nodes.label("nodes"), letters.label("letters")))).one()
-    return {"live_nodes": row.nodes, "open_dead_letters": row.letters}
+async def count_live_nodes(conn: AsyncConnection) -> int:
+    """Count the nodes that live."""
+    live = sa.select(sa.func.count()).where(t.nodes.c.state.in_(("active", "draining")))
+    count: int = (await conn.execute(live)).scalar_one()
+    return count
 
 
 async def read_runs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -44,6 +45,32 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+def typed(answer: str, command: str) -> tuple[str, int]:
+    """Run a command on a terminal and type the answer to its question; return what the terminal shows."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobrunner", *command.split()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    text = read_all(ours)
+    return text, process.wait(60)
+
+
+def read_all(terminal: int) -> str:
+    """Read what is shown until the other end is closed."""
+    chunks = []
+    with contextlib.suppress(OSError):  # so Linux says that it is
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
 def on_a_terminal(columns: int, commands: list[list[str]]) -> dict[str, list[str]]:
     """Run the commands on a terminal of that many columns; return the lines each has printed."""
     ours, theirs = pty.openpty()
@@ -57,17 +84,7 @@ def on_a_terminal(columns: int, commands: list[list[str]]) -> dict[str, list[str
         stderr=theirs,
     )
     os.close(theirs)
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(ours)
-    text = b"".join(chunks).decode().replace("\r\n", "\n")
+    text = read_all(ours)
     assert process.wait(60) == 0, text
     assert "\x1b[1m" in text, "titles are bold on a terminal"
     text = re.sub(r"\x1b\[[\d;]*m", "", text)
@@ -146,3 +163,14 @@ def test_a_table_fits_the_terminal_and_breaks_no_name_and_drops_no_error(full, c
             assert text in flat, (table, text, lines)
         is_dated = any(re.fullmatch(r"\d\d:\d\d(:\d\d)?", word) for word in words)
         assert is_dated == ("UTC" in words), (table, lines)
+
+
+def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
+    firings = [letter(number, "fetch", trigger="schedule") for number in (1, 2, 3)]
+    cli.insert("dead_letters", *firings)
+    command = f"dead-letters replay --worker fetch --database-url {cli.url}"
+    said, code = typed("n", command)
+    assert "This replays 3 firings of the schedule of fetch; `jobrunner dead-letters replay 3` replays the" in said
+    assert (code, cli.rows("runs")) == (130, [])
+    said, code = typed("y", command)
+    assert (code, said.count("replayed letter")) == (0, 3)
