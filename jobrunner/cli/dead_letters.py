@@ -71,7 +71,7 @@ def list_letters(
                 *columns("status", importance=6),
                 *columns("replay_run_id", replay_run_id="replayed as", importance=7),
                 Column("error", "error", _error, longest=ERROR),
-                Column("payload", "payload", longest=80),
+                Column("payload", "payload", lambda row: row["payload"] or None, longest=80),
             ],
             empty="no dead letters" if is_all else f"no {status} dead letters",
         )

@@ -13,6 +13,7 @@ from jobrunner.cli.layout import ERROR, Column, columns
 from jobrunner.cli.output import Listing, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.model.run import OutcomeKind
+from jobrunner.policy.words import counted
 from jobrunner.storage.history import ENDS_ASKED_FOR, read_history
 from jobrunner.storage.pages import history_pages
 from jobrunner.storage.status import require_trace
@@ -86,7 +87,7 @@ def history(
 
 def _why(row: Mapping[str, Any]) -> str:
     if row["occurrences"] is not None:
-        return f"{row['occurrences']} times: {row['reason']}"
+        return f"{counted(row['occurrences'], 'time')}: {row['reason']}"
     if row["error"]:
         return f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
     return row["reason"] or ""

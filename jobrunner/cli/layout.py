@@ -2,8 +2,9 @@
 
 Names, ids, numbers and times are never cut or folded. Columns are taken into the row by importance, as long as there is
 room; of those for which there is none, the ones that must be seen stand below the row, each with its title, and the
-others are left out. Texts (why, an error, a payload) get the room that is left: such a column stands in the row if it
-fits there, or if half of the width is free for it, else below. Texts are folded on words.
+others are left out, as are columns in which nothing is said. Texts (why, an error, a payload) get the room that is
+left: such a column stands in the row if it fits there, or if half of the width is free for it, else below. Texts are
+folded on words.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _plan(
     order = sorted(range(len(shown)), key=lambda place: (shown[place].longest is not None, -shown[place].importance))
     for place in order:
         column = shown[place]
-        if column.importance < ALWAYS and all(row[place] == NOTHING for row in cells):
+        may_go = column.importance < ALWAYS or column.longest is not None
+        if may_go and all(row[place] == NOTHING for row in cells):
             continue
         free = room - len(_GAP)
         if widths[place] <= free or (column.longest is not None and free >= width / 2):

@@ -142,6 +142,7 @@ TABLES = {
     f"status {MAIL}": ([MAIL, "triggered"], [REASON]),
     "dead-letters list": ([IMPORT, MAIL, "1", "2"], [f"ValueError: {ERROR[:60]}", '{"to": "person 4000003"}']),
     "dead-letters show 1": (["failed"], [f"ConnectionResetError: {ERROR[:60]}"]),
+    f"admin show {IMPORT}": ([IMPORT], [REASON, NODE_ID]),
     "admin list": ([IMPORT, MAIL, "idle", "paused", "disabled"], []),
     "admin nodes": ([NODE_ID, HOST, "active"], []),
     "admin audit": ([ACTOR, MAIL, IMPORT, "pause", "disable"], [REASON]),

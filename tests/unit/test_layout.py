@@ -70,6 +70,10 @@ def test_a_column_without_values_takes_no_room_unless_it_must_be_seen():
     assert lay_out([*columns("id"), *columns("key", importance=8)], [["1", "-"]], 80) == ["ID", "1"]
 
 
+def test_a_text_that_is_nowhere_said_takes_no_room():
+    assert lay_out([*columns("id"), WHY], [["1", "-"], ["2", "-"]], 80) == ["ID", "1", "2"]
+
+
 def test_only_cells_and_titles_are_painted_never_the_room_between():
     lines = lay_out(columns("a", "b"), [["1", "22"]], 80, paint=lambda column, text: f"<{column and column.key}{text}>")
     assert lines == ["<NoneA>  <NoneB>", "<a1>  <b22>"]
