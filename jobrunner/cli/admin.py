@@ -9,17 +9,20 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
-from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
-from jobrunner.cli.inputs import read_assignments, read_duration, read_time
-from jobrunner.cli.output import Column, Listing, columns, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.admin_cancel import cancel
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason, Since, WorkerFilter, WorkerName
+from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time
+from jobrunner.cli.layout import Column, columns
+from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.missed import UNTIL_RESUMED, show_end_of_pause
 from jobrunner.storage import operations
 from jobrunner.storage.audit import read_audits
+from jobrunner.storage.kept_tables import AUDIT_ACTIONS
 from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.pages import audit_pages
-from jobrunner.storage.status import read_status, read_worker, require_workers
+from jobrunner.storage.status import all_names, read_status, read_worker, require_workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -29,24 +32,32 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, help="Change workers and runs; every change is written to the audit log.")
 app.command("add")(add)
+app.command("cancel")(cancel)
 
-WorkerNames = Annotated[list[str], typer.Argument(metavar="WORKER...", help="The workers' names.", show_default=False)]
-Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]
+WorkerNames = Annotated[list[str] | None, typer.Argument(metavar="[WORKER]...", help="The workers' names.")]
+All = Annotated[bool, typer.Option("--all", help="Every worker there is.")]
 
 
 def _each(
     ctx: typer.Context,
     database_url: str | None,
-    names: Sequence[str],
+    names: Sequence[str] | None,
+    is_all: bool,
     change: Callable[[Database, str], Awaitable[Any]],
     said: str,
 ) -> None:
     """Change each worker in a transaction of its own; if one of the names is unknown, none."""
-    distinct = list(dict.fromkeys(names))
+    if bool(names) == is_all:
+        raise UsageError("give the names of workers, or --all for every one, not both")
 
     async def work(db: Database) -> None:
+        distinct = list(dict.fromkeys(names or ()))
         async with db.peek() as conn:
+            if is_all:
+                distinct = await all_names(conn)
             await require_workers(conn, db.dialect, distinct)
+        if not distinct:
+            say("there is no worker")
         for name in distinct:
             await change(db, name)
             say(f"{said} {name}")
@@ -55,33 +66,44 @@ def _each(
 
 
 @app.command("enable")
-def enable(ctx: typer.Context, names: WorkerNames, actor: Actor = None, database_url: DatabaseUrl = None) -> None:
+def enable(
+    ctx: typer.Context,
+    names: WorkerNames = None,
+    is_all: All = False,
+    actor: Actor = None,
+    database_url: DatabaseUrl = None,
+) -> None:
     """Enable workers: zero the failure streak, close the circuit."""
     who = context.actor_of(actor)
-    _each(ctx, database_url, names, lambda db, name: operations.enable(db, name, context.now(), who), "enabled")
+    _each(ctx, database_url, names, is_all, lambda db, name: operations.enable(db, name, context.now(), who), "enabled")
 
 
 @app.command("disable")
 def disable(
     ctx: typer.Context,
-    names: WorkerNames,
+    names: WorkerNames = None,
+    is_all: All = False,
     reason: Reason = None,
     actor: Actor = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Disable workers: nothing of them starts until they are enabled; what runs may end."""
+    """Disable workers: nothing of them starts until they are enabled; what runs may end.
+
+    One that an operator has disabled before keeps its reason, unless another is given.
+    """
     who = context.actor_of(actor)
 
     async def change(db: Database, name: str) -> None:
         await operations.disable(db, name, context.now(), who, reason)
 
-    _each(ctx, database_url, names, change, "disabled")
+    _each(ctx, database_url, names, is_all, change, "disabled")
 
 
 @app.command("pause")
 def pause(
     ctx: typer.Context,
-    names: WorkerNames,
+    names: WorkerNames = None,
+    is_all: All = False,
     duration: Annotated[str | None, typer.Option("--for", metavar="DURATION", help="So long, such as 2h.")] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Until then: ISO 8601, UTC without a zone.")] = None,
     reason: Reason = None,
@@ -94,7 +116,7 @@ def pause(
     async def change(db: Database, name: str) -> None:
         await operations.pause(db, name, context.now(), who, end, reason, is_length=duration is not None)
 
-    _each(ctx, database_url, names, change, f"paused {show_end_of_pause(end)}:")
+    _each(ctx, database_url, names, is_all, change, f"paused {show_end_of_pause(end)}:")
 
 
 def _pause_end(duration: str | None, until: str | None, now: datetime) -> datetime:
@@ -111,10 +133,16 @@ def _pause_end(duration: str | None, until: str | None, now: datetime) -> dateti
 
 
 @app.command("resume")
-def resume(ctx: typer.Context, names: WorkerNames, actor: Actor = None, database_url: DatabaseUrl = None) -> None:
+def resume(
+    ctx: typer.Context,
+    names: WorkerNames = None,
+    is_all: All = False,
+    actor: Actor = None,
+    database_url: DatabaseUrl = None,
+) -> None:
     """End the pause of workers now."""
     who = context.actor_of(actor)
-    _each(ctx, database_url, names, lambda db, name: operations.resume(db, name, context.now(), who), "resumed")
+    _each(ctx, database_url, names, is_all, lambda db, name: operations.resume(db, name, context.now(), who), "resumed")
 
 
 @app.command("set")
@@ -171,24 +199,6 @@ def remove(ctx: typer.Context, worker: WorkerName, actor: Actor = None, database
     context.with_database(ctx, database_url, work, Access.WRITE)
 
 
-@app.command("cancel")
-def cancel(
-    ctx: typer.Context,
-    run: Annotated[int, typer.Argument(metavar="RUN", help="The run's id.", min=1, max=LARGEST_ID, show_default=False)],
-    reason: Reason = None,
-    actor: Actor = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Cancel a run: one that waits ends at once, one that runs is told to stop."""
-    who = context.actor_of(actor)
-
-    async def work(db: Database) -> None:
-        state = await operations.cancel(db, run, context.now(), who, reason)
-        say(f"cancelled run {run}" if state == "pending" else f"told run {run} to stop")
-
-    context.with_database(ctx, database_url, work, Access.WRITE)
-
-
 @app.command("list")
 def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
     """List the workers and their definitions."""
@@ -200,10 +210,12 @@ def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: Data
     rows, now = context.with_database(ctx, database_url, read), context.now()
     shown = [
         *columns("name"),
-        Column("schedule", "schedule", show_schedule),
+        Column("schedule", "schedule", show_schedule, importance=7),
         Column("state", "state", lambda row: show_switch(row, now)),
-        priority(),
-        *columns("max_running", "timeout_seconds", "max_retries", "isolation", "description"),
+        priority(importance=5),
+        *columns("max_running", "timeout_seconds", "max_retries", importance=4),
+        *columns("isolation", importance=3),
+        Column("description", "description", importance=2, longest=150),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
 
@@ -234,8 +246,12 @@ def nodes(
 
     rows = context.with_database(ctx, database_url, read)
     shown = [
-        Column("id", "id", lambda row: row["id"][:8]),
-        *columns("hostname", "pid", "state", "started_at", "heartbeat_at", "max_concurrent", "version"),
+        *columns("id", "state", "hostname"),
+        *columns("pid", importance=8),
+        *columns("started_at", started_at="started", importance=5),
+        *columns("heartbeat_at", heartbeat_at="heartbeat", importance=7),
+        *columns("max_concurrent", importance=3),
+        *columns("version", importance=2),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no nodes" if is_all else "no live nodes")
 
@@ -244,18 +260,35 @@ def nodes(
 def audit(
     ctx: typer.Context,
     worker: WorkerFilter = None,
+    since: Since = None,
+    action: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ACTION", help=f"Only these: {', '.join(AUDIT_ACTIONS)}; may be given several times."),
+    ] = None,
+    actor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only what this one decided: user@host, or the user.")
+    ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show who decided what, the newest first."""
+    for given in action or ():
+        if given not in AUDIT_ACTIONS:
+            raise UsageError(f"--action: {given!r} is none of {', '.join(AUDIT_ACTIONS)}")
+    narrowed: dict[str, Any] = {
+        "since": read_past("--since", since, context.now()),
+        "actions": action or (),
+        "actor": actor,
+    }
+    is_narrowed = bool(worker or since or action or actor)
 
     async def read(db: Database) -> None:
         listing = Listing(
-            lambda conn, most: read_audits(conn, worker, most),
-            lambda: audit_pages(db, worker),
-            columns("at", "actor", "action", "worker", "detail"),
-            empty="nothing decided yet",
+            lambda conn, most: read_audits(conn, worker, most, **narrowed),
+            lambda: audit_pages(db, worker, **narrowed),
+            [*columns("at", "actor", "action", "worker"), Column("detail", "detail", longest=300)],
+            empty="nothing decided that fits" if is_narrowed else "nothing decided yet",
         )
         await listing.show(db, limit, as_json=as_json)
 

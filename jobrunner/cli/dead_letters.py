@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,16 +11,18 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
-from jobrunner.cli.output import Column, Listing, columns, note, say, show_json, show_one, show_rows
+from jobrunner.cli.layout import ERROR, Column, columns
+from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
-from jobrunner.policy.words import counted, show_time
+from jobrunner.policy.words import counted
 from jobrunner.storage import dead_letters as letters
 from jobrunner.storage.pages import letter_pages
 from jobrunner.storage.status import require_trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from jobrunner.storage.database import Database
 
@@ -52,22 +55,39 @@ def list_letters(
     wanted = None if is_all else status
 
     async def read(db: Database) -> None:
-        if worker is not None:
-            async with db.peek() as conn:
+        async with db.peek() as conn:
+            if worker is not None:
                 await require_trace(conn, worker)
+            opened = await letters.count_open(conn, worker) if wanted in {None, "open"} and not as_json else None
         listing = Listing(
             lambda conn, most: letters.list_letters(conn, worker=worker, status=wanted, limit=most),
             lambda: letter_pages(db, worker=worker, status=wanted),
             [
-                *columns("id", "worker", "run_id", "attempts", "died_at", "status", "replay_run_id", run_id="run"),
-                Column("error", "error", _error),
-                *columns("payload"),
+                *columns("id", "worker"),
+                *columns("run_id", run_id="run", importance=5),
+                *columns("trigger", importance=7),
+                *columns("attempts", importance=4),
+                *columns("died_at", died_at="died", importance=8),
+                *columns("status", importance=6),
+                *columns("replay_run_id", replay_run_id="replayed as", importance=7),
+                Column("error", "error", _error, longest=ERROR),
+                Column("payload", "payload", lambda row: row["payload"] or None, longest=80),
             ],
             empty="no dead letters" if is_all else f"no {status} dead letters",
         )
         await listing.show(db, limit, as_json=as_json)
+        if opened is not None and opened.firings + opened.triggered:
+            say(f"\n{show_open(opened)}")
 
     context.with_database(ctx, database_url, read)
+
+
+def show_open(opened: letters.OpenLetters) -> str:
+    """Say how many letters are open, and apart how many of them are firings of schedules."""
+    all_of_them = counted(opened.firings + opened.triggered, "open dead letter")
+    if not opened.firings:
+        return all_of_them
+    return f"{all_of_them} ({opened.firings} of schedules, {opened.triggered} triggered)"
 
 
 def _error(row: Mapping[str, Any]) -> str:
@@ -86,16 +106,16 @@ def show(ctx: typer.Context, letter: LetterId, as_json: AsJson = False, database
     show_one(found if as_json else {key: value for key, value in found.items() if key != "errors"}, as_json=as_json)
     if not as_json:
         say("\nattempts:")
-        finished = Column("finished_at", "finished at", _finished_at)
-        shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error)]
+        finished = Column("finished_at", "finished", _finished_at)
+        shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error, longest=ERROR)]
         show_rows(found["errors"], shown, as_json=False, empty="none")
 
 
-def _finished_at(row: Mapping[str, Any]) -> str:
+def _finished_at(row: Mapping[str, Any]) -> datetime | None:
     try:
-        return show_time(parse_time(str(row.get("finished_at"))))
+        return parse_time(str(row.get("finished_at")))
     except InvalidSetting:  # written by hand
-        return "-"
+        return None
 
 
 @app.command("replay")
@@ -107,6 +127,9 @@ def replay(
         str | None, typer.Option(metavar="JSON|@FILE|-", help="Take this payload instead of the letter's own.")
     ] = None,
     dry_run: DryRun = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before more than the latest firing of a schedule runs again.")
+    ] = False,
     actor: Actor = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -116,10 +139,26 @@ def replay(
     edited = read_payload(payload)
 
     async def work(db: Database) -> letters.Resolution:
+        if worker is not None and not dry_run and not yes:
+            await _ask_before_firings(db, worker)
         return await letters.replay(db, chosen, context.now(), who, payload=edited, dry_run=dry_run)
 
     done = context.with_database(ctx, database_url, work, Access.READ if dry_run else Access.WRITE)
     _show(done, "replay", dry_run=dry_run, as_json=as_json)
+
+
+async def _ask_before_firings(db: Database, worker: str) -> None:
+    """Ask whether a schedule's old firings shall all run again: most often the latest is all that is wanted."""
+    async with db.peek() as conn:
+        firings = (await letters.count_open(conn, worker)).firings
+        latest = await letters.latest_firing(conn, worker)
+    if firings < 2:
+        return
+    what = f"{firings} firings of the schedule of {worker}"
+    alone = f"`jobrunner dead-letters replay {latest}` replays the latest alone"
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"this replays {what}, and there is nobody to ask; pass --yes, or {alone}")
+    typer.confirm(f"This replays {what}; {alone}. Replay them all?", abort=True, err=True)
 
 
 @app.command("discard")

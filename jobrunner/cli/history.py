@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, AsJson, DatabaseUrl, Limit
-from jobrunner.cli.inputs import read_since
-from jobrunner.cli.output import Column, Listing, columns, show_duration
+from jobrunner.cli.context import LARGEST_ID, AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
+from jobrunner.cli.inputs import read_span
+from jobrunner.cli.layout import ERROR, Column, columns
+from jobrunner.cli.output import Listing, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage.history import read_history
+from jobrunner.policy.words import counted
+from jobrunner.storage.history import ENDS_ASKED_FOR, read_history
 from jobrunner.storage.pages import history_pages
 from jobrunner.storage.status import require_trace
 
@@ -22,28 +24,42 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
+_OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))
 
 
 @app.command("history")
 def history(
     ctx: typer.Context,
     worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
+    of: WorkerFilter = None,
     outcome: Annotated[
-        str | None, typer.Option(metavar="OUTCOME", help=f"Only what ended so: {', '.join(OutcomeKind)}.")
+        list[str] | None,
+        typer.Option(
+            metavar="OUTCOME", help=f"Only what ended so: {', '.join(_OUTCOMES)}; may be given several times."
+        ),
     ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="Only what ended since: a time, or a duration ago such as 2h.")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
     run_id: Annotated[int | None, typer.Option("--run", min=1, max=LARGEST_ID, help="Of this run only.")] = None,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show what ended, the newest first."""
-    if outcome is not None and outcome not in list(OutcomeKind):
-        raise UsageError(f"--outcome: {outcome!r} is none of {', '.join(OutcomeKind)}")
-    after = read_since("--since", since, context.now())
-    narrowed: dict[str, Any] = {"worker": worker, "outcome": outcome, "since": after, "run_id": run_id}
+    for kind in outcome or ():
+        if kind not in _OUTCOMES:
+            raise UsageError(f"--outcome: {kind!r} is none of {', '.join(_OUTCOMES)}")
+    if worker is not None and of is not None and worker != of:
+        raise UsageError(f"two workers are given, {worker!r} and --worker {of!r}; keep one")
+    worker = worker or of
+    first, last = read_span(since, until, context.now())
+    narrowed: dict[str, Any] = {
+        "worker": worker,
+        "outcome": outcome or None,
+        "since": first,
+        "until": last,
+        "run_id": run_id,
+    }
 
     async def read(db: Database) -> None:
         if worker is not None:
@@ -53,9 +69,14 @@ def history(
             lambda conn, most: read_history(conn, **narrowed, limit=most),
             lambda: history_pages(db, **narrowed),
             [
-                *columns("id", "run_id", "worker", "attempt", "outcome", "ends_run", "finished_at", run_id="run"),
-                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"])),
-                Column("error", "error or reason", _why),
+                *columns("id", importance=3),
+                *columns("run_id", "worker", run_id="run"),
+                *columns("attempt", importance=5),
+                *columns("outcome"),
+                *columns("ends_run", importance=6),
+                *columns("finished_at", finished_at="finished", importance=8),
+                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
+                Column("error", "why", _why, longest=ERROR),
             ],
             empty="no history that fits",
         )
@@ -66,7 +87,7 @@ def history(
 
 def _why(row: Mapping[str, Any]) -> str:
     if row["occurrences"] is not None:
-        return f"{row['occurrences']} times: {row['reason']}"
+        return f"{counted(row['occurrences'], 'time')}: {row['reason']}"
     if row["error"]:
         return f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
     return row["reason"] or ""

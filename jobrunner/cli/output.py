@@ -1,14 +1,15 @@
 """What commands print: tables for people, JSON for programs.
 
-On a terminal a table is drawn by Rich; elsewhere it is plain text in aligned columns, so that it can be read in a log
-and cut by other programs. JSON carries every column under its database name, times as ISO 8601 in UTC; a table shows
-the most telling ones, and of each text its first line. What a database holds may have been written by anybody, so
-control characters never reach a terminal.
+On a terminal a table is laid out to fit its width, with short times; elsewhere it is plain text in aligned columns, so
+that it can be read in a log and cut by other programs. JSON carries every column under its database name, times as
+ISO 8601 in UTC; a table shows the most telling ones, and of each text its first line. What a database holds may have
+been written by anybody, so control characters never reach a terminal.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from jobrunner.cli import context
+from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
-from jobrunner.policy.words import show_time
+from jobrunner.policy.words import short_time, show_moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -28,30 +31,12 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
     from jobrunner.storage.transaction import AsyncConnection
 
-_WIDEST = 80
-_NARROW = 23  # a time's width: a cell up to this is never broken
-_NOTHING = "-"
+_NARROWEST = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a table: the row's key, its title, and how a value is shown (else by its type)."""
-
-    key: str
-    title: str
-    show: Callable[[Mapping[str, Any]], str] | None = None
-    is_whole: bool = False
-    """Whether a text is shown to its end; else its first line, cut where it is too wide."""
-
-
-def columns(*keys: str, **titles: str) -> list[Column]:
-    """Return plain columns: each key is its own title, with spaces, unless `titles` says otherwise."""
-    return [Column(key, titles.get(key, key.replace("_", " "))) for key in keys]
-
-
-def priority() -> Column:
+def priority(importance: int) -> Column:
     """Return the column of a priority: its name, where JSON has the number."""
-    return Column("priority", "priority", lambda row: show_field("priority", row["priority"]))
+    return Column("priority", "priority", lambda row: show_field("priority", row["priority"]), importance)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_json: bool, empty: str) -> None:
@@ -62,12 +47,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
     if not rows:
         say(empty)
         return
-    cells = [[_cell(row, column) for column in shown] for row in rows]
-    titles = [column.title for column in shown]
+    values = [[row.get(column.key) if column.show is None else column.show(row) for column in shown] for row in rows]
     if sys.stdout.isatty():
-        _draw(shown, cells)
+        _draw(shown, values)
     else:
-        _align(titles, cells)
+        _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
 
 
 def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
@@ -83,7 +67,7 @@ def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say(f"{key:<{width}}  {show_value(value)}")
+            say_folded(show_value(value), f"{key:<{width}}  ")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():
@@ -158,6 +142,19 @@ def say(text: str) -> None:
     _write(text)
 
 
+def say_folded(text: str, start: str = "") -> None:
+    """Print a sentence after `start`: a line, or on a terminal as many as it needs, folded on words."""
+    if not sys.stdout.isatty():
+        say(start + text)
+        return
+    for number, line in enumerate(fold(text, max(_columns() - len(start), _NARROWEST))):
+        say((start if number == 0 else " " * len(start)) + line)
+
+
+def _columns() -> int:
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
+
+
 def _write(text: str, *, has_end: bool = True) -> None:
     try:
         typer.echo(text, nl=has_end)
@@ -196,16 +193,21 @@ def _encoding() -> str:
 def show_value(value: Any) -> str:
     """Show a value in a table's cell."""
     if value is None:
-        return _NOTHING
+        return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return show_time(value)
+        return show_moment(value)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):
-        return clean(json.dumps(value, default=_plain, ensure_ascii=False))
+        return show_document(value)
     return clean(str(value))
+
+
+def show_document(value: Any) -> str:
+    """Show a value as JSON, in a line."""
+    return clean(json.dumps(value, default=_plain, ensure_ascii=False))
 
 
 def show_field(field: str, value: Any) -> str:
@@ -220,15 +222,15 @@ def show_field(field: str, value: Any) -> str:
 def show_duration(milliseconds: int | None) -> str:
     """Show a duration with the unit that fits it."""
     if milliseconds is None:
-        return _NOTHING
+        return NOTHING
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def short(text: str) -> str:
-    """Return the first line of a text, cut where it is too wide for a cell."""
+def short(text: str, longest: int) -> str:
+    """Return the first line of a text, cut where it is longer than that."""
     lines = text.strip().splitlines()
     line = clean(lines[0]) if lines else ""
-    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 3]}..."
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def clean(text: str) -> str:
@@ -243,9 +245,15 @@ def _escaped(character: str) -> str:
     )
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> str:
-    text = show_value(row.get(column.key)) if column.show is None else column.show(row)
-    return (clean(text) if column.is_whole else short(text)) or _NOTHING
+def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime], str]) -> list[str]:
+    return [_cell(column, value, show) for column, value in zip(shown, values, strict=True)]
+
+
+def _cell(column: Column, value: Any, show: Callable[[datetime], str]) -> str:
+    if isinstance(value, datetime):
+        return show(value)
+    text = value if isinstance(value, str) else show_value(value)
+    return (clean(text) if column.longest is None else short(text, column.longest)) or NOTHING
 
 
 def _plain(value: Any) -> Any:
@@ -261,28 +269,27 @@ def _align(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _draw(shown: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - only a terminal needs it
-    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
-    from rich.table import Table  # noqa: PLC0415 - only a terminal needs it
-    from rich.text import Text  # noqa: PLC0415 - only a terminal needs it
+def _draw(shown: Sequence[Column], values: Sequence[Sequence[Any]]) -> None:
+    from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(shown):
-        is_narrow = max(len(row[place]) for row in cells) <= _NARROW
-        table.add_column(Text(column.title), overflow="fold", no_wrap=is_narrow)
-    for row in cells:
-        # Text: what users wrote is not read as markup
-        table.add_row(*(Text(cell, _style(column, cell)) for column, cell in zip(shown, row, strict=True)))
-    Console(width=max(shutil.get_terminal_size().columns, 60)).print(table)
+    now = context.now()
+    cells = [_cells(shown, row, lambda moment: short_time(moment, now)) for row in values]
+    paint = plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
+    for line in lay_out(shown, cells, _columns(), cell_len, paint):
+        say(line)
+    if any(isinstance(value, datetime) for row in values for value in row):
+        say(paint(None, "times are UTC"))
 
 
-def _style(column: Column, cell: str) -> str:
-    return _STYLES.get(cell, "") if column.key in _STYLED else ""
+def _paint(column: Column | None, text: str) -> str:
+    if column is None:
+        return typer.style(text, bold=True)
+    color = _COLORS.get(text) if column.key in _STYLED else None
+    return text if color is None else typer.style(text, fg=color)
 
 
 _STYLED = frozenset({"state", "outcome", "ends_run", "last_run_outcome", "open", "status"})
-_STYLES = {
+_COLORS = {
     "succeeded": "green",
     "open": "green",
     "enabled": "green",

@@ -10,13 +10,14 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
+from jobrunner.cli.dead_letters import show_open
 from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
-    Column,
     Listing,
-    columns,
     priority,
     say,
+    say_folded,
     show_json,
     show_json_line,
     show_one,
@@ -29,6 +30,7 @@ from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
+from jobrunner.storage.dead_letters import OpenLetters, count_open
 from jobrunner.storage.pages import run_pages, upcoming_pages
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ def _why(row: Mapping[str, Any], now: datetime) -> str:
     return why or (state.last_error or "" if state.last_run_outcome not in (None, "succeeded") else "")
 
 
+def _progress(told: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(map(show_progress, told))
+
+
 @app.command("status")
 def status(
     ctx: typer.Context,
@@ -85,32 +91,39 @@ def status(
 ) -> None:
     """Show the workers and how they stand, or one of them."""
 
-    async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, list[dict[str, Any]]]]:
+    async def read(
+        db: Database,
+    ) -> tuple[list[dict[str, Any]], tuple[int, OpenLetters], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
             rows = await reading.read_status(conn, worker)
-            return rows, await reading.read_counts(conn), await reading.read_progress(conn)
+            counts = await reading.count_live_nodes(conn), await count_open(conn)
+            return rows, counts, await reading.read_progress(conn)
 
-    rows, counts, told = context.with_database(ctx, database_url, read)
+    rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
     if worker is not None:
         show_one(rows[0], as_json=as_json)
         return
     now = context.now()
     shown = [
         *columns("name"),
-        Column("schedule", "schedule", show_schedule),
+        Column("schedule", "schedule", show_schedule, importance=2),
         Column("state", "state", lambda row: show_switch(row, now)),
-        *columns("running_runs", "pending_runs", running_runs="running", pending_runs="waiting"),
-        *columns("next_run_at", "last_run_at", next_run_at="next run", last_run_at="last run"),
-        *columns("last_run_outcome", "consecutive_failures", last_run_outcome="last", consecutive_failures="streak"),
-        Column("name", "progress", lambda row: "; ".join(map(show_progress, told.get(row["name"], [])))),
-        Column("why", "why", lambda row: _why(row, now)),
+        *columns("running_runs", running_runs="running", importance=5),
+        *columns("pending_runs", pending_runs="waiting", importance=6),
+        *columns("next_run_at", next_run_at="next run", importance=8),
+        *columns("last_run_at", last_run_at="last run", importance=4),
+        *columns("last_run_outcome", last_run_outcome="last", importance=7),
+        *columns("consecutive_failures", consecutive_failures="streak", importance=3),
+        Column("name", "progress", lambda row: _progress(told.get(row["name"], [])), longest=200),
+        Column("why", "why", lambda row: _why(row, now), longest=WHOLE),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
     if not as_json:
         running, waiting = (sum(row[key] for row in rows) for key in ("running_runs", "pending_runs"))
-        say(
-            f"\n{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
-            f"{counted(counts['live_nodes'], 'live node')}, {counted(counts['open_dead_letters'], 'open dead letter')}"
+        say("")
+        say_folded(
+            f"{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
+            f"{counted(nodes, 'live node')}, {show_open(letters)}"
         )
 
 
@@ -151,11 +164,15 @@ def runs(
             lambda conn, most: reading.read_runs(conn, worker=worker, limit=most),
             lambda: run_pages(db, worker),
             [
-                *columns("id", "worker", "state", "trigger"),
-                priority(),
-                *columns("attempt", "due_at", "started_at", "key"),
-                Column("node_id", "node", lambda row: (row["node_id"] or "-")[:8]),
-                Column("progress", "progress", lambda row: show_progress(row["progress"])),
+                *columns("id", "worker", "state"),
+                *columns("trigger", importance=3),
+                priority(importance=3),
+                *columns("attempt", importance=5),
+                *columns("due_at", due_at="due", importance=7),
+                *columns("started_at", started_at="started", importance=7),
+                *columns("key", importance=4),
+                *columns("node_id", node_id="node", importance=2),
+                Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
             ],
             empty="no live runs",
             order="first",
@@ -184,14 +201,15 @@ def explain(
     candidate = found["candidate"]
     what = "its next run" if candidate is None or candidate["run_id"] is None else f"run {candidate['run_id']}"
     if found["starts"]:
-        say(f"{worker}: {what} can start now, on node {found['node_id'][:8]}\n")
+        say_folded(f"{worker}: {what} can start now, on node {found['node_id'][:8]}")
     else:
         shut = next(gate for gate in found["gates"] if not gate["open"])
-        say(f"{worker}: {what} does not start now: {show_value(shut['reason'])}\n")
+        say_folded(f"{worker}: {what} does not start now: {show_value(shut['reason'])}")
+    say("")
     shown = [
         *columns("gate"),
         Column("open", "is", lambda row: "open" if row["open"] else "shut"),
-        Column("reason", "reason", is_whole=True),
+        Column("reason", "reason", longest=WHOLE),
     ]
     show_rows(found["gates"], shown, as_json=False, empty="")
 
@@ -229,8 +247,8 @@ def upcoming(
 
         shown = [
             *columns("due_at", "worker", due_at="due"),
-            Column("timezone", "local time", _local_time),
-            *columns("note"),
+            Column("timezone", "local time", _local_time, importance=8),
+            Column("note", "note", longest=WHOLE),
         ]
         listing = Listing(first, pages, shown, f"nothing fires in the next {horizon}", order="first", screenful=100)
         await listing.show(db, limit, as_json=as_json)
@@ -238,7 +256,6 @@ def upcoming(
     context.with_database(ctx, database_url, read)
 
 
-def _local_time(row: Mapping[str, Any]) -> str:
-    if row["due_at"] is None or row["timezone"] == "UTC":
-        return "-"
-    return f"{row['due_at'].astimezone(zone_or_utc(row['timezone'])):%Y-%m-%d %H:%M:%S %Z}"
+def _local_time(row: Mapping[str, Any]) -> datetime | None:
+    zone = zone_or_utc(row["timezone"])
+    return None if row["due_at"] is None or row["timezone"] == "UTC" else row["due_at"].astimezone(zone)

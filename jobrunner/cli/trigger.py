@@ -11,11 +11,12 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
-from jobrunner.cli.output import clean, note, say, show_json
+from jobrunner.cli.output import clean, note, say, show_document, show_json
 from jobrunner.cli.watching import Heard, show_end, show_progress
 from jobrunner.errors import DatabaseError, Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.storage.dead_letters import find_letter
 from jobrunner.storage.enqueue import Request, enqueue, same_key
 from jobrunner.storage.explain import why_waits
 from jobrunner.storage.history import read_history
@@ -49,7 +50,8 @@ def trigger(
     ] = None,
     priority: Annotated[str | None, typer.Option(help="LOW, NORMAL, HIGH or CRITICAL; else the worker's.")] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Tell its output until it has ended; exit 1 unless it succeeded.")
+        bool,
+        typer.Option("--wait", help="Tell its output until it has ended, then its result; exit 1 unless it succeeded."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
@@ -81,15 +83,28 @@ def trigger(
             show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
         if is_new or wait:
             await _note_why_it_waits(db, request.worker, run_id)
-        return await _end_of(db, run_id, is_quiet=as_json) if wait else None
+        if not wait:
+            return None
+        ended = await _end_of(db, run_id, is_quiet=as_json)
+        async with db.peek() as conn:
+            return {**ended, "dead_letter_id": await find_letter(conn, run_id)}
 
     ended = context.with_database(ctx, database_url, work, Access.WRITE)
     if ended is not None and as_json:
         show_json(ended)
     elif ended is not None:
-        say(show_end(ended))
+        _show_end(ended)
     if ended is not None and ended["ends_run"] != "succeeded":
         raise typer.Exit(1)
+
+
+def _show_end(ended: dict[str, Any]) -> None:
+    say(show_end(ended))
+    if ended["result"] is not None:
+        say(f"result: {show_document(ended['result'])}")
+    if ended["dead_letter_id"] is not None:
+        letter = ended["dead_letter_id"]
+        say(f"dead letter {letter}; `jobrunner dead-letters show {letter}` tells more")
 
 
 def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None:

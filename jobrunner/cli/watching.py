@@ -39,7 +39,8 @@ def show_end(attempt: Mapping[str, Any]) -> str:
     """Show how an attempt ended, and why."""
     ended = attempt["ends_run"] or f"{attempt['outcome']}, to be tried again"
     reason = attempt["error"] or attempt["reason"]
-    return f"{ended}: {show_value(reason)}" if reason else str(ended)
+    kind = f"{attempt['error_type']}: " if attempt["error_type"] and attempt["error"] else ""
+    return f"{ended}: {show_value(kind + reason)}" if reason else str(ended)
 
 
 class Heard:

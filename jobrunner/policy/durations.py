@@ -12,6 +12,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smhdw])", re.ASCII)
 _WHOLE = re.compile(rf"(?:{_PART.pattern}\s*)+", re.ASCII)
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
 _LONGEST_SECONDS = 100 * 366 * 86400.0
 _HINT = "give seconds, or a number with s, m, h, d or w, such as 90s, 15m or 1h30m"
 _TIME_HINT = "give a time such as 2026-03-01T12:00:00Z (without a zone it is UTC)"
@@ -58,6 +59,19 @@ def parse_time(text: str) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidSetting(f"{text!r} is no time; {_TIME_HINT}") from None
+
+
+def last_clock_time(text: str, local: datetime) -> datetime | None:
+    """Return when a clock last showed `text`, such as `03:00`; None where that is no time of day.
+
+    `local` is what that clock shows now, and so is what is returned: no zone in either.
+    """
+    found = _CLOCK.fullmatch(text.strip())
+    if found is None:
+        return None
+    hour, minute, second = (int(part or 0) for part in found.groups())
+    today = local.replace(hour=hour, minute=minute, second=second, microsecond=0)
+    return today if today <= local else today - timedelta(days=1)
 
 
 def parse_moment(text: str, now: datetime, *, is_past: bool) -> datetime:

@@ -50,13 +50,17 @@ def disable(
     actor: str | None = None,
     gap: Gap | None = None,
 ) -> Switched:
-    """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended."""
+    """Disable by an operator: what was missed so far is counted, the next time cleared, a cooldown ended.
+
+    One that an operator has disabled already keeps the reason it has, and its author, unless another is given.
+    """
+    keeps = not reason and not state.is_enabled and state.disabled_by == "operator"
     after = replace(
         state,
         is_enabled=False,
         disabled_by="operator",
-        disabled_reason=reason or "no reason given",
-        disabled_actor=actor,
+        disabled_reason=state.disabled_reason if keeps else reason or "no reason given",
+        disabled_actor=state.disabled_actor if keeps else actor,
         circuit_state=CircuitState.CLOSED,
         circuit_opened_at=None,
         cooldown_current_seconds=None,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import DeadLetterNotFound, Refused, WorkerNotFound
+from jobrunner.model.run import Trigger
 from jobrunner.model.unreadable import UNREADABLE
 from jobrunner.policy.definitions import check_payload
 from jobrunner.storage import tables as t
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.dialect import Dialect
 
 BATCH = 500
+_OPEN: sa.ColumnElement[bool] = sa.literal_column("dead_letters.status = 'open'")
+_FIRING = (str(Trigger.SCHEDULE), str(Trigger.CONTINUOUS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,42 @@ async def read_letter(conn: AsyncConnection, letter_id: int) -> dict[str, Any]:
     if row is None:
         raise DeadLetterNotFound(letter_id)
     return dict(row)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLetters:
+    """How many letters are open: `firings` of schedules and loops; `triggered`, with a payload of their own."""
+
+    firings: int
+    triggered: int
+
+
+async def count_open(conn: AsyncConnection, worker: str | None = None) -> OpenLetters:
+    """Count the open letters, of all workers or of one."""
+    d = t.dead_letters
+    statement = sa.select(
+        sa.func.count().filter(d.c.trigger.in_(_FIRING)), sa.func.count().filter(d.c.trigger.not_in(_FIRING))
+    ).where(_OPEN)
+    if worker is not None:
+        statement = statement.where(d.c.worker == worker)
+    firings, triggered = (await conn.execute(statement)).one()
+    return OpenLetters(firings, triggered)
+
+
+async def latest_firing(conn: AsyncConnection, worker: str) -> int | None:
+    """Return the id of the open letter of a worker's latest firing, if there is one."""
+    d = t.dead_letters
+    statement = sa.select(d.c.id).where(_OPEN, d.c.worker == worker, d.c.trigger.in_(_FIRING))
+    latest = statement.order_by(d.c.scheduled_for.desc(), d.c.id.desc()).limit(1)
+    found: int | None = (await conn.execute(latest)).scalar()
+    return found
+
+
+async def find_letter(conn: AsyncConnection, run_id: int) -> int | None:
+    """Return the id of the letter that a run has left, if it has."""
+    d = t.dead_letters
+    found: int | None = (await conn.execute(sa.select(d.c.id).where(d.c.run_id == run_id))).scalar()
+    return found
 
 
 async def replay(
@@ -230,7 +269,7 @@ async def _open_letters(db: Database, worker: str) -> AsyncIterator[Sequence[int
         if newest is None and not await existing_names(conn, db.dialect, [worker]):
             raise WorkerNotFound(worker)
     page = sa.select(d.c.id).where(d.c.worker == worker, d.c.id <= (newest or 0))
-    page = page.where(sa.literal_column("dead_letters.status = 'open'")).order_by(d.c.id).limit(BATCH)
+    page = page.where(_OPEN).order_by(d.c.id).limit(BATCH)
     after_id = 0
     while True:
         async with db.peek() as conn:
@@ -269,11 +308,7 @@ def _insert_statement(dialect: Dialect) -> Any:
         "created_at": now,
         "is_ours": sa.true(),
     }
-    source = (
-        sa.select(*values.values())
-        .where(d.c.id.in_(sa.select(given.c.id)), sa.literal_column("dead_letters.status = 'open'"))
-        .order_by(d.c.id)
-    )
+    source = sa.select(*values.values()).where(d.c.id.in_(sa.select(given.c.id)), _OPEN).order_by(d.c.id)
     insert = dialect.insert(r).from_select(list(values), source).on_conflict_do_nothing()
     return insert.returning(r.c.replay_of, r.c.id)
 
@@ -292,7 +327,7 @@ def _close_statement(dialect: Dialect) -> Any:
     given = dialect.rows("letters", id=sa.BigInteger(), run_id=sa.BigInteger())
     return (
         sa.update(d)
-        .where(d.c.id == given.c.id, sa.literal_column("dead_letters.status = 'open'"))
+        .where(d.c.id == given.c.id, _OPEN)
         .values(
             status=sa.bindparam("new_status", type_=sa.Text()),
             replay_run_id=given.c.run_id,

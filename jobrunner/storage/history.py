@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.model.run import OutcomeKind, Run, Trigger
+from jobrunner.model.run import USES_UP_AN_ATTEMPT, EndsRun, OutcomeKind, Run, Trigger
 from jobrunner.storage import tables as t
 from jobrunner.storage.types import to_json as time_to_json
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jobrunner.policy.transitions import Finish
 
 MAX_TRACEBACK_BYTES = 64 * 1024
+ENDS_ASKED_FOR = (EndsRun.EXHAUSTED, EndsRun.DISCARDED)
+"""How runs end that no outcome of an attempt is called by."""
 
 
 def missed_row(worker: str, missed: Missed, now: datetime) -> dict[str, Any]:
@@ -128,40 +130,69 @@ async def read_history(
     conn: AsyncConnection,
     *,
     worker: str | None = None,
-    outcome: str | None = None,
+    outcome: str | Collection[str] | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
     run_id: int | None = None,
     ids: Collection[int] | None = None,
     limit: int = 50,
     before: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the newest attempts first, at most `limit`, narrowed by what is given; `before`: after that row."""
+    """Return the newest attempts first, at most `limit`, narrowed by what is given; `before`: after that row.
+
+    `outcome`: one of `OutcomeKind`, `exhausted` or `discarded` (how the run ended, too), or several of these.
+    """
     h = t.run_history
-    statement = sa.select(h).order_by(h.c.id.desc()).limit(limit)
+    conditions: list[sa.ColumnElement[bool]] = []
     if worker is not None:
-        statement = statement.where(h.c.worker == worker)
-    if outcome is not None:
-        given = sa.literal(outcome, literal_execute=True)  # a bound value would hide the partial index
-        statement = statement.where(h.c.outcome == given)
-        if (
-            outcome != OutcomeKind.SUCCEEDED
-        ):  # SQLite takes a partial index only if its condition is there in so many words
-            statement = statement.where(sa.literal_column("run_history.outcome <> 'succeeded'"))
+        conditions.append(h.c.worker == worker)
     if since is not None:
-        statement = statement.where(h.c.finished_at >= since)
-    if since is not None and worker is None and outcome is None:
-        # In the order of ids, all of history would be looked through for few.
-        statement = statement.order_by(None).order_by(h.c.finished_at.desc(), h.c.id.desc())
-        if before is not None:
-            at, last = before["finished_at"], before["id"]
-            statement = statement.where(h.c.finished_at <= at, sa.or_(h.c.finished_at < at, h.c.id < last))
-    elif before is not None:
-        statement = statement.where(h.c.id < before["id"])
+        conditions.append(h.c.finished_at >= since)
+    if until is not None:
+        conditions.append(h.c.finished_at <= until)
     if run_id is not None:
-        statement = statement.where(h.c.run_id == run_id)
+        conditions.append(h.c.run_id == run_id)
     if ids is not None:
-        statement = statement.where(h.c.id.in_(ids))
+        conditions.append(h.c.id.in_(ids))
+    # In the order of ids, all of history would be looked through for the few of a time.
+    is_by_time = not outcome and worker is None and (since is not None or until is not None)
+    statement = _after(sa.select(h).where(*conditions).limit(limit), before, is_by_time=is_by_time)
+    if outcome:
+        statement = _ended_as({outcome} if isinstance(outcome, str) else outcome, statement)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
+
+
+def _after(statement: sa.Select[Any], before: Mapping[str, Any] | None, *, is_by_time: bool) -> sa.Select[Any]:
+    """Order the statement, the newest first, and let it begin after the row `before`."""
+    h = t.run_history
+    if not is_by_time:
+        statement = statement.order_by(h.c.id.desc())
+        return statement if before is None else statement.where(h.c.id < before["id"])
+    statement = statement.order_by(h.c.finished_at.desc(), h.c.id.desc())
+    if before is None:
+        return statement
+    at, last = before["finished_at"], before["id"]
+    return statement.where(h.c.finished_at <= at, sa.or_(h.c.finished_at < at, h.c.id < last))
+
+
+def _ended_as(outcomes: Collection[str], statement: sa.Select[Any]) -> sa.Select[Any]:
+    """Narrow the statement, which is in the order of ids, to these outcomes of attempts and ends of runs."""
+    h = t.run_history
+    ends = sorted(str(end) for end in ENDS_ASKED_FOR if end in outcomes)
+    parts = []
+    for kind in OutcomeKind:
+        if kind not in outcomes and not (ends and kind in USES_UP_AN_ATTEMPT):
+            continue
+        # A bound value would hide the partial index.
+        part = statement.where(h.c.outcome == sa.literal(str(kind), literal_execute=True))
+        if kind is not OutcomeKind.SUCCEEDED:  # SQLite wants that index's condition in so many words
+            part = part.where(sa.literal_column("run_history.outcome <> 'succeeded'"))
+        parts.append(part if kind in outcomes else part.where(h.c.ends_run.in_(ends)))
+    if len(parts) == 1:
+        return parts[0]
+    # Each along that index: in the order of ids, all that has succeeded would be looked through.
+    found = sa.union_all(*(sa.select(part.with_only_columns(h.c.id).subquery().c.id) for part in parts))
+    return statement.where(h.c.id.in_(found))
 
 
 async def newest_ids(conn: AsyncConnection, worker: str | None, limit: int) -> set[int]:

@@ -63,9 +63,13 @@ def letter_pages(db: Database, *, worker: str | None, status: str | None) -> Asy
     return _pages(db, read)
 
 
-def audit_pages(db: Database, worker: str | None) -> AsyncIterator[list[Row]]:
-    """Yield all of the audit log, the newest first."""
-    return _pages(db, lambda conn, last: read_audits(conn, worker, PAGE_ROWS, None if last is None else last["id"]))
+def audit_pages(db: Database, worker: str | None, **narrowed: Any) -> AsyncIterator[list[Row]]:
+    """Yield all of the audit log, the newest first, narrowed as by `read_audits`."""
+
+    def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
+        return read_audits(conn, worker, PAGE_ROWS, None if last is None else last["id"], **narrowed)
+
+    return _pages(db, read)
 
 
 async def run_pages(db: Database, worker: str | None) -> AsyncIterator[list[Row]]:
@@ -118,6 +122,18 @@ async def _first(
         among = sa.union_all(*(sa.select(part.c.id) for part in parts))
         first = sa.select(r).where(r.c.id.in_(among)).order_by(r.c.due_at, r.c.id).limit(limit)
     return [dict(row) for row in (await conn.execute(first)).mappings()]
+
+
+async def to_cancel(conn: AsyncConnection, worker: str, newest: int | None) -> tuple[int, list[int]]:
+    """Return the ids of a worker's waiting runs, some at a time, and once there is none those of the active ones.
+
+    Only of those no newer than `newest`, which is returned, too: without one, the newest run there is.
+    """
+    r = t.runs
+    if newest is None:
+        newest = (await conn.execute(sa.select(sa.func.coalesce(sa.func.max(r.c.id), 0)))).scalar_one()
+    waiting = [row["id"] for row in await _first(conn, worker, [r.c.id <= newest], PAGE_ROWS)]
+    return newest, waiting or [run_id for run_id in await read_active(conn, worker) if run_id <= newest]
 
 
 async def upcoming_pages(

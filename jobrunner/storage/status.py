@@ -77,13 +77,11 @@ def state_in(row: Mapping[str, Any]) -> WorkerState | None:
     return state_of({**row, "worker": row["name"]}.get(field) for field in STATE_FIELDS)
 
 
-async def read_counts(conn: AsyncConnection) -> dict[str, int]:
-    """Count the live nodes and the open dead letters; the runs are counted in `worker_status`."""
-    n, d = t.nodes, t.dead_letters
-    nodes = sa.select(sa.func.count()).where(n.c.state.in_(("active", "draining"))).scalar_subquery()
-    letters = sa.select(sa.func.count()).where(d.c.status == sa.literal_column("'open'")).scalar_subquery()
-    row = (await conn.execute(sa.select(nodes.label("nodes"), letters.label("letters")))).one()
-    return {"live_nodes": row.nodes, "open_dead_letters": row.letters}
+async def count_live_nodes(conn: AsyncConnection) -> int:
+    """Count the nodes that live."""
+    live = sa.select(sa.func.count()).where(t.nodes.c.state.in_(("active", "draining")))
+    count: int = (await conn.execute(live)).scalar_one()
+    return count
 
 
 async def read_runs(
@@ -175,6 +173,11 @@ async def require_trace(conn: AsyncConnection, name: str) -> None:
     raise WorkerNotFound(name)
 
 
+async def all_names(conn: AsyncConnection) -> list[str]:
+    """Return the names of all workers, in their order."""
+    return list((await conn.execute(sa.select(t.workers.c.name).order_by(t.workers.c.name))).scalars())
+
+
 async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:
     """Return if the database knows all of `names`. Raises `WorkerNotFound` for the first it does not."""
     known = await existing_names(conn, dialect, names)
@@ -237,6 +240,16 @@ async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]
     for _, name, progress in sorted(rows, key=lambda row: row.id):
         found.setdefault(name, []).append(progress)
     return found
+
+
+async def read_holder(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None:
+    """Return where an active run's code runs: `hostname` and `pid` of its node, and its worker's `isolation`."""
+    r, w, n = t.runs, t.workers, t.nodes
+    held = sa.select(n.c.hostname, n.c.pid, w.c.isolation).select_from(
+        r.join(w, w.c.name == r.c.worker).join(n, n.c.id == r.c.node_id)
+    )
+    row = (await conn.execute(held.where(r.c.id == run_id, r.c.slot.is_not(None)))).mappings().first()
+    return None if row is None else dict(row)
 
 
 async def read_live(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None:

@@ -42,6 +42,30 @@ def test_several_workers_are_switched_at_once_or_none(cli):
     assert [row["is_enabled"] for row in cli.rows("worker_state")] == [False, False]
 
 
+def test_all_workers_are_switched_with_one_word(cli):
+    assert cli.ok("admin", "disable", "--all", "--reason", "moving").lines == ["disabled fetch", "disabled mail"]
+    assert {row["disabled_reason"] for row in cli.rows("worker_state")} == {"moving"}
+    cli.ok("admin", "enable", "--all")
+    assert [row["is_enabled"] for row in cli.rows("worker_state")] == [True, True]
+    cli.ok("admin", "pause", "--all")
+    assert cli.ok("admin", "resume", "--all").lines == ["resumed fetch", "resumed mail"]
+
+
+def test_a_second_disable_keeps_the_reason_of_the_first_unless_another_is_given(cli):
+    def reason():
+        return cli.row("worker_state", worker="fetch")["disabled_reason"]
+
+    cli.ok("admin", "disable", "fetch", "--reason", "it is Sunday")
+    cli.ok("admin", "disable", "fetch")
+    assert reason() == "it is Sunday"
+    assert last_audit(cli)[3]["reason"] == "it is Sunday"
+    cli.ok("admin", "disable", "fetch", "--reason", "still broken")
+    assert reason() == "still broken"
+    cli.ok("admin", "enable", "fetch")
+    cli.ok("admin", "disable", "fetch")
+    assert reason() == "no reason given"
+
+
 def test_a_pause_has_an_end_or_none(cli):
     cli.ok("admin", "pause", "fetch", "--for", "2h", "--reason", "moving")
     until = cli.row("worker_state", worker="fetch")["paused_until"]
@@ -139,9 +163,10 @@ def test_what_does_not_exist_is_exit_code_3(sqlite_cli, args):
         (("pause", "fetch", "--for", "0"), "future"),
         (("pause", "fetch", "--for", "a while"), "--for: 'a while' is no duration"),
         (("disable", "fetch", "--actor", " "), "--actor"),
-        (("cancel", "x"), "'RUN'"),
+        (("cancel", "x"), "'[RUN]...'"),
         (("cancel", "0"), "RUN"),
-        (("disable",), "missing argument"),
+        (("disable",), "give the names of workers, or --all"),
+        (("enable", "fetch", "--all"), "not both"),
     ],
 )
 def test_bad_arguments_are_exit_code_2(sqlite_cli, args, words):

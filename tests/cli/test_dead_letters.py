@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -142,6 +142,44 @@ def test_a_replayed_run_keeps_its_workers_other_defaults(cli):
     cli.insert("dead_letters", letter(101, worker="other", payload={}))
     cli.ok("dead-letters", "replay", "1")
     assert cli.row("runs")["payload"] == {}
+
+
+@pytest.fixture
+def firings(cli):
+    """Three firings of a schedule, of which the latest died first, and two runs that were triggered."""
+    for number, minute in ((201, 7), (202, 3), (203, 5)):
+        at = SCHEDULED_FOR + timedelta(minutes=minute)
+        cli.insert("dead_letters", letter(number, worker="fetch", trigger="schedule", payload={}, scheduled_for=at))
+    cli.insert("dead_letters", letter(204, worker="fetch"), letter(205, trigger="replay"))
+    return cli
+
+
+def test_open_letters_of_schedules_are_counted_apart(firings):
+    assert firings.ok("status").lines[-1].endswith("5 open dead letters (3 of schedules, 2 triggered)")
+    shown = firings.ok("dead-letters", "list").lines
+    assert shown[-1] == "5 open dead letters (3 of schedules, 2 triggered)"
+    assert "TRIGGER" in shown[0]
+    assert firings.ok("dead-letters", "list", "--worker", "mail").lines[-1] == "1 open dead letter"
+    firings.ok("dead-letters", "discard", "1")
+    assert "(2 of schedules, 2 triggered)" in firings.ok("dead-letters", "list", "--all").out
+    assert "triggered)" not in firings.ok("dead-letters", "list", "--status", "discarded").out
+
+
+def test_more_than_the_latest_firing_of_a_schedule_is_not_replayed_unasked(firings):
+    line = firings.refused(2, "dead-letters", "replay", "--worker", "fetch")
+    assert line == (
+        "this replays 3 firings of the schedule of fetch, and there is nobody to ask; pass --yes, or "
+        "`jobrunner dead-letters replay 1` replays the latest alone"
+    )
+    assert firings.rows("runs") == []
+    assert len(firings.ok("dead-letters", "replay", "--worker", "fetch", "--dry-run").lines) == 4
+    assert len(firings.ok("dead-letters", "replay", "--worker", "fetch", "--yes").lines) == 4
+
+
+def test_what_was_triggered_or_is_named_and_a_single_firing_is_replayed_without_a_question(firings):
+    firings.ok("dead-letters", "replay", "--worker", "mail")
+    firings.ok("dead-letters", "replay", "1", "2")
+    assert len(firings.ok("dead-letters", "replay", "--worker", "fetch").lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,52 @@ def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, c
     assert (as_json["outcome"], as_json["ends_run"]) == (outcome, ends_run)
 
 
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (
+            {"outcome": "succeeded", "ends_run": "succeeded", "result": {"rows": 3}},
+            ["succeeded", 'result: {"rows": 3}'],
+        ),
+        ({"outcome": "succeeded", "ends_run": "succeeded", "result": "done"}, ["succeeded", 'result: "done"']),
+        (
+            {"outcome": "failed", "ends_run": "exhausted", "error_type": "ValueError", "error": "it broke"},
+            ["exhausted: ValueError: it broke", "dead letter 1; `jobrunner dead-letters show 1` tells more"],
+        ),
+    ],
+)
+def test_waiting_tells_the_result_or_what_broke_and_where_its_letter_is(cli, monkeypatch, ended, said):
+    import sqlalchemy as sa
+
+    from jobrunner.runtime.clock import SystemClock
+    from jobrunner.storage import tables as t
+    from jobrunner.storage.database import Database
+    from tests.cli.test_dead_letters import letter
+
+    async def end_it(clock, seconds):
+        db = Database.open(cli.url)
+        async with db.write() as conn:
+            (run_id,) = (await conn.execute(sa.delete(t.runs).returning(t.runs.c.id))).scalars()
+            row = {
+                "run_id": run_id,
+                "fence": 1,
+                "worker": "mail",
+                "trigger": "manual",
+                "finished_at": NOW,
+                "attempt": 1,
+            }
+            await conn.execute(sa.insert(t.run_history), {**row, **ended})
+            if ended["ends_run"] == "exhausted":
+                await conn.execute(sa.insert(t.dead_letters), letter(run_id))
+        await db.close()
+
+    monkeypatch.setattr(SystemClock, "sleep", end_it)
+    assert cli("trigger", "mail", "--wait").lines[1:] == said
+    if "error" not in ended:
+        as_json = cli("trigger", "mail", "--wait", "--json").json
+        assert (as_json["result"], as_json["dead_letter_id"]) == (ended["result"], None)
+
+
 def test_a_trigger_says_why_its_run_will_wait(cli):
     def said(*more):
         result = cli.ok("trigger", "mail", *more)

@@ -116,7 +116,8 @@ async def status_of_one(stage: Stage) -> None:
         (row,) = await status.read_status(conn, "busy")
         assert row["pending_runs"] == 10_001
         assert (await status.read_worker(conn, "w000123"))["pending_runs"] == 0
-        await status.read_counts(conn)
+        await status.count_live_nodes(conn)
+        await dead_letters.count_open(conn)
         await status.read_progress(conn)
         await status.require_trace(conn, "w000123")
 
@@ -151,6 +152,7 @@ async def history_of_an_outcome(stage: Stage) -> None:
     async with stage.db.read() as conn:
         assert len(await read_history(conn, outcome="failed")) == 50
         assert await read_history(conn, outcome="lost") == []
+        assert len(await read_history(conn, outcome=["failed", "lost", "missed"])) == 50
 
 
 async def history_of_a_run(stage: Stage) -> None:

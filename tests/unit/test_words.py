@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
 from jobrunner.policy.gates import show_time
-from jobrunner.policy.words import counted
+from jobrunner.policy.words import counted, short_time, show_moment
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -28,3 +29,23 @@ def test_no_time_that_has_passed_is_named_for_the_next_attempt(caplog, after, sa
     outcome = Outcome(OutcomeKind.INTERRUPTED, NOW, reason="the node stops")
     log_event(e.RunEnded(run, outcome, None, show_time(NOW + timedelta(seconds=after))))
     assert caplog.messages[-1].endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        (NOW, "12:00:00"),
+        (NOW.astimezone(timezone(timedelta(hours=13))), "12:00:00"),
+        (NOW - timedelta(hours=13), "02-28 23:00"),
+        (NOW + timedelta(days=200), "2026-09-17 12:00"),
+        (NOW.astimezone(ZoneInfo("Europe/Berlin")), "13:00:00 CET"),
+        (NOW.astimezone(ZoneInfo("Asia/Tokyo")) + timedelta(hours=3), "03-02 00:00 JST"),
+    ],
+)
+def test_a_short_time_leaves_out_what_everybody_knows(moment, said):
+    assert short_time(moment, NOW) == said
+
+
+def test_a_time_of_a_zone_of_its_own_is_shown_there():
+    assert show_moment(NOW) == "2026-03-01 12:00:00 UTC"
+    assert show_moment(NOW.astimezone(ZoneInfo("Europe/Berlin"))) == "2026-03-01 13:00:00 CET"

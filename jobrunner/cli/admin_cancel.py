@@ -1,0 +1,103 @@
+"""`jobrunner admin cancel`: ending runs before they end by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import LARGEST_ID, Access, Actor, DatabaseUrl, Reason
+from jobrunner.cli.output import note, say
+from jobrunner.errors import RunNotFound, UsageError
+from jobrunner.model.run import RunState
+from jobrunner.model.worker import Isolation
+from jobrunner.storage import operations
+from jobrunner.storage.pages import to_cancel
+from jobrunner.storage.status import read_holder, read_live, require_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobrunner.storage.database import Database
+
+
+def cancel(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[int] | None, typer.Argument(metavar="[RUN]...", help="The runs' ids.", min=1, max=LARGEST_ID)
+    ] = None,
+    worker: Annotated[
+        str | None, typer.Option("--worker", metavar="WORKER", help="All runs of this worker that wait or run.")
+    ] = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Cancel runs: one that waits ends at once, one that runs is told to stop.
+
+    If one of the ids is not that of a live run, nothing is cancelled.
+    """
+    if bool(runs) == (worker is not None):
+        raise UsageError("give the ids of runs, or --worker for all live ones of a worker, not both")
+    canceller = _Canceller(context.actor_of(actor), reason)
+
+    async def work(db: Database) -> None:
+        if worker is None:
+            await canceller.cancel_named(db, list(dict.fromkeys(runs or ())))
+        else:
+            await canceller.cancel_all(db, worker)
+
+    context.with_database(ctx, database_url, work, Access.WRITE)
+
+
+class _Canceller:
+    """Cancels run after run, each in a transaction of its own, and says so."""
+
+    def __init__(self, actor: str, reason: str | None) -> None:
+        self._actor = actor
+        self._reason = reason
+        self._asked: set[int] = set()
+
+    async def cancel_named(self, db: Database, ids: Sequence[int]) -> None:
+        async with db.peek() as conn:
+            for run_id in ids:
+                if await read_live(conn, run_id) is None:
+                    raise RunNotFound(run_id)
+        for run_id in ids:
+            await self._cancel(db, run_id)
+
+    async def cancel_all(self, db: Database, worker: str) -> None:
+        """Cancel those there are now: what is triggered meanwhile stays."""
+        newest: int | None = None
+        while True:
+            async with db.peek() as conn:
+                await require_workers(conn, db.dialect, [worker])
+                newest, found = await to_cancel(conn, worker, newest)
+            new = [run_id for run_id in found if run_id not in self._asked]
+            if not new:
+                break
+            for run_id in new:
+                await self._cancel(db, run_id)
+        if not self._asked:
+            say(f"no run of {worker} waits or runs")
+
+    async def _cancel(self, db: Database, run_id: int) -> None:
+        self._asked.add(run_id)
+        try:
+            state = await operations.cancel(db, run_id, context.now(), self._actor, self._reason)
+        except RunNotFound:
+            note(f"run {run_id} has ended meanwhile")
+            return
+        if state is RunState.PENDING:
+            say(f"cancelled run {run_id}")
+            return
+        say(f"told run {run_id} to stop")
+        async with db.peek() as conn:
+            holder = await read_holder(conn, run_id)
+        if holder is not None and holder["isolation"] == Isolation.THREAD:
+            note(
+                f"run {run_id} is a thread, which cannot be killed: it goes on and keeps its place until its code asks "
+                f"`run.should_stop` or ends. If it never does, stop its node (pid {holder['pid']} on "
+                f"{holder['hostname']}): the run then ends cancelled"
+            )
