@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidSetting
 from jobrunner.policy import definitions
 from jobrunner.policy.clocks import is_real_time
+from jobrunner.runtime.payloads import read_payload
 from jobrunner.storage.enqueue import WORKERS_OWN, Request
 
 if TYPE_CHECKING:
@@ -37,10 +38,9 @@ def read_request(
         InvalidSetting: another argument cannot be used.
     """
     if payload is not None:
-        definitions.check_payload(payload)
-    if code is not None:
-        handler, own = code
-        handler.arguments(own if payload is None else payload)
+        payload, _ = read_payload(payload, None if code is None else code[0])
+    elif code is not None:
+        code[0].arguments(code[1])
     definitions.check_key(key)
     if at is not None and delay is not None:
         raise InvalidSetting("give at or delay, not both")
@@ -61,7 +61,7 @@ def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler
     Raises:
         InvalidPayload: one is no JSON object, too large, or does not fit the handler.
     """
-    handler = None if code is None or code[0].fields is None else code[0]
+    handler = None if code is None else code[0]
     texts, has_own = [], False
     for payload in payloads:
         if payload is None:
@@ -70,10 +70,7 @@ def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler
             has_own = True
             texts.append(WORKERS_OWN)
             continue
-        text = definitions.payload_text(payload)
-        if handler is not None:
-            handler.check(text)
-        texts.append(text)
+        texts.append(read_payload(payload, handler)[1])
     return texts
 
 
