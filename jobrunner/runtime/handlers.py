@@ -39,6 +39,7 @@ class Handler:
     takes_run: bool
     fields: type[BaseModel] | None
     retry: RetryRule = field(default_factory=RetryRule)
+    captures_logs: bool = False
 
     @property
     def default_isolation(self) -> Isolation:

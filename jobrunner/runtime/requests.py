@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidSetting
 from jobrunner.policy import definitions
 from jobrunner.policy.clocks import is_real_time
+from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.payloads import read_payload
 from jobrunner.storage.enqueue import WORKERS_OWN, Request
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.runtime.handlers import Handler
+    from jobrunner.runtime.options import Seconds
 
 
 def read_request(
@@ -25,7 +27,7 @@ def read_request(
     code: tuple[Handler, dict[str, Any]] | None,
     *,
     at: datetime | None = None,
-    delay: float | None = None,
+    delay: Seconds | None = None,
     key: str | None = None,
     key_scope: str = "waiting",
     priority: int | str | None = None,
@@ -74,13 +76,16 @@ def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler
     return texts
 
 
-def _due_at(now: datetime, at: datetime | None, delay: float | None) -> datetime | None:
+def _due_at(now: datetime, at: datetime | None, delay: Seconds | None) -> datetime | None:
     if delay is None:
         return at
     try:
-        due_at = now + timedelta(seconds=delay)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidSetting(f"delay must be a number of seconds, not {delay!r}") from None
+        seconds = read_seconds(delay)
+        due_at = now + timedelta(seconds=seconds)
+    except (InvalidSetting, ValueError, OverflowError):
+        raise InvalidSetting(
+            f"delay must be a number of seconds, a timedelta or text such as '5m', not {delay!r}"
+        ) from None
     if not is_real_time(due_at):
-        raise InvalidSetting(f"a delay of {delay:g} s leads past the year 9999, or before 1970")
+        raise InvalidSetting(f"a delay of {seconds:g} s leads past the year 9999, or before 1970")
     return due_at
