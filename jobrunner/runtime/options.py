@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from jobrunner.errors import InvalidSetting, InvalidWorker
 from jobrunner.model.worker import (
@@ -20,9 +20,7 @@ from jobrunner.model.worker import (
     WorkerExecutionMode,
 )
 from jobrunner.policy.durations import read_seconds
-
-if TYPE_CHECKING:
-    from jobrunner.runtime.retry_rules import RetryDelay
+from jobrunner.runtime.retry_rules import RetryDelay
 
 Seconds = float | timedelta | str
 """A length of time: a number of seconds, a `timedelta`, or text such as `90s`, `15m`, `1h30m`."""

@@ -103,6 +103,7 @@ def test_every_option_in_seconds_takes_a_timedelta_and_text_too(orchestrator: Wo
 
 
 def test_the_age_of_a_dependency_too(orchestrator: WorkerOrchestrator):
+    given: Any
     for number, given in enumerate(["1h", timedelta(hours=1), 3600]):
         edges: list[Any] = [Dependency("a", max_age_seconds=given), {"depends_on": "b", "max_age_seconds": given}]
         config = orchestrator.register_worker(f"it-{number}", nothing, depends_on=edges)
