@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze, StopRequested
     from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
     from jobrunner.runtime.context import RunContext
+    from jobrunner.runtime.options import WorkerOptions
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StopRequested",
     "WorkerConfig",
     "WorkerExecutionMode",
+    "WorkerOptions",
     "WorkerOrchestrator",
 ]
 
@@ -39,6 +41,7 @@ _WHERE = {
     "WorkerConfig": "jobrunner.model.worker",
     "WorkerExecutionMode": "jobrunner.model.worker",
     "RunContext": "jobrunner.runtime.context",
+    "WorkerOptions": "jobrunner.runtime.options",
     "WorkerOrchestrator": "jobrunner.runtime.orchestrator",
 }
 

@@ -1,7 +1,7 @@
 """The settings: defaults, over them the environment (`JOBRUNNER_…`), over that what is given explicitly.
 
 Every setting `name` is also the variable `JOBRUNNER_NAME`; an empty variable counts as not set. Durations are in
-seconds and may be fractions; as text they may also be written `90s`, `15m` or `1h30m`.
+seconds and may be fractions, or a `timedelta`; as text they may also be written `90s`, `15m` or `1h30m`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
-from jobrunner.policy.durations import parse_duration
+from jobrunner.policy.durations import read_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ def _text(value: object) -> str:
 
 
 def _seconds(value: object, *, above: float | None = None) -> float:
-    number = parse_duration(value) if isinstance(value, str) else _number(value)
+    number = read_seconds(value) if isinstance(value, str | timedelta) else _number(value)
     if above is not None and number <= above:
         raise InvalidSetting(f"must be more than {above:g} seconds, not {number:g}")
     if number < 0 or number > _LONGEST_SECONDS:

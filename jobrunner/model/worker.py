@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 class WorkerExecutionMode(StrEnum):
@@ -66,6 +66,15 @@ class Dependency:
     depends_on: str
     condition: DependencyCondition = DependencyCondition.SUCCEEDED
     max_age_seconds: float | None = None
+
+    if TYPE_CHECKING:  # what a program may write; registering a worker makes of it what the fields say
+
+        def __init__(
+            self,
+            depends_on: str,
+            condition: DependencyCondition | Literal["succeeded", "fresh"] = ...,
+            max_age_seconds: float | timedelta | str | None = None,
+        ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 
-from jobrunner.errors import InvalidSetting
+from jobrunner.errors import InvalidSetting, seconds_of
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smhdw])", re.ASCII)
@@ -38,6 +38,20 @@ def parse_duration(text: str) -> float:
     if not math.isfinite(seconds) or seconds > _LONGEST_SECONDS:
         raise InvalidSetting(f"{text!r} is longer than 100 years; {_HINT}")
     return seconds
+
+
+def read_seconds(value: object) -> float:
+    """Return a length of time that is given as a number of seconds, a `timedelta`, or text as `parse_duration` reads.
+
+    Raises:
+        InvalidSetting: it is none of these.
+    """
+    if isinstance(value, str):
+        return parse_duration(value)
+    try:
+        return seconds_of(value)
+    except (TypeError, ValueError):
+        raise InvalidSetting(f"{value!r} is no length of time; {_HINT}, or give a timedelta") from None
 
 
 def show_seconds(seconds: float) -> str:

@@ -39,6 +39,7 @@ class Handler:
     takes_run: bool
     fields: type[BaseModel] | None
     retry: RetryRule = field(default_factory=RetryRule)
+    captures_logs: bool = False
 
     @property
     def default_isolation(self) -> Isolation:
@@ -51,9 +52,12 @@ class Handler:
         Raises:
             InvalidPayload: it does not fit; the message names each field that is wrong, and why.
         """
+        return {} if self.fields is None else self.values_of(self.check(json.dumps(payload)))
+
+    def values_of(self, model: Any) -> dict[str, Any]:
+        """Return the values that `check` has read, by field."""
         if self.fields is None:
             return {}
-        model = self.check(json.dumps(payload))
         known = {name.removeprefix(_PREFIX): getattr(model, name) for name in self.fields.model_fields}
         return {**known, **(model.model_extra or {})}
 
@@ -71,6 +75,19 @@ class Handler:
             return self.fields.model_validate_json(payload, strict=True)
         except pydantic.ValidationError as error:
             raise InvalidPayload(f"{_problems(error)} (the payload does not fit {self.label})") from None
+
+    def has_field(self, name: str) -> bool:
+        """Say whether the handler has a parameter of that name."""
+        return self.fields is not None and _PREFIX + name in self.fields.model_fields
+
+    def write(self, name: str, value: Any) -> Any:
+        """Write a field's value as plain JSON, as its annotation says; raises what a serializer raises."""
+        assert self.fields is not None  # noqa: S101 - it has the field
+        holder = self.fields.model_construct()
+        holder.__dict__.clear()
+        holder.__dict__[_PREFIX + name] = value
+        written = holder.model_dump(mode="json", by_alias=True, warnings=False)
+        return written[name]
 
     def same_code(self, other: Handler) -> bool:
         """Say whether the other handler is the same function (a module imported twice gives equal code)."""

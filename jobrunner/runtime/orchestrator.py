@@ -7,22 +7,22 @@ import contextlib
 import inspect
 import os
 import weakref
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jobrunner.config import Settings
 from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
+from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.kept import KeptDatabases
 from jobrunner.runtime.node import Node
+from jobrunner.runtime.options import refuse_unknown
 from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
-from jobrunner.runtime.registration import check_isolation, normalised
-from jobrunner.runtime.retry_rules import read_retry_rule
+from jobrunner.runtime.registration import check_isolation, normalised, with_code_options
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.transaction import refuse_inside_transaction
 from jobrunner.runtime.triggers import Triggers
@@ -39,13 +39,10 @@ if TYPE_CHECKING:
 
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
+    from jobrunner.runtime.options import Seconds, WorkerOptions
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
-_OPTIONS = frozenset(field.name for field in dataclass_fields(WorkerConfig)) - {"name", "handler"} | {
-    "retry_on",
-    "retry_delay",
-}
 _orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
 
 
@@ -60,6 +57,7 @@ class WorkerOrchestrator(Triggers):
         version: a number of the code's own; a node of a lower version never overwrites definitions of a higher one.
         drain_timeout: seconds that running work is given when the node stops.
         lease: seconds without a heartbeat after which others take over this node's runs.
+        capture_logs: whether what the code of a run logs is kept in its output too; a worker may say otherwise.
         clock: the time; tests pass their own.
         settings: any other setting of `jobrunner.config.Settings`.
 
@@ -71,11 +69,12 @@ class WorkerOrchestrator(Triggers):
         self,
         database_url: str | None = None,
         *,
-        tick_interval: float | None = None,
+        tick_interval: Seconds | None = None,
         max_concurrent: int | None = None,
         version: int | None = None,
-        drain_timeout: float | None = None,
-        lease: float | None = None,
+        drain_timeout: Seconds | None = None,
+        lease: Seconds | None = None,
+        capture_logs: bool = False,
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
@@ -94,6 +93,7 @@ class WorkerOrchestrator(Triggers):
         self.events = e.Events()
         self.events.subscribe(log_event)
         self._clock = clock or SystemClock()
+        self._captures_logs = capture_logs
         self._handlers: dict[str, Handler] = {}
         self._read_handlers: dict[int, Handler] = {}
         self._configs: dict[str, WorkerConfig] = {}
@@ -139,7 +139,7 @@ class WorkerOrchestrator(Triggers):
         """Whether it runs now."""
         return self._node is not None
 
-    def worker(self, name: str, **options: Any) -> Callable[[F], F]:
+    def worker(self, name: str, **options: Unpack[WorkerOptions]) -> Callable[[F], F]:
         """Register the decorated function as worker `name`; options as for `register_worker`."""
 
         def register(function: F) -> F:
@@ -148,31 +148,29 @@ class WorkerOrchestrator(Triggers):
 
         return register
 
-    def register_worker(self, name: str, handler: Callable[..., Any], **options: Any) -> WorkerConfig:
-        """Register `handler` as worker `name`; the options are the fields of `WorkerConfig`, and two that are code.
+    def register_worker(self, name: str, handler: Callable[..., Any], **options: Unpack[WorkerOptions]) -> WorkerConfig:
+        """Register `handler` as worker `name`; the options are the fields of `WorkerConfig`, and three kept with code.
 
         `retry_on` is an exception class or its name (`"httpx.TimeoutException"`), or several: what the handler raises
         is tried again only if it is one of these. `retry_delay` is a function of the attempt (from 1) and the error
-        that returns the seconds until the next one, or None for the usual delay.
+        that returns the seconds until the next one, or None for the usual delay. `capture_logs` puts what the code logs
+        into the run's output. Seconds may be a number, a `timedelta`, or text such as `"5m"`.
 
         Raises:
             InvalidWorker: the name, an option or the function's signature cannot be used, or the name is taken by
                 other code.
         """
         definitions.check_name(name)
-        unknown = sorted(set(options) - _OPTIONS)
-        if unknown:
-            raise InvalidWorker(name, f"{unknown[0]!r} is no option; these are: {', '.join(sorted(_OPTIONS))}")
+        refuse_unknown(name, options)
         if self._node is not None:
             raise InvalidWorker(name, "is registered after the start; register all workers before")
         code = self._read_code(name, handler)
-        rules = options.pop("retry_on", None), options.pop("retry_delay", None)
-        if rules != (None, None):
-            code = replace(code, retry=read_retry_rule(name, *rules))
+        given: dict[str, Any] = {**options}
+        code = with_code_options(name, code, given, captures_logs=self._captures_logs)
         self._refuse_other_code(name, code)
-        isolation = options.pop("isolation", None) or code.default_isolation
-        given = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(options))
-        config = definitions.check_definition(given)
+        isolation = given.pop("isolation", None) or code.default_isolation
+        wanted = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(name, given, code))
+        config = definitions.check_definition(wanted)
         check_isolation(config, code)
         self._handlers[name] = code
         self._configs[name] = config
@@ -275,8 +273,8 @@ class WorkerOrchestrator(Triggers):
         open_database = partial(self._open_database, self.settings.pool_size)
         return KeptDatabases(open_database, partial(_prepare, is_migrating=False), revisions.require_current)
 
-    async def stop(self, drain_timeout: float | None = None) -> None:
-        """Claim nothing more, let running work end (`drain_timeout` seconds; None: the setting), give back the rest.
+    async def stop(self, drain_timeout: Seconds | None = None) -> None:
+        """Claim nothing more, let running work end (`drain_timeout`; None: the setting), give back the rest.
 
         Called again while it stops, it waits for the same end. Where no node has run, it closes the connection that
         triggers have opened in this event loop; the end of the loop does so, too.
@@ -285,7 +283,7 @@ class WorkerOrchestrator(Triggers):
             await self._databases.close()
             return
         if self._leaving is None:
-            seconds = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+            seconds = self.settings.drain_timeout if drain_timeout is None else read_seconds(drain_timeout)
             self._leaving = asyncio.ensure_future(self._leave(self._node, seconds))
         await asyncio.shield(self._leaving)
 

@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import InvalidWorker
+from jobrunner.errors import InvalidPayload, InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
+from jobrunner.runtime import logs
 from jobrunner.runtime.executors.process import importable
+from jobrunner.runtime.options import in_seconds
+from jobrunner.runtime.payloads import write_payload
+from jobrunner.runtime.retry_rules import read_retry_rule
 
 if TYPE_CHECKING:
     from jobrunner.runtime.handlers import Handler
 
 
-def normalised(options: dict[str, Any]) -> dict[str, Any]:
-    """Let dependencies be given as names, pairs of fields, or `Dependency` values."""
+def with_code_options(name: str, code: Handler, options: dict[str, Any], *, captures_logs: bool) -> Handler:
+    """Take the options that live with the code out of `options`, and return the handler with them."""
+    rules = options.pop("retry_on", None), options.pop("retry_delay", None)
+    if rules != (None, None):
+        code = replace(code, retry=read_retry_rule(name, *rules))
+    asked = options.pop("capture_logs", None)
+    if asked is not None and not isinstance(asked, bool):
+        raise InvalidWorker(name, f"capture_logs must be true or false, not {asked!r}")
+    if captures_logs if asked is None else asked:
+        logs.see_all()
+        code = replace(code, captures_logs=True)
+    return code
+
+
+def normalised(name: str, options: dict[str, Any], code: Handler) -> dict[str, Any]:
+    """Let lengths of time be given in several ways, dependencies as names or pairs of fields, a payload in types."""
+    options |= {key: in_seconds(name, key, value) for key, value in options.items() if key.endswith("_seconds")}
     if "depends_on" in options:
         given = options["depends_on"]
         if isinstance(given, list | tuple | set | frozenset):
-            options["depends_on"] = tuple(Dependency(**item) if isinstance(item, dict) else item for item in given)
-    if "payload" in options and options["payload"] is None:
-        options["payload"] = {}
+            options["depends_on"] = tuple(_dependency(name, item) for item in given)
+    if "payload" in options:
+        payload = options["payload"]
+        options["payload"] = {} if payload is None else _payload(name, payload, code)
     return options
+
+
+def _dependency(name: str, given: Any) -> Any:
+    edge = Dependency(**given) if isinstance(given, dict) else given
+    if not isinstance(edge, Dependency):
+        return edge
+    return replace(edge, max_age_seconds=in_seconds(name, "max_age_seconds", edge.max_age_seconds))
+
+
+def _payload(name: str, payload: Any, code: Handler) -> Any:
+    try:
+        return write_payload(payload, code)[0]
+    except InvalidPayload as error:
+        raise InvalidWorker(name, str(error)) from None
 
 
 def check_isolation(config: WorkerConfig, code: Handler) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidSetting
 from jobrunner.policy import definitions
 from jobrunner.policy.clocks import is_real_time
+from jobrunner.policy.durations import read_seconds
+from jobrunner.runtime.payloads import read_payload
 from jobrunner.storage.enqueue import WORKERS_OWN, Request
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.runtime.handlers import Handler
+    from jobrunner.runtime.options import Seconds
 
 
 def read_request(
@@ -24,7 +27,7 @@ def read_request(
     code: tuple[Handler, dict[str, Any]] | None,
     *,
     at: datetime | None = None,
-    delay: float | None = None,
+    delay: Seconds | None = None,
     key: str | None = None,
     key_scope: str = "waiting",
     priority: int | str | None = None,
@@ -37,10 +40,9 @@ def read_request(
         InvalidSetting: another argument cannot be used.
     """
     if payload is not None:
-        definitions.check_payload(payload)
-    if code is not None:
-        handler, own = code
-        handler.arguments(own if payload is None else payload)
+        payload, _ = read_payload(payload, None if code is None else code[0])
+    elif code is not None:
+        code[0].arguments(code[1])
     definitions.check_key(key)
     if at is not None and delay is not None:
         raise InvalidSetting("give at or delay, not both")
@@ -61,7 +63,7 @@ def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler
     Raises:
         InvalidPayload: one is no JSON object, too large, or does not fit the handler.
     """
-    handler = None if code is None or code[0].fields is None else code[0]
+    handler = None if code is None else code[0]
     texts, has_own = [], False
     for payload in payloads:
         if payload is None:
@@ -70,20 +72,20 @@ def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler
             has_own = True
             texts.append(WORKERS_OWN)
             continue
-        text = definitions.payload_text(payload)
-        if handler is not None:
-            handler.check(text)
-        texts.append(text)
+        texts.append(read_payload(payload, handler)[1])
     return texts
 
 
-def _due_at(now: datetime, at: datetime | None, delay: float | None) -> datetime | None:
+def _due_at(now: datetime, at: datetime | None, delay: Seconds | None) -> datetime | None:
     if delay is None:
         return at
     try:
-        due_at = now + timedelta(seconds=delay)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidSetting(f"delay must be a number of seconds, not {delay!r}") from None
+        seconds = read_seconds(delay)
+        due_at = now + timedelta(seconds=seconds)
+    except (InvalidSetting, ValueError, OverflowError):
+        raise InvalidSetting(
+            f"delay must be a number of seconds, a timedelta or text such as '5m', not {delay!r}"
+        ) from None
     if not is_real_time(due_at):
-        raise InvalidSetting(f"a delay of {delay:g} s leads past the year 9999, or before 1970")
+        raise InvalidSetting(f"a delay of {seconds:g} s leads past the year 9999, or before 1970")
     return due_at

@@ -3,14 +3,24 @@
 A result is copied into plain JSON first, piece by piece, and no further than 64 KiB go: so a huge one costs the loop
 no more than a large one, and nothing of the handler's own classes is asked twice, or by the database's driver. What a
 method of a result raises (`items` of a dict of its own kind) is the attempt's error.
+
+What JSON has no word for is written as a payload's is (`payloads.py`), by the type of the value: a UUID, a time, a
+`Decimal` or a path as text, an enum's member as its value, a dataclass or a model as an object.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import sys
 import types
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 MAX_RESULT_BYTES = 64 * 1024
 MOST_LEVELS = 200
@@ -27,6 +37,7 @@ _LAZY = {
 }
 
 
+_TEXTS = (UUID, date, time, timedelta, Decimal, PurePath, bytes)  # a datetime is a date
 _ITERATORS = (map, filter, zip, enumerate, reversed)
 
 
@@ -78,6 +89,20 @@ class _Copy:
         if issubclass(kind, list | tuple):
             items = list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value)
             return [self.of(item, level + 1) for item in items]
+        return self._typed(value, kind, level + 1)
+
+    def _typed(self, value: Any, kind: type, level: int) -> Any:
+        """Return what JSON has no word for, as a payload says it."""
+        if issubclass(kind, _TEXTS):
+            return self._text(_as_text(value))
+        if issubclass(kind, Enum):
+            return self.of(value.value, level)
+        if issubclass(kind, set | frozenset):
+            return [self.of(item, level) for item in value]
+        if _is_model(kind):
+            return self.of(_as_json(value), level)
+        if dataclasses.is_dataclass(kind):
+            return {field.name: self.of(_field(value, field.name), level) for field in dataclasses.fields(kind)}
         raise _NotKept(f"is no JSON: it holds an object of type {kind.__name__}")
 
     def _count(self, size: int) -> None:
@@ -100,9 +125,49 @@ class _Copy:
         kind = type(key)
         if issubclass(kind, str):
             return self._text(key)
+        if issubclass(kind, Enum):
+            return self._key(key.value)
+        if issubclass(kind, _TEXTS):
+            return self._text(_as_text(key))
         if key is None or kind is bool or issubclass(kind, int | float):
             return json.dumps(self.of(key, 0))
         raise _NotKept(f"is no JSON: it holds a key of type {kind.__name__}")
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes) and len(value) > MAX_RESULT_BYTES:
+        raise _NotKept(f"is more than {MAX_RESULT_BYTES:,} bytes")
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, datetime):
+        offset = value.utcoffset()
+        if offset is not None and offset.total_seconds() % 60:
+            value = value.astimezone(UTC)  # an offset is written in minutes
+    try:
+        return str(_as_json(value))
+    except UnicodeDecodeError:
+        raise _NotKept("holds bytes that are no UTF-8 text") from None
+
+
+def _as_json(value: Any) -> Any:
+    from pydantic_core import PydanticSerializationError, to_jsonable_python  # noqa: PLC0415 - few results need it
+
+    try:
+        return to_jsonable_python(value, by_alias=True)
+    except PydanticSerializationError as error:
+        raise _NotKept(f"is no JSON: {str(error).splitlines()[0]}") from None
+
+
+def _is_model(kind: type) -> bool:
+    """Say whether pydantic writes it: where it was not imported, nothing is of its kind."""
+    return "pydantic" in sys.modules and hasattr(kind, "__pydantic_serializer__")
+
+
+def _field(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except AttributeError:
+        raise _NotKept(f"is no JSON: its field {name} was never set") from None
 
 
 def _whole(value: int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
+    from jobrunner.runtime.options import Seconds
     from jobrunner.storage.database import Database
 
 T = TypeVar("T")
@@ -62,14 +63,17 @@ class Triggers:
         payload: dict[str, Any] | None = None,
         *,
         at: datetime | None = None,
-        delay: float | None = None,
+        delay: Seconds | None = None,
         key: str | None = None,
         key_scope: str = "waiting",
         priority: int | str | None = None,
         force: bool = False,
         connection: Any = None,
     ) -> int:
-        """Add a run of worker `name`, due now or at `at` (aware) or after `delay` seconds; return its id.
+        """Add a run of worker `name`, due now or at `at` (aware) or after `delay`; return its id.
+
+        The payload's values may be JSON, or of the types that the handler's parameters are annotated with. `delay` is a
+        number of seconds, a `timedelta`, or text such as `"5m"`.
 
         With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
         returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy

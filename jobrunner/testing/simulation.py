@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused
 from jobrunner.policy.words import show_time
+from jobrunner.runtime import logs
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
@@ -151,7 +152,8 @@ class _Inline:
             result = handler.function(*positional, **fields)
             return await result if inspect.isawaitable(result) else result
 
-        return InlineCode(call, (context,) if handler.takes_run else (), arguments())
+        with logs.said_to(context.output if handler.captures_logs else None):
+            return InlineCode(call, (context,) if handler.takes_run else (), arguments())
 
 
 async def _shows_nothing(_claim: Claim) -> None:

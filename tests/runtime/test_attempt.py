@@ -8,10 +8,10 @@ import threading
 import time
 from typing import Any
 
-from jobrunner import Discard, RetryAfter, RunContext, Snooze
+from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOptions
 from tests.runtime.conftest import House
 
-ONCE = {"execution_mode": "triggered", "max_retries": 0}
+ONCE: WorkerOptions = {"execution_mode": "triggered", "max_retries": 0}
 
 
 async def end_of(house: House, handler: Any, **options: Any) -> dict[str, Any]:

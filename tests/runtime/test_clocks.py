@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobrunner import RetryAfter, RunContext, Snooze, WorkerOrchestrator
+from jobrunner import RetryAfter, RunContext, Snooze, WorkerOptions, WorkerOrchestrator
 from jobrunner.runtime import housekeeper
 from jobrunner.storage import nodes, operations
 from jobrunner.storage.verify import Scope, verify
@@ -256,7 +256,7 @@ async def test_a_probe_waits_no_longer_than_its_cooldown(scene: Scene, how):
     async def failing() -> None:
         raise ValueError("no luck")
 
-    options = {"max_retries": 0, "max_consecutive_failures": 1, "cooldown_seconds": 60}
+    options: WorkerOptions = {"max_retries": 0, "max_consecutive_failures": 1, "cooldown_seconds": 60}
     scene.node.register_worker("it", failing, interval_seconds=10, **options)
     await scene.start(runs=1)
     if how == "step":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobrunner import WorkerOrchestrator
+from jobrunner import WorkerOptions, WorkerOrchestrator
 from jobrunner.errors import Refused
 from jobrunner.storage import dead_letters, finishes, nodes
 from jobrunner.storage import tables as t
@@ -19,7 +19,7 @@ from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
 
-TRIGGERED = {"execution_mode": "triggered"}
+TRIGGERED: WorkerOptions = {"execution_mode": "triggered"}
 DEEP = '{"n":' + "[" * 700 + "]" * 700 + "}"
 
 

@@ -317,7 +317,7 @@ def through(function: Any) -> Any:
     ],
 )
 @pytest.mark.parametrize("isolation", [None, "process"])
-def test_a_generator_is_refused_at_its_registration(sqlite_url: str, handler: Any, isolation: str | None):
+def test_a_generator_is_refused_at_its_registration(sqlite_url: str, handler: Any, isolation: Any):
     with pytest.raises(InvalidWorker, match=r"is a generator \(it has a yield\)"):
         WorkerOrchestrator(sqlite_url).register_worker("it", handler, interval_seconds=1, isolation=isolation)
 

@@ -195,7 +195,7 @@ async def test_after_the_start_it_is_too_late(house: House):
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-async def test_it_sees_a_payload_that_does_not_fit(house: House, isolation: str):
+async def test_it_sees_a_payload_that_does_not_fit(house: House, isolation: Any):
     seen: list[Any] = []
     orchestrator = house.orchestrator()
 

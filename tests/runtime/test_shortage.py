@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jobrunner import WorkerOptions
 from jobrunner.model.run import OutcomeKind
 from jobrunner.runtime.executors import process
 from jobrunner.runtime.executors.guards import Guards, Line
@@ -24,7 +25,7 @@ from tests.runtime.test_command import add
 from tests.support import tasks
 
 ROOT = Path(__file__).resolve().parents[2]
-ONCE = {"execution_mode": "triggered", "max_retries": 0}
+ONCE: WorkerOptions = {"execution_mode": "triggered", "max_retries": 0}
 
 
 def short_of_descriptors(*_: Any, **__: Any) -> Any:

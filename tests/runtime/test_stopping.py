@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobrunner import RunContext, StopRequested
+from jobrunner import RunContext, StopRequested, WorkerOptions
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.storage import operations
 from tests.runtime.conftest import House
 from tests.support import tasks
 
-ONCE = {"execution_mode": "triggered", "max_retries": 0}
+ONCE: WorkerOptions = {"execution_mode": "triggered", "max_retries": 0}
 PATIENCE_SECONDS = 30.0
 
 

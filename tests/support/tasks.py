@@ -16,8 +16,12 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from jobrunner import Discard, RetryAfter, RunContext, Snooze
 
@@ -311,3 +315,55 @@ def until_signalled() -> str:
     except SystemExit:
         pass
     return "half"
+
+
+class Shade(Enum):
+    DARK = "dark"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    id: UUID
+    at: datetime
+    weight: Decimal
+    shade: Shade = Shade.DARK
+
+
+def same_parcel(run: RunContext, parcel: Parcel, others: list[Parcel], path: Path) -> dict[str, Any]:
+    """Return what was given, in its own types."""
+    assert type(parcel) is Parcel
+    assert isinstance(path, Path)
+    return {"parcel": parcel, "others": others, "path": path, "id": parcel.id, "ids": {parcel.id: parcel.at}}
+
+
+async def same_parcel_async(run: RunContext, parcel: Parcel, others: list[Parcel], path: Path) -> dict[str, Any]:
+    return same_parcel(run, parcel, others, path)
+
+
+shop = logging.getLogger("tests.shop")
+
+
+def say(run: RunContext, who: str, times: int = 20) -> None:
+    """Log as `who`, now and then, and an error with its traceback."""
+    shop.warning("%s begins", who)
+    for number in range(times):
+        shop.warning("%s %d", who, number)
+        shop.info("%s is not let through by the level", who)
+        time.sleep(0.002)
+    try:
+        raise ValueError(f"of {who}")  # noqa: TRY301 - so that there is a traceback
+    except ValueError:
+        shop.exception("%s failed", who)
+    shop.warning("%d", "no number")
+
+
+async def say_async(run: RunContext, who: str, times: int = 20) -> None:
+    async def part(number: int) -> None:
+        await asyncio.sleep(0.002)
+        shop.warning("%s %d", who, number)
+
+    shop.warning("%s begins", who)
+    async with asyncio.TaskGroup() as group:
+        for number in range(times):
+            group.create_task(part(number))
+    await asyncio.to_thread(shop.warning, "%s in a thread", who)

@@ -21,7 +21,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.runtime import forks
+from jobrunner.runtime import forks, logs
 from jobrunner.runtime.context import RunContext, shown
 from jobrunner.runtime.executors import guard
 from jobrunner.runtime.executors.traces import Traces
@@ -57,6 +57,7 @@ class Task:
     run: Run
     deadline: datetime
     memory_limit_mb: int | None
+    captures_logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ class _ChildContext(RunContext):
         self._sending = threading.Lock()
 
     def log(self, message: object) -> None:
-        print(shown(message), flush=True)  # noqa: T201 - the child's output is the run's
+        self.write(shown(message))
+
+    def write(self, line: str) -> None:
+        """Add a line to the child's output, which is the run's."""
+        print(line, flush=True)  # noqa: T201 - as the docstring says
 
     def progress(self, fraction: float, message: str = "") -> None:
         super().progress(fraction, message)
@@ -148,8 +153,11 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     if task.memory_limit_mb is not None:
         _limit_memory(task.memory_limit_mb * 1024 * 1024, limits[1])
+    if task.captures_logs:
+        logs.see_all()
     try:
-        value = _call(pipe, task, context)
+        with logs.said_to(context if task.captures_logs else None, frozenset({1, 2})):
+            value = _call(pipe, task, context)
         end = _end(value, context)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
         forks.leave_if_forked(me, error)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.worker import Isolation
-from jobrunner.runtime import forks
+from jobrunner.runtime import forks, logs
 from jobrunner.runtime.executors.command import CommandCode
 from jobrunner.runtime.executors.guards import Guards
 from jobrunner.runtime.executors.inline import InlineCode
@@ -68,12 +68,14 @@ class Launcher:
                 arguments,
                 takes_run=handler.takes_run,
                 memory_limit_mb=config.memory_limit_mb,
+                captures_logs=handler.captures_logs,
             )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()
-        if handler.is_async:
-            return InlineCode(handler.function, positional, arguments)
-        return ThreadCode(claim.run.worker, handler.function, positional, arguments)
+        with logs.said_to(context.output if handler.captures_logs else None):  # what is started takes this along
+            if handler.is_async:
+                return InlineCode(handler.function, positional, arguments)
+            return ThreadCode(claim.run.worker, handler.function, positional, arguments)
 
     def look_after(self, now: float) -> None:
         """End processes that were idle for a minute, and replace a post that was killed; `now` is monotonic seconds.

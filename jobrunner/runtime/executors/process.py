@@ -306,11 +306,18 @@ class ProcessCode:
 
 
 def task_of(
-    label: str, run: Any, deadline: Any, arguments: dict[str, Any], *, takes_run: bool, memory_limit_mb: int | None
+    label: str,
+    run: Any,
+    deadline: Any,
+    arguments: dict[str, Any],
+    *,
+    takes_run: bool,
+    memory_limit_mb: int | None,
+    captures_logs: bool = False,
 ) -> Task:
     """Make the task for a handler by its label, `module:qualname`. Raises what pickling the arguments does."""
     module, _, qualname = label.partition(":")
-    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb)
+    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, captures_logs)
 
 
 def importable(function: Callable[..., Any]) -> str | None:
