@@ -70,8 +70,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
         _align(titles, cells)
 
 
-def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below."""
+def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") -> None:
+    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below.
+
+    Beside each time is that of `timezone`, if it is another than UTC.
+    """
     if as_json:
         show_json(dict(row))
         return
@@ -83,7 +86,7 @@ def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say(f"{key:<{width}}  {show_value(value)}")
+            say(f"{key:<{width}}  {show_value(value, timezone)}")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():
@@ -193,14 +196,14 @@ def _encoding() -> str:
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
-def show_value(value: Any) -> str:
-    """Show a value in a table's cell."""
+def show_value(value: Any, timezone: str = "UTC") -> str:
+    """Show a value in a table's cell; of a time also that in `timezone`."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return show_time(value)
+        return show_time(value, timezone)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):

@@ -24,12 +24,12 @@ from jobrunner.cli.output import (
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
-from jobrunner.policy.gates import PROBE_PASSES, why_switched_off
 from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 from jobrunner.storage.pages import run_pages, upcoming_pages
+from jobrunner.storage.standing import read_standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -63,17 +63,6 @@ def show_switch(row: Mapping[str, Any], now: datetime) -> str:
     return "paused" if paused_until is not None and paused_until > now else "enabled"
 
 
-def _why(row: Mapping[str, Any], now: datetime) -> str:
-    """Say why it does not start, in the gates' own words; else how its last run failed."""
-    state = reading.state_in(row)
-    if state is None:
-        return "it has no state; `jobrunner db verify` tells more"
-    why = why_switched_off(state, now)
-    if why is None and not state.is_enabled:
-        return PROBE_PASSES
-    return why or (state.last_error or "" if state.last_run_outcome not in (None, "succeeded") else "")
-
-
 @app.command("status")
 def status(
     ctx: typer.Context,
@@ -87,12 +76,12 @@ def status(
 
     async def read(db: Database) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
-            rows = await reading.read_status(conn, worker)
+            rows = await read_standing(conn, db.dialect, context.now(), worker)
             return rows, await reading.read_counts(conn), await reading.read_progress(conn)
 
     rows, counts, told = context.with_database(ctx, database_url, read)
     if worker is not None:
-        show_one(rows[0], as_json=as_json)
+        show_one(rows[0], as_json=as_json, timezone=rows[0]["timezone"])
         return
     now = context.now()
     shown = [
@@ -100,10 +89,11 @@ def status(
         Column("schedule", "schedule", show_schedule),
         Column("state", "state", lambda row: show_switch(row, now)),
         *columns("running_runs", "pending_runs", running_runs="running", pending_runs="waiting"),
-        *columns("next_run_at", "last_run_at", next_run_at="next run", last_run_at="last run"),
+        Column("next_at", "next run", lambda row: show_value(row["next_at"], row["timezone"])),
+        Column("last_run_at", "last run", lambda row: show_value(row["last_run_at"], row["timezone"])),
         *columns("last_run_outcome", "consecutive_failures", last_run_outcome="last", consecutive_failures="streak"),
         Column("name", "progress", lambda row: "; ".join(map(show_progress, told.get(row["name"], [])))),
-        Column("why", "why", lambda row: _why(row, now)),
+        *columns("why"),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
     if not as_json:
@@ -172,7 +162,11 @@ def explain(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show every gate a worker's run must pass, open or shut, and why."""
+    """Show every gate a worker's run must pass, open or shut, and why.
+
+    The run is the one that would start first, also if it waits for its time. What matters most is said first: what
+    stays shut until somebody does something, then what opens by itself.
+    """
 
     async def read(db: Database) -> dict[str, Any]:
         return await explaining.explain(db, worker, context.now())
@@ -186,8 +180,7 @@ def explain(
     if found["starts"]:
         say(f"{worker}: {what} can start now, on node {found['node_id'][:8]}\n")
     else:
-        shut = next(gate for gate in found["gates"] if not gate["open"])
-        say(f"{worker}: {what} does not start now: {show_value(shut['reason'])}\n")
+        say(f"{worker}: {what} does not start now: {show_value(found['why'])}\n")
     shown = [
         *columns("gate"),
         Column("open", "is", lambda row: "open" if row["open"] else "shut"),

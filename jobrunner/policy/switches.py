@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
 
 
-def show_end_of_pause(until: datetime) -> str:
-    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`."""
-    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until)}"
+def show_end_of_pause(until: datetime, timezone: str = "UTC") -> str:
+    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`, with the time in `timezone` beside it."""
+    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until, timezone)}"
 
 
 def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
-from jobrunner.policy.words import show_time
 from jobrunner.storage import wakeups
 from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish
@@ -23,7 +22,7 @@ from jobrunner.storage.flow import is_sure
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.outage import Outage
@@ -118,7 +117,7 @@ class Recorder:
             finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
             for item in batch:
                 self._put_off.pop(item.run.claim_key, None)
-            self._tell(finished)
+            self._tell(finished, batch)
             await self._offer(finished)
         except DatabaseGone:
             return  # there is nowhere to write it; the node leaves
@@ -159,11 +158,12 @@ class Recorder:
                 async with self._db.write() as conn:
                     await wakeups.notify(self._db, conn)
 
-    def _tell(self, finished: Finished) -> None:
+    def _tell(self, finished: Finished, batch: Sequence[Ended] = ()) -> None:
+        zones = {item.run.claim_key: item.rules.timezone for item in batch if item.rules is not None}
         for run, decided in finished.written:
-            retry_at = None if decided.retry is None else show_time(decided.retry.due_at)
+            retry_at = None if decided.retry is None else decided.retry.due_at
             ends_run = None if decided.ends_run is None else str(decided.ends_run)
-            self._events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at))
+            self._events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at, zones.get(run.claim_key, "UTC")))
             if any(audit.action == "trip" for audit in decided.audits):
                 self._events.emit(e.CircuitOpened(decided.state))
         for run in finished.stale:
