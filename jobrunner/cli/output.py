@@ -23,7 +23,7 @@ from jobrunner.cli import context
 from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
-from jobrunner.policy.words import short_time, show_moment
+from jobrunner.policy.words import short_time, show_moment, show_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -54,8 +54,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
         _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
 
 
-def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below."""
+def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") -> None:
+    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below.
+
+    Beside each time is that of `timezone`, if it is another than UTC.
+    """
     if as_json:
         show_json(dict(row))
         return
@@ -67,7 +70,7 @@ def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say_folded(show_value(value), f"{key:<{width}}  ")
+            say_folded(show_value(value, timezone), f"{key:<{width}}  ")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():
@@ -190,14 +193,14 @@ def _encoding() -> str:
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
-def show_value(value: Any) -> str:
-    """Show a value in a table's cell."""
+def show_value(value: Any, timezone: str = "UTC") -> str:
+    """Show a value in a table's cell; of a time also that in `timezone`."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return show_moment(value)
+        return show_moment(value) if timezone == "UTC" else show_time(value, timezone)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):

@@ -38,9 +38,9 @@ class Gap:
     before: datetime | None
 
 
-def show_end_of_pause(until: datetime) -> str:
-    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`."""
-    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until)}"
+def show_end_of_pause(until: datetime, timezone: str = "UTC") -> str:
+    """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`, with the time in `timezone` beside it."""
+    return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until, timezone)}"
 
 
 def is_off(state: WorkerState, now: datetime) -> bool:

@@ -46,7 +46,9 @@ _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
 def worker_status() -> sa.Table:
     """The view of that name, with the types of the columns it shows; not part of what migrations compare."""
     shown = [column for column in t.workers.columns if column.name not in _NOT_IN_THE_VIEW]
-    shown += [column for column in t.worker_state.columns if column.name not in _OURS]
+    for column in t.worker_state.columns:
+        shown += [column] if column.name not in _OURS else []
+        shown += [sa.Column("disabled_actor", sa.Text)] if column.name == "disabled_by" else []
     return sa.Table(
         "worker_status",
         sa.MetaData(),
@@ -68,6 +70,13 @@ async def read_status(conn: AsyncConnection, name: str | None = None) -> list[di
     if name is not None and not rows:
         raise WorkerNotFound(name)
     return rows
+
+
+async def read_actors(conn: AsyncConnection, names: Sequence[str]) -> dict[str, str]:
+    """Return the operators who disabled these workers, as far as that is known."""
+    view = worker_status()
+    asked = sa.select(view.c.name, view.c.disabled_actor).where(view.c.name.in_(names))
+    return {row[0]: row[1] for row in await conn.execute(asked) if row[1] is not None} if names else {}
 
 
 def state_in(row: Mapping[str, Any]) -> WorkerState | None:
@@ -256,3 +265,11 @@ async def read_live(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None
     """Return the run's row while it waits or runs."""
     row = (await conn.execute(sa.select(t.runs).where(t.runs.c.id == run_id))).mappings().first()
     return None if row is None else dict(row)
+
+
+async def read_due_time(conn: AsyncConnection, run_id: int) -> tuple[datetime, str] | None:
+    """Return when a live run is due, and its worker's time zone."""
+    r, w = t.runs, t.workers
+    asked = sa.select(r.c.due_at, w.c.timezone).join(w, w.c.name == r.c.worker).where(r.c.id == run_id)
+    row = (await conn.execute(asked)).first()
+    return None if row is None else (row.due_at, row.timezone)
