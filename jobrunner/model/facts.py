@@ -93,7 +93,6 @@ class WorkerFacts:
     revision: int = 0  # of the definition; every change of it raises the number
     problem: str | None = None  # what of its rows cannot be read or used; nothing of it starts meanwhile
     later: Later | None = None  # what waits for its time: read for those who ask why, never for a tick
-    disabled_actor: str | None = None  # the operator who disabled it; read likewise
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def _why_disabled(worker: WorkerFacts, now: datetime, run_id: int | None, *, is_
     if state.is_enabled:
         return None
     if state.disabled_by != "circuit":
-        return f"disabled by {worker.disabled_actor or 'operator'}: {state.disabled_reason or 'no reason given'}"
+        return f"disabled by {state.disabled_actor or 'operator'}: {state.disabled_reason or 'no reason given'}"
     reason = f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
     if state.circuit_state is CircuitState.HALF_OPEN:
         is_probe = run_id is not None and run_id == state.probe_run_id

@@ -22,7 +22,6 @@ from jobrunner.policy.gates import GATES, show_problem
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
 from jobrunner.storage.rows import names_json
-from jobrunner.storage.status import read_actors
 from jobrunner.storage.waiting import read_later
 
 if TYPE_CHECKING:
@@ -88,7 +87,6 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
         if name not in facts.workers:
             raise WorkerNotFound(name)
         later = await read_later(conn, db.dialect, now, name)
-        facts = await _with_actors(conn, facts, [name])
     worker = replace(facts.workers[name], later=later)
     facts = replace(facts, workers={**facts.workers, name: worker})
     answers = [_judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
@@ -110,7 +108,6 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
         if row is None:
             return None
         nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
-        facts = await _with_actors(conn, facts, [row.worker])
     run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
     worker = facts.workers[run.worker]
     shut = [judging.why_not(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
@@ -133,7 +130,6 @@ async def why_due_waits(
     out. Nodes with the same handlers are judged as one, with the slots of that with the most.
     """
     nodes, facts = await _read_all(conn, dialect, now, names)
-    facts = await _with_actors(conn, facts, names)
     known = [name for name in names if name in facts.workers]
     alike = {(node.handlers, node.allows_commands): node for node in sorted(nodes, key=lambda node: node.free_slots)}
     answers: defaultdict[str, list[_Answer]] = defaultdict(list)
@@ -147,14 +143,6 @@ async def why_due_waits(
     best = {name: max(each, key=lambda answer: answer.first_shut) for name, each in answers.items()}
     shut = {name: judging.headline(answer.verdicts) for name, answer in best.items()}
     return {name: verdict.reason for name, verdict in shut.items() if verdict is not None}
-
-
-async def _with_actors(conn: AsyncConnection, facts: Facts, names: Collection[str]) -> Facts:
-    """Add which operators disabled those of `names` that an operator has disabled."""
-    disabled = [name for name in names if name in facts.workers and not facts.workers[name].state.is_enabled]
-    actors = await read_actors(conn, disabled)
-    named = {name: replace(facts.workers[name], disabled_actor=actor) for name, actor in actors.items()}
-    return replace(facts, workers={**facts.workers, **named}) if named else facts
 
 
 async def _read_all(

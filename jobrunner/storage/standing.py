@@ -76,7 +76,7 @@ def _why(row: Mapping[str, Any], found: Waiting | None, now: datetime) -> tuple[
         return "it has no state; `jobrunner db verify` tells more", False
     config = WorkerConfig(row["name"], timezone=row["timezone"])
     later = None if found is None else found.later
-    worker = WorkerFacts(config, state, later=later, disabled_actor=row["disabled_actor"])
+    worker = WorkerFacts(config, state, later=later)
     why = why_switched_off(worker, now)
     if why is not None:
         return why, False

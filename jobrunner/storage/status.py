@@ -34,7 +34,6 @@ _OURS = frozenset(
         "last_ended_at",
         "paused_at",
         "reach_seconds",
-        "disabled_actor",
         "paused_by",
         "missed_from",
     }
@@ -46,9 +45,7 @@ _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
 def worker_status() -> sa.Table:
     """The view of that name, with the types of the columns it shows; not part of what migrations compare."""
     shown = [column for column in t.workers.columns if column.name not in _NOT_IN_THE_VIEW]
-    for column in t.worker_state.columns:
-        shown += [column] if column.name not in _OURS else []
-        shown += [sa.Column("disabled_actor", sa.Text)] if column.name == "disabled_by" else []
+    shown += [column for column in t.worker_state.columns if column.name not in _OURS]
     return sa.Table(
         "worker_status",
         sa.MetaData(),
@@ -70,13 +67,6 @@ async def read_status(conn: AsyncConnection, name: str | None = None) -> list[di
     if name is not None and not rows:
         raise WorkerNotFound(name)
     return rows
-
-
-async def read_actors(conn: AsyncConnection, names: Sequence[str]) -> dict[str, str]:
-    """Return the operators who disabled these workers, as far as that is known."""
-    view = worker_status()
-    asked = sa.select(view.c.name, view.c.disabled_actor).where(view.c.name.in_(names))
-    return {row[0]: row[1] for row in await conn.execute(asked) if row[1] is not None} if names else {}
 
 
 def state_in(row: Mapping[str, Any]) -> WorkerState | None:

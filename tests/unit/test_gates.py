@@ -164,7 +164,7 @@ def test_times_are_shown_in_the_workers_own_zone_too():
 
 
 def test_explain_says_which_operator_disabled_a_worker_where_it_is_known():
-    known = replace(worker("a", waits("a", 1), **disabled()), disabled_actor="ann@desk")
+    known = worker("a", waits("a", 1), **disabled(), disabled_actor="ann@desk")
     assert why("a", Gate.ENABLED, known) == "disabled by ann@desk: maintenance"
 
 
