@@ -6,7 +6,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 
-from jobrunner.errors import InvalidSetting
+from jobrunner.errors import InvalidSetting, seconds_of
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smhdw])", re.ASCII)
@@ -36,6 +36,21 @@ def parse_duration(text: str) -> float:
         raise InvalidSetting(f"{text!r} is no duration; {_HINT}")
     if not math.isfinite(seconds) or seconds > _LONGEST_SECONDS:
         raise InvalidSetting(f"{text!r} is longer than 100 years; {_HINT}")
+    return seconds
+
+
+def seconds_given(name: str, value: object) -> float:
+    """Return the length of time that a program gave as `name`: seconds, a `timedelta`, or text such as `15m`.
+
+    Raises:
+        InvalidSetting: it is none, negative, or longer than 100 years; the message begins with `name`.
+    """
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else seconds_of(value)
+        if not 0 <= seconds <= _LONGEST_SECONDS:
+            raise InvalidSetting(f"must be between 0 seconds and 100 years, not {seconds:g} s")
+    except (TypeError, ValueError) as error:
+        raise InvalidSetting(f"{name}: {error}") from None
     return seconds
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import InvalidSetting
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.transitions import enabled_state, missed_so_far, next_time
 from jobrunner.policy.words import show_time
@@ -19,6 +20,22 @@ UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
 def show_end_of_pause(until: datetime) -> str:
     """Return `until resumed`, or `until 2026-03-02 12:01:00 UTC`."""
     return "until resumed" if until.year >= UNTIL_RESUMED.year else f"until {show_time(until)}"
+
+
+def end_of_pause(now: datetime, seconds: float | None, until: datetime | None) -> datetime:
+    """Return when a pause ends: so many seconds from `now`, or at `until`; with neither, when it is resumed.
+
+    Raises:
+        InvalidSetting: both are given, or that is not after `now`.
+    """
+    if seconds is not None and until is not None:
+        raise InvalidSetting("a pause is given both a length and an end; keep one")
+    end = until if seconds is None else now + timedelta(seconds=seconds)
+    if end is None:
+        return UNTIL_RESUMED
+    if end <= now:
+        raise InvalidSetting("a pause must end in the future; `jobrunner admin resume` ends one now")
+    return end
 
 
 def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> WorkerState:

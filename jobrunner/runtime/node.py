@@ -24,6 +24,7 @@ from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.registration import warnings_of
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.slots import Slots
 from jobrunner.runtime.takeover import take_over
@@ -50,7 +51,7 @@ STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop
 
 
 class Node:
-    """Runs workers until stopped; see the module."""
+    """Runs workers until stopped; see the module. It registers all of `configs`, and runs those that have a handler."""
 
     def __init__(
         self,
@@ -105,13 +106,8 @@ class Node:
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
             await wakeups.notify(self.db, conn)
         self.crashed = asyncio.get_running_loop().create_future()
-        if registered.kept_newer:
-            names = ", ".join(registered.kept_newer)
-            self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
-        if registered.unused:
-            self._events.emit(
-                e.Warned(f"overrides that cannot be used are passed over: {', '.join(registered.unused)}")
-            )
+        for warning in warnings_of(registered):
+            self._events.emit(e.Warned(warning))
         await take_over(self.db, self.identity, self._clock, self._events)
         await self._ticker.warm_up()
         self._is_claiming = True
@@ -121,11 +117,11 @@ class Node:
         self._heartbeat.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
-        self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+        self._events.emit(e.NodeStarted(self.identity.id, len(self._handlers), self.db.shown_url))
         self._service_manager.ready()
 
     def _process_handlers(self) -> list[Handler]:
-        return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
+        return [code for name, code in self._handlers.items() if self._configs[name].isolation is Isolation.PROCESS]
 
     def _run_service(self, service: Any) -> None:
         task = asyncio.ensure_future(service)
