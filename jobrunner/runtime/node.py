@@ -17,7 +17,7 @@ from jobrunner.model.worker import Isolation
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import StopReason
-from jobrunner.runtime.blockers import blockers
+from jobrunner.runtime.blockers import LoopWatch
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
@@ -89,6 +89,7 @@ class Node:
         )
         self._recorder = self._slots.recorder
         self.held = self._slots.held
+        self._loop_watch = LoopWatch(self.loop, self.held, events)
         self._housekeeper = Housekeeper(
             self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
         )
@@ -115,6 +116,7 @@ class Node:
         await self._wakeups.start(self._on_wakeup)
         self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
+        self._loop_watch.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._handlers), self.db.shown_url))
@@ -203,7 +205,7 @@ class Node:
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
             came_round_at=lambda: self._ticker.came_round_at,
-            blockers=lambda: blockers(self.loop, self.held),
+            blockers=self._loop_watch.blockers,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._slots.drop),
@@ -311,6 +313,7 @@ class Node:
         except TimeoutError:
             self._events.emit(e.Warned("not every outcome could be written; what is left is settled at the next start"))
         self.has_stuck_code = bool(self.held)
+        self._loop_watch.stop()
         await self._wakeups.stop()
         await self._ticker.close()
         self._launcher.close()
@@ -341,6 +344,7 @@ class Node:
 
     async def abandon(self) -> None:
         """Leave after a start that failed: nothing was claimed."""
+        self._loop_watch.stop()
         for task in self._services:
             task.cancel()
         await self._wakeups.stop()

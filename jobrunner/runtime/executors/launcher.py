@@ -72,7 +72,7 @@ class Launcher:
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()
         if handler.is_async:
-            return InlineCode(handler.function, positional, arguments)
+            return InlineCode(claim.run.worker, handler.function, positional, arguments)
         return ThreadCode(claim.run.worker, handler.function, positional, arguments)
 
     def look_after(self, now: float) -> None:
