@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze, StopRequested
-    from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
+    from jobrunner.model.reports import HistoryRow, RunInfo
+    from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode, WorkerState
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 __all__ = [
     "Dependency",
     "Discard",
+    "HistoryRow",
     "JobPriority",
     "JobrunnerError",
     "RetryAfter",
     "RunContext",
+    "RunInfo",
     "Snooze",
     "StopRequested",
     "WorkerConfig",
     "WorkerExecutionMode",
     "WorkerOrchestrator",
+    "WorkerState",
 ]
 
 _WHERE = {
@@ -34,10 +38,13 @@ _WHERE = {
     "RetryAfter": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
     "StopRequested": "jobrunner.errors",
+    "HistoryRow": "jobrunner.model.reports",
+    "RunInfo": "jobrunner.model.reports",
     "Dependency": "jobrunner.model.worker",
     "JobPriority": "jobrunner.model.worker",
     "WorkerConfig": "jobrunner.model.worker",
     "WorkerExecutionMode": "jobrunner.model.worker",
+    "WorkerState": "jobrunner.model.worker",
     "RunContext": "jobrunner.runtime.context",
     "WorkerOrchestrator": "jobrunner.runtime.orchestrator",
 }
