@@ -39,19 +39,18 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def seconds_given(name: str, value: object) -> float:
-    """Return the length of time that a program gave as `name`: seconds, a `timedelta`, or text such as `15m`.
+def read_seconds(value: object) -> float:
+    """Return a length of time that is given as a number of seconds, a `timedelta`, or text as `parse_duration` reads.
 
     Raises:
-        InvalidSetting: it is none, negative, or longer than 100 years; the message begins with `name`.
+        InvalidSetting: it is none of these.
     """
+    if isinstance(value, str):
+        return parse_duration(value)
     try:
-        seconds = parse_duration(value) if isinstance(value, str) else seconds_of(value)
-        if not 0 <= seconds <= _LONGEST_SECONDS:
-            raise InvalidSetting(f"must be between 0 seconds and 100 years, not {seconds:g} s")
-    except (TypeError, ValueError) as error:
-        raise InvalidSetting(f"{name}: {error}") from None
-    return seconds
+        return seconds_of(value)
+    except (TypeError, ValueError):
+        raise InvalidSetting(f"{value!r} is no length of time; {_HINT}, or give a timedelta") from None
 
 
 def show_seconds(seconds: float) -> str:

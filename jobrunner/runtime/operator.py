@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidSetting
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy import definitions, switches
-from jobrunner.policy.durations import seconds_given
+from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.triggers import Triggers
@@ -66,7 +66,7 @@ class Operator(Triggers):
             DatabaseError: the database cannot be used any more.
         """
         clock = SystemClock()  # what people wait is real time, whatever the node's clock
-        seconds = None if timeout is None else seconds_given("timeout", timeout)
+        seconds = None if timeout is None else _seconds("timeout", timeout)
         began, pause = clock.monotonic(), _FIRST_LOOK_SECONDS
         while True:
             run = await self.get_run(run_id)
@@ -171,7 +171,7 @@ class Operator(Triggers):
             InvalidSetting: both are given, or the pause would not end in the future.
         """
         now, is_length = self._clock.now(), duration is not None
-        seconds = seconds_given("duration", duration) if is_length else None
+        seconds = _seconds("duration", duration) if is_length else None
         end = switches.end_of_pause(now, seconds, None if until is None else _aware("until", until))
         return await self._change(lambda db: operations.pause(db, name, now, actor, end, reason, is_length=is_length))
 
@@ -233,8 +233,18 @@ def _plain(worker: str, field: str, value: Any) -> Any:
     if field == "priority":
         return int(definitions.parse_priority(worker, value))
     if field.endswith("_seconds") and isinstance(value, str | timedelta):
-        return seconds_given(field, value)
+        return _seconds(field, value)
     return str(value) if isinstance(value, Enum) else value
+
+
+def _seconds(name: str, value: object) -> float:
+    try:
+        seconds = read_seconds(value)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{name}: {error}") from None
+    if not 0 <= seconds <= definitions.LONGEST_SECONDS:
+        raise InvalidSetting(f"{name}: {seconds:g} s is not between 0 seconds and 100 years")
+    return seconds
 
 
 def _outcome(given: str | None) -> str | None:
