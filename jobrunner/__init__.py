@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze, StopRequested
-    from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode
+    from jobrunner.model.reports import HistoryRow, RunInfo
+    from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode, WorkerState
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.options import WorkerOptions
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Dependency",
     "Discard",
+    "HistoryRow",
     "JobPriority",
     "JobrunnerError",
     "RetryAfter",
     "RunContext",
+    "RunInfo",
     "Snooze",
     "StopRequested",
     "WorkerConfig",
     "WorkerExecutionMode",
     "WorkerOptions",
     "WorkerOrchestrator",
+    "WorkerState",
 ]
 
 _WHERE = {
@@ -36,10 +40,13 @@ _WHERE = {
     "RetryAfter": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
     "StopRequested": "jobrunner.errors",
+    "HistoryRow": "jobrunner.model.reports",
+    "RunInfo": "jobrunner.model.reports",
     "Dependency": "jobrunner.model.worker",
     "JobPriority": "jobrunner.model.worker",
     "WorkerConfig": "jobrunner.model.worker",
     "WorkerExecutionMode": "jobrunner.model.worker",
+    "WorkerState": "jobrunner.model.worker",
     "RunContext": "jobrunner.runtime.context",
     "WorkerOptions": "jobrunner.runtime.options",
     "WorkerOrchestrator": "jobrunner.runtime.orchestrator",

@@ -68,6 +68,13 @@ def _count(value: object) -> int:
     return int(number)
 
 
+def _patterns(value: object) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple | set | frozenset) or not given:
+        raise InvalidSetting("must be patterns of workers' names, such as send-*")
+    return tuple(_text(pattern) for pattern in given)
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -95,7 +102,8 @@ def _setting(default: Any, read: Callable[[object], Any], *, is_secret: bool = F
 class Settings:
     """What a process of jobrunner is told from outside; make one with `load`.
 
-    `pooler` is `transaction` behind a transaction-pooling proxy, else None. The URL (it may hold a password) and the
+    `workers` are patterns of the workers that a node runs, none for all: a list, or text with commas. `pooler` is
+    `transaction` behind a transaction-pooling proxy, else None. The URL (it may hold a password) and the
     token are left out of the repr.
     """
 
@@ -109,6 +117,7 @@ class Settings:
     drain_timeout: float = _setting(25.0, _seconds)
     lease: float = _setting(30.0, _positive_seconds)
     allow_commands: bool = _setting(False, _flag)
+    workers: tuple[str, ...] = _setting((), _patterns)
     history_days: float = _setting(30.0, _days)
     failure_days: float = _setting(90.0, _days)
     http_token: str | None = _setting(None, _text, is_secret=True)

@@ -69,7 +69,7 @@ class InvalidDatabaseUrl(UsageError):
 
 
 class ModuleNotUsable(UsageError):
-    """`jobrunner run MODULE` was given a module that does not import or holds no orchestrator."""
+    """`jobrunner run MODULE` or `register MODULE` was given one that does not import or holds no orchestrator."""
 
 
 class NotFound(JobrunnerError, LookupError):
@@ -81,16 +81,17 @@ class NotFound(JobrunnerError, LookupError):
 class WorkerNotFound(NotFound):
     """No worker of that name is registered in the database."""
 
-    def __init__(self, worker: str) -> None:
-        super().__init__(f"no worker named {worker!r}; `jobrunner admin list` shows the names")
+    def __init__(self, worker: str, advice: str = "`jobrunner admin list` shows the names") -> None:
+        super().__init__(f"no worker named {worker!r}; {advice}")
         self.worker = worker
 
 
 class RunNotFound(NotFound):
-    """No live run has that id."""
+    """No live run has that id; or, where ended ones are looked for, too, no run at all."""
 
-    def __init__(self, run_id: int) -> None:
-        super().__init__(f"no live run {run_id}; `jobrunner runs` shows those there are")
+    def __init__(self, run_id: int, *, is_live: bool = True) -> None:
+        live = f"no live run {run_id}; `jobrunner runs` shows those there are"
+        super().__init__(live if is_live else f"no run {run_id}, neither live nor in the history")
         self.run_id = run_id
 
 

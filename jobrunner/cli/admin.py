@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +14,9 @@ from jobrunner.cli.inputs import read_assignments, read_duration, read_past, rea
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
-from jobrunner.errors import InvalidSetting, UsageError
-from jobrunner.policy.missed import UNTIL_RESUMED, show_end_of_pause
+from jobrunner.errors import UsageError
+from jobrunner.policy.missed import show_end_of_pause
+from jobrunner.policy.switches import end_of_pause
 from jobrunner.storage import operations
 from jobrunner.storage.audit import read_audits
 from jobrunner.storage.kept_tables import AUDIT_ACTIONS
@@ -122,14 +122,7 @@ def pause(
 def _pause_end(duration: str | None, until: str | None, now: datetime) -> datetime:
     if duration is not None and until is not None:
         raise UsageError("--for and --until are both given; keep one")
-    seconds, moment = read_duration("--for", duration), read_time("--until", until)
-    if seconds is not None:
-        moment = now + timedelta(seconds=seconds)
-    if moment is None:
-        return UNTIL_RESUMED
-    if moment <= now:
-        raise InvalidSetting("a pause must end in the future; `jobrunner admin resume` ends one now")
-    return moment
+    return end_of_pause(now, read_duration("--for", duration), read_time("--until", until))
 
 
 @app.command("resume")

@@ -1,4 +1,4 @@
-"""Finding the orchestrator that `jobrunner run MODULE[:NAME]` names: importing what the user wrote.
+"""Finding the orchestrator that MODULE[:NAME] names on the command line: importing what the user wrote.
 
 Whatever goes wrong in there is told in one line with the place in the user's own code, not as a traceback through ours.
 """
@@ -35,7 +35,7 @@ def load_orchestrator(target: str) -> WorkerOrchestrator:
 def _check_name(name: str) -> None:
     if name.endswith(".py") or "/" in name or "\\" in name:
         dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".").replace("\\", ".")
-        raise ModuleNotUsable(f"{name!r} is a file; give the module's name: `jobrunner run {dotted.strip('.')}`")
+        raise ModuleNotUsable(f"{name!r} is a file; give the module's name, {dotted.strip('.')}")
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise ModuleNotUsable(f"{name!r} is no module's name; write MODULE or MODULE:NAME, such as `my_workers`")
 
@@ -110,7 +110,7 @@ def _only(module: ModuleType) -> WorkerOrchestrator:
         )
     raise ModuleNotUsable(
         f"module {module.__name__!r} holds several orchestrators: {', '.join(names)}; "
-        f"name one: `jobrunner run {module.__name__}:{names[0]}`"
+        f"name one, such as {module.__name__}:{names[0]}"
     )
 
 

@@ -58,6 +58,14 @@ def run(
     allow_commands: Annotated[
         bool, typer.Option("--allow-commands", help="Run command workers, which operators add.")
     ] = False,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workers",
+            metavar="PATTERN",
+            help="Run only these of MODULE's workers, such as 'send-*'; may be repeated. All are registered.",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +91,7 @@ def run(
         "drain_timeout": read_duration("--drain-timeout", drain_timeout),
         "lease": read_duration("--lease", lease),
         "allow_commands": True if allow_commands else None,
+        "workers": workers or None,
         "log_level": log_level,
     }
     settings = context.load_settings(ctx, **explicit)

@@ -6,8 +6,10 @@ Pure: the state before; the state after, and what of the schedule was missed and
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import InvalidSetting
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.missed import (
     UNTIL_RESUMED,
@@ -26,6 +28,22 @@ if TYPE_CHECKING:
     from jobrunner.policy.missed import Gap
 
     Switched = tuple[WorkerState, tuple[Missed, ...]]
+
+
+def end_of_pause(now: datetime, seconds: float | None, until: datetime | None) -> datetime:
+    """Return when a pause ends: so many seconds from `now`, or at `until`; with neither, when it is resumed.
+
+    Raises:
+        InvalidSetting: both are given, or that is not after `now`.
+    """
+    if seconds is not None and until is not None:
+        raise InvalidSetting("a pause is given both a length and an end; keep one")
+    end = until if seconds is None else now + timedelta(seconds=seconds)
+    if end is None:
+        return UNTIL_RESUMED
+    if end <= now:
+        raise InvalidSetting("a pause must end in the future; `jobrunner admin resume` ends one now")
+    return end
 
 
 def enable(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_run: bool = False) -> Switched:

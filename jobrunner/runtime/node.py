@@ -17,13 +17,14 @@ from jobrunner.model.worker import Isolation
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import StopReason
-from jobrunner.runtime.blockers import blockers
+from jobrunner.runtime.blockers import LoopWatch
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.registration import warnings_of
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.slots import Slots
 from jobrunner.runtime.takeover import take_over
@@ -50,7 +51,7 @@ STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop
 
 
 class Node:
-    """Runs workers until stopped; see the module."""
+    """Runs workers until stopped; see the module. It registers all of `configs`, and runs those that have a handler."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Node:
         )
         self._recorder = self._slots.recorder
         self.held = self._slots.held
+        self._loop_watch = LoopWatch(self.loop, self.held, events)
         self._housekeeper = Housekeeper(
             self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
         )
@@ -105,13 +107,8 @@ class Node:
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
             await wakeups.notify(self.db, conn)
         self.crashed = asyncio.get_running_loop().create_future()
-        if registered.kept_newer:
-            names = ", ".join(registered.kept_newer)
-            self._events.emit(e.Warned(f"a newer version= is registered; its definitions stay: {names}"))
-        if registered.unused:
-            self._events.emit(
-                e.Warned(f"overrides that cannot be used are passed over: {', '.join(registered.unused)}")
-            )
+        for warning in warnings_of(registered):
+            self._events.emit(e.Warned(warning))
         await take_over(self.db, self.identity, self._clock, self._events)
         await self._ticker.warm_up()
         self._is_claiming = True
@@ -119,13 +116,14 @@ class Node:
         await self._wakeups.start(self._on_wakeup)
         self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
+        self._loop_watch.start()
         for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
             self._run_service(service)
-        self._events.emit(e.NodeStarted(self.identity.id, len(self._configs), self.db.shown_url))
+        self._events.emit(e.NodeStarted(self.identity.id, len(self._handlers), self.db.shown_url))
         self._service_manager.ready()
 
     def _process_handlers(self) -> list[Handler]:
-        return [self._handlers[name] for name, c in self._configs.items() if c.isolation is Isolation.PROCESS]
+        return [code for name, code in self._handlers.items() if self._configs[name].isolation is Isolation.PROCESS]
 
     def _run_service(self, service: Any) -> None:
         task = asyncio.ensure_future(service)
@@ -207,7 +205,7 @@ class Node:
             is_ticking=lambda: self._ticker.is_ticking,
             last_tick_at=lambda: self._ticker.last_tick_at,
             came_round_at=lambda: self._ticker.came_round_at,
-            blockers=lambda: blockers(self.loop, self.held),
+            blockers=self._loop_watch.blockers,
             on_lost=post(self._on_lost),
             on_fence=post(self._on_fence),
             on_code_without_claim=post(self._slots.drop),
@@ -315,6 +313,7 @@ class Node:
         except TimeoutError:
             self._events.emit(e.Warned("not every outcome could be written; what is left is settled at the next start"))
         self.has_stuck_code = bool(self.held)
+        self._loop_watch.stop()
         await self._wakeups.stop()
         await self._ticker.close()
         self._launcher.close()
@@ -345,6 +344,7 @@ class Node:
 
     async def abandon(self) -> None:
         """Leave after a start that failed: nothing was claimed."""
+        self._loop_watch.stop()
         for task in self._services:
             task.cancel()
         await self._wakeups.stop()

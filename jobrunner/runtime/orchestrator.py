@@ -20,17 +20,18 @@ from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.kept import KeptDatabases
 from jobrunner.runtime.node import Node
+from jobrunner.runtime.operator import Operator
 from jobrunner.runtime.options import refuse_unknown
 from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
-from jobrunner.runtime.registration import check_isolation, normalised, with_code_options
+from jobrunner.runtime.registration import check_isolation, chosen_handlers, normalised, with_code_options
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.transaction import refuse_inside_transaction
-from jobrunner.runtime.triggers import Triggers
-from jobrunner.storage import operations, revisions, status
+from jobrunner.storage import revisions
 from jobrunner.storage.database import Database
 from jobrunner.storage.engine import anchored
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.storage.postgres_driver import PATIENCE_SECONDS
+from jobrunner.storage.registering import register_all
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -40,13 +41,14 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.options import Seconds, WorkerOptions
+    from jobrunner.storage.workers import Registered
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
 _orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
 
 
-class WorkerOrchestrator(Triggers):
+class WorkerOrchestrator(Operator):
     """Named workers and the node that runs them.
 
     Args:
@@ -59,7 +61,8 @@ class WorkerOrchestrator(Triggers):
         lease: seconds without a heartbeat after which others take over this node's runs.
         capture_logs: whether what the code of a run logs is kept in its output too; a worker may say otherwise.
         clock: the time; tests pass their own.
-        settings: any other setting of `jobrunner.config.Settings`.
+        settings: any other setting of `jobrunner.config.Settings`; `workers`, for one, patterns such as `["send-*"]`
+            of the workers that this node runs. It registers all of them.
 
     Raises:
         InvalidSetting: an argument, or a variable of the environment, cannot be used.
@@ -213,6 +216,17 @@ class WorkerOrchestrator(Triggers):
             self.settings.database_url == other.settings.database_url and self.settings.schema == other.settings.schema
         )
 
+    async def register_definitions(self) -> Registered:
+        """Write the definitions that changed, as `start` does, without a node; return what was changed.
+
+        For a deploy, before its nodes start.
+
+        Raises:
+            JobrunnerError: the definitions do not hold together, or the database cannot be used.
+        """
+        async with self._database() as db:
+            return await register_all(db, list(self._configs.values()), self.version, self._clock.now())
+
     async def start(self) -> None:
         """Register all workers, join, and tick; returns once the node ticks.
 
@@ -229,7 +243,7 @@ class WorkerOrchestrator(Triggers):
         node = Node(
             self.settings,
             self._open_database,
-            dict(self._handlers),
+            chosen_handlers(self._handlers, self.settings.workers),
             dict(self._configs),
             self.version,
             self._clock,
@@ -340,35 +354,6 @@ class WorkerOrchestrator(Triggers):
             yield self._node.db
             return
         yield await self._databases.get()
-
-    async def enable_worker(self, name: str, *, actor: str = "api") -> None:
-        """Enable a worker, zero its streak and close its circuit. Raises `WorkerNotFound`."""
-        async with self._database() as db:
-            await operations.enable(db, name, self._clock.now(), actor)
-        if self._node is not None:
-            self._node.wake()
-
-    async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = "api") -> None:
-        """Disable a worker: no claim commits after this has. Raises `WorkerNotFound`."""
-        async with self._database() as db:
-            await operations.disable(db, name, self._clock.now(), actor, reason)
-
-    async def get_status(self) -> dict[str, Any]:
-        """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""
-        async with self._database() as db, db.peek() as conn:
-            rows = await status.read_status(conn)
-        running = [] if self._node is None else sorted(attempt.claim.run.worker for attempt in self._node.held.values())
-        states = {
-            row["name"]: {
-                "enabled": bool(row["is_enabled"]),
-                "running": bool(row["is_running"]),
-                "failures": row["consecutive_failures"],
-                "last_run": row["last_run_at"],
-                "last_error": row["last_error"],
-            }
-            for row in rows
-        }
-        return {"state": self._state, "workers": len(states), "running": running, "worker_states": states}
 
 
 async def _prepare(db: Database, *, is_migrating: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import InvalidPayload, InvalidWorker
+from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.runtime import logs
 from jobrunner.runtime.executors.process import importable
@@ -14,7 +15,10 @@ from jobrunner.runtime.payloads import write_payload
 from jobrunner.runtime.retry_rules import read_retry_rule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from jobrunner.runtime.handlers import Handler
+    from jobrunner.storage.workers import Registered
 
 
 def with_code_options(name: str, code: Handler, options: dict[str, Any], *, captures_logs: bool) -> Handler:
@@ -71,3 +75,28 @@ def check_isolation(config: WorkerConfig, code: Handler) -> None:
         raise InvalidWorker(config.name, problem)
     if config.execution_mode is not WorkerExecutionMode.TRIGGERED:
         code.arguments(config.payload)
+
+
+def chosen_handlers(handlers: Mapping[str, Handler], patterns: Sequence[str]) -> dict[str, Handler]:
+    """Return those of `handlers` whose worker a pattern names; with no pattern, all.
+
+    Raises:
+        InvalidSetting: a pattern names none: a node that waits for nothing is a mistake in writing.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in handlers):
+            some = ", ".join([*sorted(handlers)[:5], *["…"][: len(handlers) > 5]]) or "none"
+            raise InvalidSetting(f"workers: {pattern!r} names none of the workers registered here: {some}")
+    return {
+        name: code
+        for name, code in handlers.items()
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def warnings_of(registered: Registered) -> Iterator[str]:
+    """Yield what an operator should know of definitions that were registered."""
+    if registered.kept_newer:
+        yield f"a newer version= is registered; its definitions stay: {', '.join(registered.kept_newer)}"
+    if registered.unused:
+        yield f"overrides that cannot be used are passed over: {', '.join(registered.unused)}"

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from jobrunner.errors import Refused
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
 from jobrunner.runtime.requests import read_payloads, read_request
 from jobrunner.storage import enqueue
 from jobrunner.storage.callers import callers_connection, is_async
+from jobrunner.storage.registering import register_missing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ class Triggers:
 
     _handlers: Mapping[str, Handler]
     _configs: Mapping[str, WorkerConfig]
+    version: int | None
     _clock: Clock
     _node: Node | None
     _open_database: Callable[[int], Database]
@@ -79,8 +81,12 @@ class Triggers:
         returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
         connection or session (async or sync) to the same database, the run is added in its transaction.
 
+        A worker of this orchestrator's own that the database does not know yet is registered first, with all others
+        that it does not know; nothing that it knows is changed. On SQLite with `connection` that is part of its
+        transaction, too, and is done again by the next trigger if that rolls back.
+
         Raises:
-            WorkerNotFound: the database knows no such worker.
+            WorkerNotFound: neither the database nor this orchestrator knows such a worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
@@ -113,8 +119,7 @@ class Triggers:
         connection = options.pop("connection", None)
         if self._diversion is not None:
             return self._diversion.enqueue([self._request(name, payload, **options)])[0]
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()
+        if _is_in_loop():
             raise Refused("trigger_sync was called inside a running event loop; await trigger_worker there")
         if connection is not None and is_async(connection):
             raise Refused("trigger_sync takes a synchronous connection; await trigger_worker with an async one")
@@ -134,14 +139,64 @@ class Triggers:
     ) -> T:
         """Add runs in the caller's transaction, or in one of our own; `is_alone`: it is one statement that writes."""
         if connection is not None:
-            db = self._open_database(1)  # opens nothing
-            return await add(callers_connection(db, connection), db.dialect, *arguments)
+            return await self._write_in(connection, add, *arguments)
         async with self._database() as db:
-            async with db.poke() if is_alone else db.write(is_long=True) as conn:
-                added = await add(conn, db.dialect, *arguments)  # a row in `runs` wakes the nodes by itself
+
+            async def write() -> T:
+                async with db.poke() if is_alone else db.write(is_long=True) as conn:
+                    return await add(conn, db.dialect, *arguments)  # a row in `runs` wakes the nodes by itself
+
+            try:
+                added = await write()
+            except WorkerNotFound as unknown:
+                self._refuse_if_not_ours(unknown)
+                await self._register_missing(unknown.worker)
+                added = await write()
             if self._node is not None:
                 self._node.wake()
             return added
+
+    async def _write_in(self, connection: Any, add: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        db = self._open_database(1)  # opens nothing
+        conn = callers_connection(db, connection)
+        try:
+            return await add(conn, db.dialect, *arguments)
+        except WorkerNotFound as unknown:
+            self._refuse_if_not_ours(unknown)
+            name = unknown.worker
+        if db.is_sqlite:  # the caller may hold the file's write lock, for which another connection would wait in vain
+            await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+            return await add(conn, db.dialect, *arguments)
+        # Not in the caller's transaction: nodes that start would wait for its end.
+        registering = self._register_missing(name)
+        await registering if _is_in_loop() else asyncio.run(registering)
+        try:
+            return await add(conn, db.dialect, *arguments)
+        except WorkerNotFound:
+            raise Refused(
+                f"worker {name!r} is registered now, but this transaction began before; trigger it in a new one"
+            ) from None
+
+    def _refuse_if_not_ours(self, unknown: WorkerNotFound) -> None:
+        if unknown.worker not in self._configs:
+            raise unknown
+
+    async def _register_missing(self, name: str) -> None:
+        try:
+            async with self._database() as db, db.write(is_long=True) as conn:
+                await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError as error:
+            advice = f"`jobrunner register MODULE` adds it, for this user may not: {error}"
+            raise WorkerNotFound(name, advice) from error
+
+
+def _is_in_loop() -> bool:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
 
 
 def _finished(work: Coroutine[Any, Any, int]) -> int:

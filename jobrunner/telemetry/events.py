@@ -109,6 +109,14 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopBlocked:
+    """A node's event loop has been blocked for so many seconds, by the code of one of these workers."""
+
+    seconds: float
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something an operator should know, in a sentence."""
 
@@ -127,6 +135,7 @@ Event = (
     | DatabaseBack
     | NodeCrashed
     | NodeLost
+    | LoopBlocked
     | Warned
 )
 

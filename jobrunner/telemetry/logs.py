@@ -45,6 +45,10 @@ def _line(event: e.Event) -> tuple[int, str]:  # noqa: C901 - one case an event,
             return logging.INFO, f"the database is back after {seconds:.1f} s"
         case e.NodeLost(node_id, reason):
             return logging.WARNING, f"node {node_id[:8]} is lost ({reason}); its runs are rescued"
+        case e.LoopBlocked(seconds, workers):
+            code = f"the code of {'one of ' * (len(workers) > 1)}{', '.join(workers)}"
+            said = "nothing else of this node goes on meanwhile; make it a def, or let a thread do what blocks"
+            return logging.WARNING, f"the event loop has been blocked for {seconds:.1f} s by {code}: {said}"
         case e.Warned(message):
             return logging.WARNING, message
         case _:

@@ -144,7 +144,7 @@ class _Inline:
     """Starts every handler on the loop, whatever its isolation."""
 
     def start(
-        self, _claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]]
+        self, claim: Claim, handler: Handler | None, context: RunContext, arguments: Callable[[], dict[str, Any]]
     ) -> Code:
         assert handler is not None  # noqa: S101 - there are no command workers in code
 
@@ -153,7 +153,7 @@ class _Inline:
             return await result if inspect.isawaitable(result) else result
 
         with logs.said_to(context.output if handler.captures_logs else None):
-            return InlineCode(call, (context,) if handler.takes_run else (), arguments())
+            return InlineCode(claim.run.worker, call, (context,) if handler.takes_run else (), arguments())
 
 
 async def _shows_nothing(_claim: Claim) -> None:

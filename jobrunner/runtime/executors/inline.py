@@ -10,6 +10,7 @@ from jobrunner.runtime.forks import leave_if_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from jobrunner.runtime.executors.code import Ended
 
@@ -23,9 +24,11 @@ class InlineCode:
     can_be_killed = False
     grace_seconds = CANCEL_GRACE_SECONDS
 
-    def __init__(self, function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, worker: str, function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]
+    ) -> None:
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_task(
-            _body(function, positional, arguments)
+            _body(worker, function, positional, arguments)
         )
 
     @property
@@ -41,7 +44,21 @@ class InlineCode:
         """There is no way."""
 
 
-async def _body(function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any]) -> Ended:
+def worker_in(frame: FrameType | None) -> str | None:
+    """Return the worker whose code a thread is in, by its innermost frame; None if it is in no such code."""
+    while frame is not None:
+        if frame.f_code is _body.__code__:
+            return str(frame.f_locals["worker"])
+        frame = frame.f_back
+    return None
+
+
+async def _body(
+    worker: str,  # noqa: ARG001 - `worker_in` reads it
+    function: Callable[..., Any],
+    positional: tuple[Any, ...],
+    arguments: dict[str, Any],
+) -> Ended:
     """Run the function; whatever it raises, `SystemExit` too, is its attempt's and not the node's."""
     me = os.getpid()
     ended: Ended

@@ -74,7 +74,7 @@ class Launcher:
         positional = (context,) if handler.takes_run else ()
         with logs.said_to(context.output if handler.captures_logs else None):  # what is started takes this along
             if handler.is_async:
-                return InlineCode(handler.function, positional, arguments)
+                return InlineCode(claim.run.worker, handler.function, positional, arguments)
             return ThreadCode(claim.run.worker, handler.function, positional, arguments)
 
     def look_after(self, now: float) -> None:

@@ -1,0 +1,263 @@
+"""What operators do at the command line, for programs: looking at runs, changing workers, replaying dead letters.
+
+All of it goes through the storage functions of the command line's verbs, so that each change is one transaction with
+its row in `audit_log`. None of it needs a node in this process; where one runs, it is woken.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import InvalidSetting
+from jobrunner.model.run import OutcomeKind
+from jobrunner.policy import definitions, switches
+from jobrunner.policy.durations import read_seconds
+from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.requests import read_request
+from jobrunner.runtime.triggers import Triggers
+from jobrunner.storage import dead_letters, operations, status
+from jobrunner.storage.history import read_history
+from jobrunner.storage.one_run import history_row, read_run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import TypeVar
+
+    from jobrunner.model.reports import HistoryRow, RunInfo
+    from jobrunner.model.worker import WorkerConfig, WorkerState
+    from jobrunner.storage.database import Database
+
+    T = TypeVar("T")
+
+API = "api"
+"""The actor of what a program does, unless it says another."""
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.02, 1.0
+
+
+class Operator(Triggers):
+    """The part of `WorkerOrchestrator` that sees runs and changes workers.
+
+    `actor` is who does it, for the audit log.
+    """
+
+    _state: str
+
+    async def get_run(self, run_id: int) -> RunInfo:
+        """Return a run, live or ended.
+
+        Raises:
+            RunNotFound: there is no such run, or its history was pruned.
+        """
+        async with self._database() as db, db.peek() as conn:
+            return await read_run(conn, run_id)
+
+    async def wait_for_run(self, run_id: int, timeout: float | timedelta | str | None = None) -> RunInfo:  # noqa: ASYNC109 - it ends no statement halfway
+        """Wait until a run has ended, and return it: with its result, or its error.
+
+        It is looked for again and again, at least once a second. `timeout` is in seconds, a `timedelta`, or text such
+        as `5m`; with None there is no end to the wait.
+
+        Raises:
+            TimeoutError: it has not ended by then.
+            RunNotFound: there is no such run, or its history was pruned.
+            InvalidSetting: `timeout` is no length of time.
+            DatabaseError: the database cannot be used any more.
+        """
+        clock = SystemClock()  # what people wait is real time, whatever the node's clock
+        seconds = None if timeout is None else _seconds("timeout", timeout)
+        began, pause = clock.monotonic(), _FIRST_LOOK_SECONDS
+        while True:
+            run = await self.get_run(run_id)
+            if run.has_ended:
+                return run
+            left = pause if seconds is None else seconds - (clock.monotonic() - began)
+            if left <= 0:
+                raise TimeoutError(f"run {run_id} of {run.worker} is still {run.state} after {seconds:g} s")
+            await clock.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
+
+    async def history(
+        self,
+        worker: str | None = None,
+        *,
+        outcome: str | None = None,
+        since: datetime | timedelta | None = None,
+        run_id: int | None = None,
+        limit: int = 50,
+        before: HistoryRow | None = None,
+    ) -> list[HistoryRow]:
+        """Return what ended, the newest first, at most `limit` rows; of one worker, outcome or run, if given.
+
+        `since` is an aware time, or so long ago. For the next page, give the last row of this one as `before`.
+
+        Raises:
+            WorkerNotFound: there is no trace of a worker of that name.
+            InvalidSetting: an argument cannot be used.
+        """
+        narrowed: dict[str, Any] = {
+            "worker": worker,
+            "outcome": _outcome(outcome),
+            "since": _since(since, self._clock.now()),
+            "run_id": run_id,
+            "before": None if before is None else {"id": before.id, "finished_at": before.finished_at},
+        }
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise InvalidSetting(f"limit must be a whole number above 0, not {limit!r}")
+        async with self._database() as db, db.peek() as conn:
+            if worker is not None:
+                await status.require_trace(conn, worker)
+            return [history_row(row) for row in await read_history(conn, **narrowed, limit=limit)]
+
+    async def cancel_run(self, run_id: int, reason: str | None = None, *, actor: str = API) -> RunInfo:
+        """Cancel a run: one that waits has ended when this returns, one that runs was told to stop.
+
+        Raises:
+            RunNotFound: there is no such live run.
+        """
+
+        async def cancel(db: Database) -> RunInfo:
+            await operations.cancel(db, run_id, self._clock.now(), actor, reason)
+            async with db.peek() as conn:
+                return await read_run(conn, run_id)
+
+        return await self._change(cancel)
+
+    async def replay(self, letter_id: int, payload: dict[str, Any] | None = None, *, actor: str = API) -> int:
+        """Make a new run of a dead letter, with another `payload` if one is given, and close it; return the run's id.
+
+        Raises:
+            DeadLetterNotFound: there is no such letter.
+            Refused: it is not open any more, its worker is gone, or a waiting run has its key.
+            InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+        """
+
+        async def replay(db: Database) -> int:
+            now, edited = self._clock.now(), payload
+            if payload is not None:
+                async with db.peek() as conn:
+                    worker = (await dead_letters.read_letter(conn, letter_id))["worker"]
+                edited = read_request(worker, payload, now, self._code(worker)).payload
+            chosen = dead_letters.Chosen(ids=(letter_id,))
+            (resolved,) = (await dead_letters.replay(db, chosen, now, actor, payload=edited)).resolved
+            return int(resolved.run_id or 0)
+
+        return await self._change(replay)
+
+    async def enable_worker(self, name: str, *, actor: str = API) -> WorkerState:
+        """Enable a worker, zero its streak and close its circuit. Raises `WorkerNotFound`."""
+        return await self._change(lambda db: operations.enable(db, name, self._clock.now(), actor))
+
+    async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
+        """Disable a worker: no claim commits after this has. Raises `WorkerNotFound`."""
+        return await self._change(lambda db: operations.disable(db, name, self._clock.now(), actor, reason))
+
+    async def pause_worker(
+        self,
+        name: str,
+        duration: float | timedelta | str | None = None,
+        *,
+        until: datetime | None = None,
+        reason: str | None = None,
+        actor: str = API,
+    ) -> WorkerState:
+        """Pause a worker for a `duration` (seconds, a `timedelta`, or text such as `2h`), or `until` an aware time.
+
+        With neither it is paused until it is resumed.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            InvalidSetting: both are given, or the pause would not end in the future.
+        """
+        now, is_length = self._clock.now(), duration is not None
+        seconds = _seconds("duration", duration) if is_length else None
+        end = switches.end_of_pause(now, seconds, None if until is None else _aware("until", until))
+        return await self._change(lambda db: operations.pause(db, name, now, actor, end, reason, is_length=is_length))
+
+    async def resume_worker(self, name: str, *, actor: str = API) -> WorkerState:
+        """End a worker's pause now. Raises `WorkerNotFound`."""
+        return await self._change(lambda db: operations.resume(db, name, self._clock.now(), actor))
+
+    async def set_override(self, name: str, *, actor: str = API, **values: Any) -> WorkerConfig:
+        """Lay values over a worker's definition, which no deploy undoes; return the definition that holds now.
+
+        The names are those of `jobrunner admin set`, such as `interval_seconds`; lengths of time may also be a
+        `timedelta` or text such as `5m`.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            InvalidWorker: a field cannot be set, or the result does not hold together; nothing was changed.
+        """
+        plain = {field: _plain(name, field, value) for field, value in values.items()}
+        return await self._change(lambda db: operations.set_values(db, name, plain, self._clock.now(), actor))
+
+    async def unset_override(self, name: str, *fields: str, actor: str = API) -> WorkerConfig:
+        """Take overrides away, so that what the code says holds again; return the definition that holds now.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            Refused: one of the fields has no override; nothing was changed.
+            InvalidWorker: a field cannot be set at all.
+        """
+        distinct = list(dict.fromkeys(fields))
+        return await self._change(lambda db: operations.unset_values(db, name, distinct, self._clock.now(), actor))
+
+    async def get_status(self) -> dict[str, Any]:
+        """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""
+        async with self._database() as db, db.peek() as conn:
+            rows = await status.read_status(conn)
+        running = [] if self._node is None else sorted(attempt.claim.run.worker for attempt in self._node.held.values())
+        states = {
+            row["name"]: {
+                "enabled": bool(row["is_enabled"]),
+                "running": bool(row["is_running"]),
+                "failures": row["consecutive_failures"],
+                "last_run": row["last_run_at"],
+                "last_error": row["last_error"],
+            }
+            for row in rows
+        }
+        return {"state": self._state, "workers": len(states), "running": running, "worker_states": states}
+
+    async def _change(self, change: Callable[[Database], Awaitable[T]]) -> T:
+        async with self._database() as db:
+            changed = await change(db)
+        if self._node is not None:
+            self._node.wake()
+        return changed
+
+
+def _plain(worker: str, field: str, value: Any) -> Any:
+    """Return a value as a definition's document holds it."""
+    if field == "priority":
+        return int(definitions.parse_priority(worker, value))
+    if field.endswith("_seconds") and isinstance(value, str | timedelta):
+        return _seconds(field, value)
+    return str(value) if isinstance(value, Enum) else value
+
+
+def _seconds(name: str, value: object) -> float:
+    try:
+        seconds = read_seconds(value)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{name}: {error}") from None
+    if not 0 <= seconds <= definitions.LONGEST_SECONDS:
+        raise InvalidSetting(f"{name}: {seconds:g} s is not between 0 seconds and 100 years")
+    return seconds
+
+
+def _outcome(given: str | None) -> str | None:
+    if given is not None and given not in list(OutcomeKind):
+        raise InvalidSetting(f"outcome {given!r} is none of {', '.join(OutcomeKind)}")
+    return given
+
+
+def _since(given: datetime | timedelta | None, now: datetime) -> datetime | None:
+    return now - given if isinstance(given, timedelta) else None if given is None else _aware("since", given)
+
+
+def _aware(name: str, moment: datetime) -> datetime:
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidSetting(f"{name} must be an aware time, not {moment!r}; add a time zone")
+    return moment
