@@ -228,7 +228,8 @@ def show(ctx: typer.Context, worker: WorkerName, as_json: AsJson = False, databa
         async with db.read() as conn:
             return await read_worker(conn, worker)
 
-    show_one(context.with_database(ctx, database_url, read), as_json=as_json)
+    found = context.with_database(ctx, database_url, read)
+    show_one(found, as_json=as_json, timezone=found["timezone"])
 
 
 @app.command("nodes")

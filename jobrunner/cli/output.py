@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 _NARROWEST = 20
 
 
+@dataclass(frozen=True, slots=True)
+class InZone:
+    """A time that a table shows in UTC and, beside it, in a zone of its own."""
+
+    moment: datetime
+    timezone: str
+
+
+def in_zone(moment: datetime | None, timezone: str) -> InZone | None:
+    """Return a time as a table shows it for a worker of that zone."""
+    return None if moment is None else InZone(moment, timezone)
+
+
 def priority(importance: int) -> Column:
     """Return the column of a priority: its name, where JSON has the number."""
     return Column("priority", "priority", lambda row: show_field("priority", row["priority"]), importance)
@@ -54,8 +67,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
         _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
 
 
-def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below."""
+def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") -> None:
+    """Print one thing: a JSON object, or a line for each field that has a value; long texts follow below.
+
+    Beside each time is that of `timezone`, if it is another than UTC.
+    """
     if as_json:
         show_json(dict(row))
         return
@@ -67,7 +83,7 @@ def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say_folded(show_value(value), f"{key:<{width}}  ")
+            say_folded(show_value(value, timezone), f"{key:<{width}}  ")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():
@@ -190,14 +206,14 @@ def _encoding() -> str:
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
-def show_value(value: Any) -> str:
-    """Show a value in a table's cell."""
+def show_value(value: Any, timezone: str = "UTC") -> str:
+    """Show a value in a table's cell; of a time also that in `timezone`."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return show_moment(value)
+        return show_moment(value, timezone)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):
@@ -245,13 +261,15 @@ def _escaped(character: str) -> str:
     )
 
 
-def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime], str]) -> list[str]:
+def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime, str], str]) -> list[str]:
     return [_cell(column, value, show) for column, value in zip(shown, values, strict=True)]
 
 
-def _cell(column: Column, value: Any, show: Callable[[datetime], str]) -> str:
+def _cell(column: Column, value: Any, show: Callable[[datetime, str], str]) -> str:
+    if isinstance(value, InZone):
+        return show(value.moment, value.timezone)
     if isinstance(value, datetime):
-        return show(value)
+        return show(value, "UTC")
     text = value if isinstance(value, str) else show_value(value)
     return (clean(text) if column.longest is None else short(text, column.longest)) or NOTHING
 
@@ -273,11 +291,11 @@ def _draw(shown: Sequence[Column], values: Sequence[Sequence[Any]]) -> None:
     from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
     now = context.now()
-    cells = [_cells(shown, row, lambda moment: short_time(moment, now)) for row in values]
+    cells = [_cells(shown, row, lambda moment, timezone: short_time(moment, now, timezone)) for row in values]
     paint = plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
     for line in lay_out(shown, cells, _columns(), cell_len, paint):
         say(line)
-    if any(isinstance(value, datetime) for row in values for value in row):
+    if any(isinstance(value, datetime | InZone) for row in values for value in row):
         say(paint(None, "times are UTC"))
 
 

@@ -15,6 +15,7 @@ from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
     Listing,
+    in_zone,
     priority,
     say,
     say_folded,
@@ -25,13 +26,13 @@ from jobrunner.cli.output import (
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
-from jobrunner.policy.gates import PROBE_PASSES, why_switched_off
 from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage import explain as explaining
 from jobrunner.storage import status as reading
 from jobrunner.storage.dead_letters import OpenLetters, count_open
 from jobrunner.storage.pages import run_pages, upcoming_pages
+from jobrunner.storage.standing import read_standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -65,17 +66,6 @@ def show_switch(row: Mapping[str, Any], now: datetime) -> str:
     return "paused" if paused_until is not None and paused_until > now else "enabled"
 
 
-def _why(row: Mapping[str, Any], now: datetime) -> str:
-    """Say why it does not start, in the gates' own words; else how its last run failed."""
-    state = reading.state_in(row)
-    if state is None:
-        return "it has no state; `jobrunner db verify` tells more"
-    why = why_switched_off(state, now)
-    if why is None and not state.is_enabled:
-        return PROBE_PASSES
-    return why or (state.last_error or "" if state.last_run_outcome not in (None, "succeeded") else "")
-
-
 def _progress(told: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(map(show_progress, told))
 
@@ -95,13 +85,13 @@ def status(
         db: Database,
     ) -> tuple[list[dict[str, Any]], tuple[int, OpenLetters], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
-            rows = await reading.read_status(conn, worker)
+            rows = await read_standing(conn, db.dialect, context.now(), worker)
             counts = await reading.count_live_nodes(conn), await count_open(conn)
             return rows, counts, await reading.read_progress(conn)
 
     rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
     if worker is not None:
-        show_one(rows[0], as_json=as_json)
+        show_one(rows[0], as_json=as_json, timezone=rows[0]["timezone"])
         return
     now = context.now()
     shown = [
@@ -110,12 +100,12 @@ def status(
         Column("state", "state", lambda row: show_switch(row, now)),
         *columns("running_runs", running_runs="running", importance=5),
         *columns("pending_runs", pending_runs="waiting", importance=6),
-        *columns("next_run_at", next_run_at="next run", importance=8),
-        *columns("last_run_at", last_run_at="last run", importance=4),
+        Column("next_at", "next run", lambda row: in_zone(row["next_at"], row["timezone"]), importance=8),
+        Column("last_run_at", "last run", lambda row: in_zone(row["last_run_at"], row["timezone"]), importance=4),
         *columns("last_run_outcome", last_run_outcome="last", importance=7),
         *columns("consecutive_failures", consecutive_failures="streak", importance=3),
         Column("name", "progress", lambda row: _progress(told.get(row["name"], [])), longest=200),
-        Column("why", "why", lambda row: _why(row, now), longest=WHOLE),
+        Column("why", "why", longest=WHOLE),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
     if not as_json:
@@ -189,7 +179,11 @@ def explain(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show every gate a worker's run must pass, open or shut, and why."""
+    """Show every gate a worker's run must pass, open or shut, and why.
+
+    The run is the one that would start first, also if it waits for its time. What matters most is said first: what
+    stays shut until somebody does something, then what opens by itself.
+    """
 
     async def read(db: Database) -> dict[str, Any]:
         return await explaining.explain(db, worker, context.now())
@@ -203,8 +197,7 @@ def explain(
     if found["starts"]:
         say_folded(f"{worker}: {what} can start now, on node {found['node_id'][:8]}")
     else:
-        shut = next(gate for gate in found["gates"] if not gate["open"])
-        say_folded(f"{worker}: {what} does not start now: {show_value(shut['reason'])}")
+        say_folded(f"{worker}: {what} does not start now: {show_value(found['why'])}")
     say("")
     shown = [
         *columns("gate"),

@@ -15,12 +15,13 @@ from jobrunner.cli.output import clean, note, say, show_document, show_json
 from jobrunner.cli.watching import Heard, show_end, show_progress
 from jobrunner.errors import DatabaseError, Refused, UsageError
 from jobrunner.policy.definitions import check_key
+from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.dead_letters import find_letter
 from jobrunner.storage.enqueue import Request, enqueue, same_key
 from jobrunner.storage.explain import why_waits
 from jobrunner.storage.history import read_history
-from jobrunner.storage.status import read_live
+from jobrunner.storage.status import read_due_time, read_live
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -82,6 +83,7 @@ def trigger(
         elif not wait:
             show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
         if is_new or wait:
+            await _note_when_it_is_due(db, run_id)
             await _note_why_it_waits(db, request.worker, run_id)
         if not wait:
             return None
@@ -129,6 +131,15 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
             known = (await conn.execute(same_key(request))).scalars().first()
         run_id = await enqueue(conn, db.dialect, request, now)
         return run_id, run_id != known
+
+
+async def _note_when_it_is_due(db: Database, run_id: int) -> None:
+    """Say for when the run waits, if it is one for later; who may only trigger is told nothing."""
+    with suppress(DatabaseError):
+        async with db.peek() as conn:
+            due_at, timezone = await read_due_time(conn, run_id) or (context.now(), "UTC")
+        if due_at > context.now():
+            note(f"run {run_id} is due at {show_time(due_at, timezone)}")
 
 
 async def _note_why_it_waits(db: Database, worker: str, run_id: int) -> None:

@@ -61,6 +61,22 @@ class Candidate:
         return (-self.priority, self.due_at, 2**63 if self.id is None else self.id, self.worker)
 
 
+MOST_LATER = 100
+"""So many runs that wait for their time are counted of a worker; beyond it is said that there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What of a worker waits for its time: the first runs in the order of time, and how many there are in all.
+
+    `count` is at most `MOST_LATER` + 1. `errors` says of the runs that have been tried how the last attempt failed.
+    """
+
+    first: tuple[Candidate, ...]
+    count: int
+    errors: Mapping[int, str]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
     """All the gates need to know of one worker."""
@@ -76,6 +92,7 @@ class WorkerFacts:
     scheduled_run: int | None = None  # the live run that came from the schedule or loop
     revision: int = 0  # of the definition; every change of it raises the number
     problem: str | None = None  # what of its rows cannot be read or used; nothing of it starts meanwhile
+    later: Later | None = None  # what waits for its time: read for those who ask why, never for a tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +116,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One gate judged for one candidate. `is_forced` marks a gate that only `--force` opens."""
+    """One gate judged for one candidate.
+
+    `is_forced` marks a gate that only `--force` opens, `is_lasting` one that stays shut until somebody does something.
+    """
 
     gate: Gate
     is_open: bool
     reason: str
     is_forced: bool = False
+    is_lasting: bool = False

@@ -1,4 +1,4 @@
-"""What may start, and why not: the one table of gates that the tick and `explain` both read.
+"""What may start, and why not: the one table of gates that the tick and `explain` (`policy.verdicts`) both read.
 
 A run starts when every gate is open. `GATES` lists them in order; each is a function of the facts and a candidate
 that returns None when open and a sentence when shut. `decide_starts` walks the candidates of all workers in starting
@@ -14,15 +14,14 @@ way does not stop others in turn, which keeps the waiting local.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
+from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Facts, Gate, Start, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.missed import show_end_of_pause
-from jobrunner.policy.schedule import schedule_problem
-from jobrunner.policy.words import show_time
+from jobrunner.policy.missed import show_end_of_pause, why_disabled
+from jobrunner.policy.words import first_line, show_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,16 +87,20 @@ def _lets_a_probe_through(state: WorkerState, now: datetime) -> bool:
 
 
 def _enabled(view: View, candidate: Candidate) -> str | None:
+    worker = view.worker(candidate.worker)
+    if worker.state.is_enabled:
+        return None
     is_probing = candidate.worker in view.probing
-    return _why_disabled(view.worker(candidate.worker).state, view.facts.now, candidate.id, is_probing=is_probing)
+    return _why_disabled(worker, view.facts.now, candidate.id, is_probing=is_probing)
 
 
-def _why_disabled(state: WorkerState, now: datetime, run_id: int | None, *, is_probing: bool = False) -> str | None:
+def _why_disabled(worker: WorkerFacts, now: datetime, run_id: int | None, *, is_probing: bool = False) -> str | None:
+    state = worker.state
     if state.is_enabled:
         return None
+    reason = why_disabled(state)
     if state.disabled_by != "circuit":
-        return f"disabled by operator: {state.disabled_reason or 'no reason given'}"
-    reason = f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
+        return reason
     if state.circuit_state is CircuitState.HALF_OPEN:
         is_probe = run_id is not None and run_id == state.probe_run_id
         return None if is_probe else f"{reason}; only its probe, run {state.probe_run_id}, may start"
@@ -107,39 +110,73 @@ def _why_disabled(state: WorkerState, now: datetime, run_id: int | None, *, is_p
         return None
     if state.probe_at is None:
         return f"{reason}; `jobrunner admin enable {state.worker}` closes it"
-    return f"{reason}; a probe may start at {show_time(state.probe_at)}"
+    return f"{reason}; a probe may start at {show_time(state.probe_at, worker.config.timezone)}"
 
 
 def _paused(view: View, candidate: Candidate) -> str | None:
-    return _why_paused(view.worker(candidate.worker).state, view.facts.now)
+    return _why_paused(view.worker(candidate.worker), view.facts.now)
 
 
-def _why_paused(state: WorkerState, now: datetime) -> str | None:
+def _why_paused(worker: WorkerFacts, now: datetime) -> str | None:
+    state = worker.state
     if state.paused_until is None or state.paused_until <= now:
         return None
-    said = f"paused {show_end_of_pause(state.paused_until)}"
+    said = f"paused {show_end_of_pause(state.paused_until, worker.config.timezone)}"
     return f"{said}: {state.paused_reason}" if state.paused_reason else said
 
 
-def why_switched_off(state: WorkerState, now: datetime) -> str | None:
+def why_switched_off(worker: WorkerFacts, now: datetime) -> str | None:
     """Say why a worker's switches stop its next run: what the gates ENABLED and PAUSED say; None if they are open."""
-    return _why_disabled(state, now, None) or _why_paused(state, now)
+    return _why_disabled(worker, now, None) or _why_paused(worker, now)
 
 
 def _due(view: View, candidate: Candidate) -> str | None:
-    if candidate.due_at > view.facts.now:
-        return f"not due until {show_time(candidate.due_at)}"
     worker = view.worker(candidate.worker)
+    if candidate.due_at > view.facts.now:
+        return _not_due(worker, candidate)
     if candidate.id is None and worker.scheduled_run is not None:
         return f"its schedule's run {worker.scheduled_run} has not ended"
     return None
 
 
+def _not_due(worker: WorkerFacts, candidate: Candidate) -> str:
+    """Say for when the candidate waits, what of it failed last, and how many more runs wait for their time."""
+    said = f"not due until {show_time(candidate.due_at, worker.config.timezone)}"
+    waiting = worker.later.count if worker.later is not None else 0
+    if candidate.id is not None:
+        waiting -= 1  # the others
+        said += f": run {candidate.id}"
+        if candidate.attempt > 1:
+            said += f", attempt {candidate.attempt}"
+        error = worker.later and worker.later.errors.get(candidate.id)
+        if error:
+            said += f": {first_line(error)}"
+    if waiting <= 0:
+        return said
+    number = f"at least {MOST_LATER}" if waiting >= MOST_LATER else str(waiting)
+    return f"{said}; {number} more wait{'s' if waiting == 1 else ''}"
+
+
+def why_retried(worker: WorkerFacts, now: datetime) -> str | None:
+    """Say in a few words that the worker's next run is a retry, for when and why; None if it is none."""
+    run = worker.later.first[0] if worker.later is not None and worker.later.first else None
+    if run is None or worker.later is None or run.attempt == 1:
+        return None
+    error = worker.later.errors.get(run.id or 0)
+    said = f"attempt {run.attempt} at {show_time(run.due_at, worker.config.timezone, today=now)}"
+    return f"{said}: {first_line(error)}" if error else said
+
+
 def _handler(view: View, candidate: Candidate) -> str | None:
     worker = view.worker(candidate.worker)
     if worker.problem is not None:
-        return f"set aside: {worker.problem}"
+        return show_problem(worker.problem)
     return None if worker.has_handler else "no live node has the handler"
+
+
+def show_problem(problem: str) -> str:
+    """Say that nothing of a worker starts because of what its rows hold."""
+    return f"set aside: {problem}"
 
 
 def _max_running(view: View, candidate: Candidate) -> str | None:
@@ -147,28 +184,41 @@ def _max_running(view: View, candidate: Candidate) -> str | None:
     limit, active = worker.config.max_running, view.active[candidate.worker]
     if active < limit:
         return None
-    return f"{active} of {limit} running: {_show_active(worker.active) or 'about to start'}"
+    shown = show_active(worker.active, worker.config.timezone)
+    return f"{active} of {limit} running: {shown or 'about to start'}"
 
 
 def _dependencies(view: View, candidate: Candidate) -> str | None:
     worker = view.worker(candidate.worker)
-    for edge in worker.config.depends_on:
+    edges = worker.config.depends_on
+    if len(edges) > 1:
+        edges = tuple(sorted(edges, key=lambda edge: not stays_unmet(view.worker(edge.depends_on))))
+    for edge in edges:
         reason = _unmet(view, worker, edge, candidate)
         if reason is not None:
             return f"waits for {edge.depends_on}: {reason}"
     return None
 
 
+def stays_unmet(other: WorkerFacts) -> bool:
+    """Say whether who depends on `other` waits until something is done about it: it is disabled, or has failed."""
+    if not other.state.is_enabled:
+        return True
+    has_failed = other.state.last_run_outcome not in {None, OutcomeKind.SUCCEEDED}
+    return has_failed and other.waiting_retry is None
+
+
 def _unmet(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candidate) -> str | None:
     """Say why `edge` is not met, or None. Idle is judged last, so that the lasting reason is said first."""
     other = view.worker(edge.depends_on)
-    reason = _last_run_unmet(other) or _stale(view, worker, edge, candidate)
+    timezone = worker.config.timezone
+    reason = _last_run_unmet(other, timezone) or _stale(view, worker, edge, candidate)
     if not other.state.is_enabled:
         is_disabled = f"it is disabled ({other.state.disabled_reason or 'no reason given'})"
         return is_disabled if reason is None else f"{reason}, and {is_disabled}"
     if reason is None and view.active[edge.depends_on] > 0:
-        return f"it is running ({_show_active(other.active)})" if other.active else "it is about to start"
-    reason = reason or _retry_waits(other)
+        return f"it is running ({show_active(other.active, timezone)})" if other.active else "it is about to start"
+    reason = reason or _retry_waits(other, timezone)
     if reason is not None:
         return reason
     if could_start(view, edge.depends_on):
@@ -176,24 +226,24 @@ def _unmet(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candida
     return None
 
 
-def _retry_waits(other: WorkerFacts) -> str | None:
-    return None if other.waiting_retry is None else f"its run is to be retried at {show_time(other.waiting_retry)}"
+def _retry_waits(other: WorkerFacts, timezone: str) -> str | None:
+    retry = other.waiting_retry
+    return None if retry is None else f"its run is to be retried at {show_time(retry, timezone)}"
 
 
-def _last_run_unmet(other: WorkerFacts) -> str | None:
+def _last_run_unmet(other: WorkerFacts, timezone: str) -> str | None:
     outcome = other.state.last_run_outcome
     if outcome == OutcomeKind.SUCCEEDED:
         return None
     if other.waiting_retry is not None:
-        return _retry_waits(other)
-    if outcome is None:
-        return f"it has not succeeded yet{_next_try(other)}"
-    return f"its last run {outcome.replace('_', ' ')}{_next_try(other)}"
-
-
-def _next_try(other: WorkerFacts) -> str:
+        return _retry_waits(other, timezone)
     next_run_at = other.state.next_run_at
-    return "" if next_run_at is None else f", next try {show_time(next_run_at)}"
+    next_try = "" if next_run_at is None else f", next try {show_time(next_run_at, timezone)}"
+    return f"it has not succeeded yet{next_try}" if outcome is None else f"its last run {_said(outcome)}{next_try}"
+
+
+def _said(outcome: str) -> str:
+    return outcome.replace("_", " ")
 
 
 def _stale(view: View, worker: WorkerFacts, edge: Dependency, candidate: Candidate) -> str | None:
@@ -214,11 +264,12 @@ def _blocks(view: View, candidate: Candidate) -> str | None:
     worker = view.worker(candidate.worker)
     for name in worker.counterparts:
         if view.active[name] > 0:
-            held = _show_active(view.worker(name).active)
+            held = show_active(view.worker(name).active, worker.config.timezone)
             return f"blocked by {name}, {held}" if held else f"blocked by {name}, which is about to start"
     holder = view.held_by.get(candidate.worker)
     if holder is not None:
-        return f"lets {holder.worker} go first: it has waited since {show_time(holder.due_at)}"
+        since = show_time(holder.due_at, worker.config.timezone)
+        return f"lets {holder.worker} go first: it has waited since {since}"
     return None
 
 
@@ -239,7 +290,6 @@ GATES: tuple[tuple[Gate, Callable[[View, Candidate], str | None]], ...] = (
 OPENED_BY_FORCE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES})
 PROBE_PASSES = "the circuit lets its probe through"
 _NO_SLOT = frozenset({Gate.SLOT})
-_KNOWN_BEFORE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.HANDLER})
 _ELSEWHERE = frozenset({Gate.SLOT, Gate.HANDLER})
 
 
@@ -285,16 +335,23 @@ def candidates_of(worker: WorkerFacts) -> Iterator[Candidate]:
 
 def decide_starts(facts: Facts) -> list[Start]:
     """Decide what this node starts now, in starting order. Pure: the same facts give the same starts."""
-    return list(_walk(View.of(facts)))
+    return list(walk(View.of(facts)))
 
 
-def _walk(view: View, until: Candidate | None = None) -> Iterator[Start]:
-    """Decide the due candidates in starting order; stop at the place of `until`, or when no slot is left."""
+def walk(
+    view: View, until: Candidate | None = None, look: Callable[[Candidate], None] | None = None
+) -> Iterator[Start]:
+    """Decide the due candidates in starting order; stop at the place of `until`, or when no slot is left.
+
+    `look` is called with each candidate before it is decided.
+    """
     now = view.facts.now
     due = [c for worker in view.facts.workers.values() for c in candidates_of(worker) if c.due_at <= now]
     for candidate in sorted(due, key=lambda candidate: candidate.order):
         if until is not None and candidate.order >= until.order:
             return
+        if look is not None:
+            look(candidate)
         shut = first_shut(view, candidate)
         if shut is None:
             yield view.start(candidate)
@@ -313,83 +370,9 @@ def _is_only_blocked(view: View, candidate: Candidate, shut: Gate) -> bool:
     return shut is Gate.BLOCKS
 
 
-def explain(facts: Facts, name: str) -> tuple[Candidate | None, list[Verdict]]:
-    """Judge every gate for the run of `name` that would start first; with none waiting, for the worker itself.
-
-    The candidate is judged in its place among all others, so a counterpart that comes first is seen. The result is
-    all open exactly when `decide_starts` on the same facts starts that candidate, given a slot for each before it.
-    """
-    view = View.of(facts)
-    mine = sorted(candidates_of(facts.workers[name]), key=lambda candidate: candidate.order)
-    chosen = _choose(facts, mine)
-    if chosen is not None:
-        for _ in _walk(view, until=chosen):
-            pass
-    return chosen, _verdicts(view, name, chosen)
-
-
-def first_shut_of(facts: Facts, candidate: Candidate) -> Verdict | None:
-    """Return the first gate that is shut for this very run, as `explain` would show it; None if all are open.
-
-    A run for later is judged at its time, by the gates that do not depend on what runs then.
-    """
-    if candidate.due_at > facts.now:
-        view = View.of(replace(facts, now=candidate.due_at))
-        verdicts = [v for v in _verdicts(view, candidate.worker, candidate) if v.gate in _KNOWN_BEFORE]
-    else:
-        view = View.of(facts)
-        for _ in _walk(view, until=candidate):
-            pass
-        verdicts = _verdicts(view, candidate.worker, candidate)
-    return next((verdict for verdict in verdicts if not verdict.is_open), None)
-
-
-def _choose(facts: Facts, mine: list[Candidate]) -> Candidate | None:
-    """Choose whom to explain: what the next pass starts, else the first that is due, else the first to be."""
-    starting = {(start.worker, start.run_id) for start in decide_starts(facts)}
-    for candidate in mine:
-        if (candidate.worker, candidate.id) in starting:
-            return candidate
-    due = [candidate for candidate in mine if candidate.due_at <= facts.now]
-    return due[0] if due else min(mine, key=lambda candidate: candidate.due_at, default=None)
-
-
-def _verdicts(view: View, name: str, chosen: Candidate | None) -> list[Verdict]:
-    # With nothing waiting and no schedule, the other gates are judged for a run that would be due now.
-    candidate = chosen or Candidate(name, None, int(view.worker(name).config.priority), view.facts.now)
-    verdicts = []
-    for gate, judge in GATES:
-        reason = judge(view, candidate)
-        if gate is Gate.DUE and chosen is None:
-            reason = schedule_problem(view.worker(name).config) or "nothing is waiting: no trigger, and no next time"
-        if reason is None:
-            verdicts.append(Verdict(gate, is_open=True, reason=_open_reason(view, gate, candidate)))
-        elif candidate.is_forced and gate in OPENED_BY_FORCE:
-            verdicts.append(Verdict(gate, is_open=True, reason=f"forced, although {reason}", is_forced=True))
-        else:
-            verdicts.append(Verdict(gate, is_open=False, reason=reason))
-    return verdicts
-
-
-def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
-    worker = view.worker(candidate.worker)
-    what = "its schedule" if candidate.id is None else f"run {candidate.id}"
-    texts = {
-        Gate.ENABLED: "enabled" if worker.state.is_enabled else PROBE_PASSES,
-        Gate.PAUSED: "not paused",
-        Gate.DUE: f"{what} is due since {show_time(candidate.due_at)}",
-        Gate.HANDLER: "a live node has the handler",
-        Gate.MAX_RUNNING: f"{view.active[candidate.worker]} of {worker.config.max_running} running",
-        Gate.DEPENDENCIES: "met: " + ", ".join(edge.depends_on for edge in worker.config.depends_on)
-        if worker.config.depends_on
-        else "it has none",
-        Gate.BLOCKS: "none of its counterparts is running" if worker.counterparts else "it has none",
-        Gate.SLOT: "a slot is free",
-    }
-    return texts[gate]
-
-
-def _show_active(active: tuple[ActiveRun, ...]) -> str:
-    shown = [f"run {run.id} on node {run.node_id[:8]}, since {show_time(run.started_at)}" for run in active[:3]]
+def show_active(active: tuple[ActiveRun, ...], timezone: str) -> str:
+    """Show the first of a worker's active runs: which, where and since when."""
+    since = [show_time(run.started_at, timezone) for run in active[:3]]
+    shown = [f"run {run.id} on node {run.node_id[:8]}, since {at}" for run, at in zip(active, since, strict=False)]
     more = len(active) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

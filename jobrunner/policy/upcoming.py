@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from jobrunner.model.facts import WorkerFacts
 from jobrunner.model.schedule import CronSchedule
 from jobrunner.policy import cron
 from jobrunner.policy import schedule as schedules
@@ -49,7 +50,7 @@ def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, 
         schedule = schedules.usable_schedule(config)
         if schedule is None:
             continue
-        obstacle = why_switched_off(state, now)
+        obstacle = why_switched_off(WorkerFacts(config, state), now)
         if state.next_run_at is None:
             standing.append(Upcoming(config.name, None, config.timezone, obstacle or "its next time is not set"))
         else:

@@ -1,11 +1,15 @@
-"""Numbers and times in sentences."""
+"""Numbers, times and errors in sentences."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from jobrunner.policy.zones import zone_or_utc
+
 _FAR_DAYS = 180  # from here on a date is said with its year
+_LONGEST_ERROR = 200
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -13,21 +17,46 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
-def show_time(moment: datetime) -> str:
-    """Return `2026-03-02 12:01:00 UTC`: a time to the second, always with its zone."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+def show_time(moment: datetime, timezone: str = "UTC", *, today: datetime | None = None) -> str:
+    """Return `2026-03-02 12:01:00 UTC`: a time to the second, always with its zone.
+
+    Of another `timezone` its own time is added, `2026-03-02 12:01:00 UTC (13:01:00 CET)`, with its date where that is
+    another. The date is left out if it is that of `today`.
+    """
+    moment = moment.astimezone(UTC)
+    is_today = today is not None and moment.date() == today.astimezone(UTC).date()
+    shown = f"{moment:%H:%M:%S} UTC" if is_today else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    local = _local(moment, timezone)
+    if local is None:
+        return shown
+    day = "" if local.date() == moment.date() else f"{local:%Y-%m-%d} "
+    return f"{shown} ({day}{local:%H:%M:%S %Z})"
 
 
-def show_moment(moment: datetime) -> str:
+def _local(moment: datetime, timezone: str) -> datetime | None:
+    """Return the time that the clocks of a zone show; None where that is UTC."""
+    if timezone == "UTC":
+        return None
+    with suppress(OverflowError):  # the last hours of the year 9999 have no other zone
+        local = moment.astimezone(zone_or_utc(timezone))
+        return None if local.tzname() == "UTC" else local
+    return None
+
+
+def show_moment(moment: datetime, timezone: str = "UTC") -> str:
     """Return a time as `show_time` does; one of a zone of its own as the clocks there show it, with the zone."""
-    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if isinstance(moment.tzinfo, ZoneInfo) else show_time(moment)
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if isinstance(moment.tzinfo, ZoneInfo) else show_time(moment, timezone)
 
 
-def short_time(moment: datetime, now: datetime) -> str:
+def short_time(moment: datetime, now: datetime, timezone: str = "UTC") -> str:
     """Return a time that takes little room: `15:04:05` if it is today, else `11-26 15:04`, or `2025-11-26 15:04`.
 
-    It is UTC and does not say so; only a time of a zone of its own says which: `16:04:05 CET`.
+    It is UTC and does not say so; only a time of a zone of its own says which: `16:04:05 CET`. Of another `timezone`
+    its own time is added: `15:04:05 (16:04:05 CET)`.
     """
+    local = _local(moment, timezone)
+    if local is not None:
+        return f"{short_time(moment, now)} ({short_time(local, now)})"
     is_local = isinstance(moment.tzinfo, ZoneInfo)
     there = moment if is_local else moment.astimezone(UTC)
     days = (there.date() - now.astimezone(there.tzinfo).date()).days
@@ -35,3 +64,9 @@ def short_time(moment: datetime, now: datetime) -> str:
     if abs(days) >= _FAR_DAYS:
         shown = f"{there:%Y-%m-%d %H:%M}"
     return f"{shown} {there:%Z}" if is_local else shown
+
+
+def first_line(text: str) -> str:
+    """Return the first line of what an error says, cut where it is too long for a sentence."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 3]}..."

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobrunner.policy.words import show_time
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from jobrunner.storage.finishes import Finished
+    from collections.abc import Sequence
+
+    from jobrunner.storage.finishes import Ended, Finished
 
 
-def tell_ends(events: e.Events, finished: Finished) -> None:
-    """Emit an event for each end that was written, and for each circuit that this opened."""
+def tell_ends(events: e.Events, finished: Finished, batch: Sequence[Ended] = ()) -> None:
+    """Emit an event for each end that was written, and for each circuit that this opened.
+
+    `batch` holds the ends as they were handed over: with the time zones of their workers.
+    """
+    zones = {item.run.claim_key: item.rules.timezone for item in batch if item.rules is not None}
     for run, decided in finished.written:
-        retry_at = None if decided.retry is None else show_time(decided.retry.due_at)
+        retry_at = None if decided.retry is None else decided.retry.due_at
         ends_run = None if decided.ends_run is None else str(decided.ends_run)
-        events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at))
+        events.emit(e.RunEnded(run, decided.outcome, ends_run, retry_at, zones.get(run.claim_key, "UTC")))
         if any(audit.action == "trip" for audit in decided.audits):
             events.emit(e.CircuitOpened(decided.state))

@@ -23,7 +23,7 @@ from jobrunner.storage.flow import is_sure
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.outage import Outage
@@ -118,7 +118,7 @@ class Recorder:
             finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
             for item in batch:
                 self._put_off.pop(item.run.claim_key, None)
-            self._tell(finished)
+            self._tell(finished, batch)
             await self._offer(finished)
         except DatabaseGone:
             return  # there is nowhere to write it; the node leaves
@@ -159,8 +159,8 @@ class Recorder:
                 async with self._db.write() as conn:
                     await wakeups.notify(self._db, conn)
 
-    def _tell(self, finished: Finished) -> None:
-        tell_ends(self._events, finished)
+    def _tell(self, finished: Finished, batch: Sequence[Ended] = ()) -> None:
+        tell_ends(self._events, finished, batch)
         for run in finished.stale:
             self._events.emit(e.RunTakenAway(run))
 

@@ -75,9 +75,18 @@ class Dialect(Protocol):
         """As `kind`, the first `most` runs by `order` of each of `names` that meet `conditions`."""
 
     def first_waiting(
-        self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]
+        self,
+        parameter: str,
+        limit: Any,
+        priorities: Sequence[int],
+        columns: Sequence[sa.Column[Any]],
+        *,
+        is_due: bool | None = True,
     ) -> sa.Select[Any]:
-        """The first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
+        """The first `limit` waiting runs of each named worker and priority, as kind 'w'.
+
+        Of those that are due, with `is_due` False of those that are not yet, and with None of all.
+        """
 
     def is_unique_violation(self, exc: BaseException) -> bool:
         """Did a UNIQUE or primary key constraint refuse the row?"""

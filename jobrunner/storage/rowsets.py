@@ -49,8 +49,9 @@ def same(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.Colu
     return sa.and_(column >= value, column <= value)
 
 
-def _is_due(runs: sa.FromClause) -> sa.ColumnElement[bool]:
-    return runs.c.due_at <= sa.bindparam("now", type_=UtcDateTime())
+def _is_due(runs: sa.FromClause, wanted: bool) -> sa.ColumnElement[bool]:
+    now = sa.bindparam("now", type_=UtcDateTime())
+    return runs.c.due_at <= now if wanted else runs.c.due_at > now
 
 
 def _extracted(row: sa.ColumnElement[Any], name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[Any]:
@@ -110,16 +111,22 @@ class SqliteRows:
         ).select_from(names.join(found, found.c.id.in_(first)))
 
     def first_waiting(
-        self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]
+        self,
+        parameter: str,
+        limit: Any,
+        priorities: Sequence[int],
+        columns: Sequence[sa.Column[Any]],
+        *,
+        is_due: bool | None = True,
     ) -> sa.Select[Any]:
-        """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
+        """Select the first `limit` waiting runs of each named worker and priority, as kind 'w'."""
         names = self.rows(parameter, name=sa.Text())
         levels = _levels(priorities)
         inner = t.runs.alias("inner_runs")
         first = (
             sa.select(inner.c.id)
             .where(sa.literal_column("inner_runs.state = 'pending'"), inner.c.worker == names.c.name)
-            .where(inner.c.priority == levels.c.p, _is_due(inner))
+            .where(inner.c.priority == levels.c.p, *([] if is_due is None else [_is_due(inner, is_due)]))
             .order_by(inner.c.due_at, inner.c.id)
             .limit(limit)
             .correlate(names, levels)
@@ -176,16 +183,22 @@ class PostgresRows:
         )
 
     def first_waiting(
-        self, parameter: str, limit: Any, priorities: Sequence[int], columns: Sequence[sa.Column[Any]]
+        self,
+        parameter: str,
+        limit: Any,
+        priorities: Sequence[int],
+        columns: Sequence[sa.Column[Any]],
+        *,
+        is_due: bool | None = True,
     ) -> sa.Select[Any]:
-        """Select the first `limit` due waiting runs of each named worker and priority, as kind 'w'."""
+        """Select the first `limit` waiting runs of each named worker and priority, as kind 'w'."""
         names = self.rows(parameter, name=sa.Text())
         levels = _levels(priorities)
         inner = t.runs.alias("inner_runs")
         first = (
             sa.select(*(inner.c[column.name] for column in columns))
             .where(sa.literal_column("inner_runs.state = 'pending'"), inner.c.worker == names.c.name)
-            .where(same(inner.c.priority, levels.c.p))
+            .where(same(inner.c.priority, levels.c.p), *([_is_due(inner, False)] if is_due is False else []))
             .order_by(inner.c.priority, inner.c.due_at, inner.c.id)
             .limit(limit)
             .lateral(f"{parameter}_first")
@@ -193,5 +206,5 @@ class PostgresRows:
         return (
             sa.select(sa.literal_column("'w'").label("kind"), *first.c)
             .select_from(names.join(levels, sa.true()).join(first, sa.true()))
-            .where(_is_due(first))
+            .where(*([_is_due(first, True)] if is_due else []))
         )

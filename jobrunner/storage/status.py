@@ -34,8 +34,6 @@ _OURS = frozenset(
         "last_ended_at",
         "paused_at",
         "reach_seconds",
-        "disabled_actor",
-        "paused_by",
         "missed_from",
     }
 )
@@ -256,3 +254,11 @@ async def read_live(conn: AsyncConnection, run_id: int) -> dict[str, Any] | None
     """Return the run's row while it waits or runs."""
     row = (await conn.execute(sa.select(t.runs).where(t.runs.c.id == run_id))).mappings().first()
     return None if row is None else dict(row)
+
+
+async def read_due_time(conn: AsyncConnection, run_id: int) -> tuple[datetime, str] | None:
+    """Return when a live run is due, and its worker's time zone."""
+    r, w = t.runs, t.workers
+    asked = sa.select(r.c.due_at, w.c.timezone).join(w, w.c.name == r.c.worker).where(r.c.id == run_id)
+    row = (await conn.execute(asked)).first()
+    return None if row is None else (row.due_at, row.timezone)

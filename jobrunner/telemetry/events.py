@@ -11,6 +11,7 @@ from jobrunner.model.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from jobrunner.model.run import Outcome, Run
     from jobrunner.model.worker import WorkerState
@@ -51,12 +52,16 @@ class RunStarted:
 
 @record
 class RunEnded:
-    """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`."""
+    """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`.
+
+    `timezone` is the worker's.
+    """
 
     run: Run
     outcome: Outcome
     ends_run: str | None
-    retry_at: str | None
+    retry_at: datetime | None
+    timezone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,10 @@ def _log_end(event: e.RunEnded) -> None:
     if why:
         named = f"{outcome.error_type}: {why}" if outcome.error_type else why
         line += f" ({named.splitlines()[0][:200]})"
-    if event.retry_at is not None and event.retry_at <= show_time(outcome.finished_at):
+    if event.retry_at is not None and event.retry_at <= outcome.finished_at:
         line += "; again as soon as may be"
     elif event.retry_at is not None:
-        line += f"; again at {event.retry_at}"
+        line += f"; again at {show_time(event.retry_at, event.timezone)}"
     elif event.ends_run not in {None, "cancelled"}:
         line += f"; {event.ends_run}, kept as a dead letter"
     logger.warning("%s", line)

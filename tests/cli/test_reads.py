@@ -232,6 +232,55 @@ def test_explain_lets_others_go_first_when_slots_are_short(cli):
     assert [name for name, gate in gates.items() if not gate["open"]] == ["slot"]
 
 
+def test_explain_names_the_run_that_waits_for_its_time(cli):
+    cli.register(triggered("berlin", timezone="Europe/Berlin"))
+    cli.join("berlin")
+    said = cli.ok("trigger", "berlin", "--at", "2099-07-01 10:00")
+    assert said.lines == ["run 1"]
+    assert said.err == "run 1 is due at 2099-07-01 10:00:00 UTC (12:00:00 CEST)\n"
+    when = "not due until 2099-07-01 10:00:00 UTC (12:00:00 CEST): run 1"
+    assert cli.ok("explain", "berlin").lines[0] == f"berlin: run 1 does not start now: {when}"
+    found, gates = gates_of(cli, "berlin")
+    assert (found["candidate"]["run_id"], found["why"], gates["due"]["reason"]) == (1, when, when)
+
+
+def test_explain_says_first_what_somebody_has_to_mend(cli):
+    cli.register(triggered("late", depends_on=("mail",)))
+    cli.join("late", "mail")
+    cli.ok("admin", "disable", "mail", "--reason", "maintenance")
+    cli.ok("trigger", "late", "--in", "1h")
+    (first, *_) = cli.ok("explain", "late").lines
+    assert first.endswith("waits for mail: it has not succeeded yet, and it is disabled (maintenance)")
+
+
+def test_status_shows_the_next_time_of_a_run_that_waits_and_its_failing_attempt(cli):
+    cli.register(triggered("berlin", timezone="Europe/Berlin"))
+    due = datetime(2099, 7, 1, 10, tzinfo=UTC)
+    cli.insert("runs", {"worker": "berlin", "due_at": due, "attempt": 2, "first_started_at": NOW})
+    cli.insert("run_history", ended(1, "berlin", outcome="failed", ends_run=None, error="smtp down"))
+    cli.ok("trigger", "mail", "--at", "2099-01-01")
+    rows = {row["name"]: row for row in cli("status", "--json").json}
+    assert rows["berlin"]["next_at"] == "2099-07-01T10:00:00.000000Z"
+    assert rows["berlin"]["why"] == "attempt 2 at 2099-07-01 10:00:00 UTC (12:00:00 CEST): smtp down"
+    assert rows["mail"]["next_at"] == "2099-01-01T00:00:00.000000Z"
+    table = {line.split()[0]: line for line in cli.ok("status").lines if line}
+    assert "2099-07-01 10:00:00 UTC (12:00:00 CEST)" in table["berlin"]
+    assert "attempt 2 at" in table["berlin"]
+    assert "2099-01-01 00:00:00 UTC" in table["mail"]
+    assert "2099-07-01 10:00:00 UTC (12:00:00 CEST)" in cli.ok("status", "berlin").out
+
+
+def test_status_says_that_no_node_runs_the_commands_that_are_due(cli):
+    cli.ok("admin", "add", "x", "--command", "true", "--interval", "1m")
+    cli.use(lambda db, conn: conn.exec_driver_sql(f"UPDATE {db.schema_prefix}worker_state SET next_run_at = {_AGO}"))
+    cli.join("fetch", "mail")
+    (line,) = [line for line in cli.ok("status").lines if line.startswith("x ")]
+    assert "a command: only nodes started with --allow-commands run it" in line
+
+
+_AGO = "'2026-03-02 12:00:00.000000'"
+
+
 def test_explain_refuses_an_unknown_worker(cli):
     cli.refused(3, "explain", "nobody")
 
@@ -260,7 +309,7 @@ def test_upcoming_of_one_worker(cli):
 def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):
     cli.ok("admin", "disable", "fetch", "--reason", "Sunday")
     (row,) = cli("upcoming", "--json").json
-    assert (row["worker"], row["due_at"], row["note"]) == ("fetch", None, "disabled by operator: Sunday")
+    assert (row["worker"], row["due_at"], row["note"]) == ("fetch", None, f"disabled by {cli.audits()[-1]['actor']}: Sunday")
     cli.ok("admin", "enable", "fetch")
     result = cli.ok("upcoming", "--limit", "5")
     assert len(result.lines) == 6

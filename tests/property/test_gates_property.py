@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from jobrunner.model.facts import Candidate, Facts, Gate, WorkerFacts
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.gates import candidates_of, decide_starts, explain, first_shut_of, why_switched_off
+from jobrunner.policy.gates import candidates_of, decide_starts, why_switched_off
+from jobrunner.policy.verdicts import explain, explain_due, headline, why_not
 from tests.support.judge import NOW, at, disabled, runs, tripped, waits, worker
 
 NAMES = "abcdef"
@@ -115,11 +116,19 @@ def test_explain_says_all_open_for_a_run_exactly_when_the_tick_starts_it(facts):
 
 @given(snapshots())
 @settings(max_examples=150)
-def test_why_a_run_waits_is_the_first_shut_gate_of_explain(facts):
+def test_why_a_run_waits_is_the_headline_of_explain(facts):
     for name in facts.workers:
         candidate, verdicts = explain(facts, name)
         if candidate is not None and candidate.due_at <= facts.now:
-            assert first_shut_of(facts, candidate) == next((v for v in verdicts if not v.is_open), None)
+            assert why_not(facts, candidate) == headline(verdicts)
+
+
+@given(snapshots())
+@settings(max_examples=150)
+def test_all_that_is_due_is_judged_in_one_pass_as_explain_judges_each(facts):
+    each = {name: explain(facts, name) for name in facts.workers}
+    due = {name: verdicts for name, (run, verdicts) in each.items() if run is not None and run.due_at <= facts.now}
+    assert explain_due(facts, facts.workers) == due
 
 
 @given(snapshots())
@@ -129,7 +138,7 @@ def test_a_run_waits_for_nothing_exactly_when_the_pass_starts_it(facts):
     for name, each in facts.workers.items():
         for candidate in candidates_of(each):
             if candidate.due_at <= facts.now:
-                assert (first_shut_of(facts, candidate) is None) == ((name, candidate.id) in starts)
+                assert (why_not(facts, candidate) is None) == ((name, candidate.id) in starts)
 
 
 @given(snapshots())
@@ -139,7 +148,7 @@ def test_why_a_worker_is_switched_off_is_what_the_gates_of_the_switches_say(fact
         alone = replace(each, waiting=(waits(name, 31),), state=replace(each.state, next_run_at=None))
         _, verdicts = explain(Facts(NOW, {**facts.workers, name: alone}, 6), name)
         shut = [v.reason for v in verdicts if v.gate in {Gate.ENABLED, Gate.PAUSED} and not v.is_open]
-        assert why_switched_off(each.state, NOW) == next(iter(shut), None)
+        assert why_switched_off(each, NOW) == next(iter(shut), None)
 
 
 @given(snapshots())

@@ -24,6 +24,7 @@ from jobrunner.storage.explain import explain
 from jobrunner.storage.finishes import Ended
 from jobrunner.storage.flows import open_flow
 from jobrunner.storage.history import read_history
+from jobrunner.storage.standing import read_standing
 from tests.support.stage import T0, Stage, scheduled, triggered
 from tests.support.touched import Meter, PostgresMeter, SqliteMeter, Touched
 
@@ -123,8 +124,11 @@ async def status_of_one(stage: Stage) -> None:
 
 
 async def status_of_all(stage: Stage) -> None:
+    later = stage.now + timedelta(hours=1)  # 600 workers are overdue
     async with stage.db.read() as conn:
-        assert len(await status.read_status(conn)) == WORKERS + 4
+        rows = await read_standing(conn, stage.db.dialect, later)
+    assert len(rows) == WORKERS + 4
+    assert sum(row["why"] is not None for row in rows) > 500
 
 
 async def live_runs(stage: Stage) -> None:
@@ -135,6 +139,12 @@ async def live_runs(stage: Stage) -> None:
 
 async def explained(stage: Stage) -> None:
     assert (await explain(stage.db, "busy", stage.now))["starts"] is False
+
+
+async def explained_later(stage: Stage) -> None:
+    """Explain a worker of which 50,000 runs wait for their time."""
+    due = (await explain(stage.db, "later", stage.now))["gates"][2]
+    assert "at least 100 more wait" in due["reason"]
 
 
 async def history_page(stage: Stage) -> None:
@@ -200,6 +210,7 @@ PIECES = {
     ),
     "live runs": Piece(live_runs, "ix_runs_due_at", 1000),
     "explain": Piece(explained, "ix_runs_pending", 1500),
+    "explain later": Piece(explained_later, "ix_runs_pending", 2000),
     "history page": Piece(history_page, "", 100, frozenset({"run_history"})),
     "history of a worker": Piece(history_of_a_worker, "ix_run_history_worker", 10_000),
     "history of an outcome": Piece(history_of_an_outcome, "ix_run_history_outcome", 500),

@@ -8,7 +8,8 @@ from typing import Any
 
 from jobrunner.model.facts import ActiveRun, Candidate, Facts, Gate, Start, Verdict, WorkerFacts
 from jobrunner.model.worker import CircuitState, Dependency, WorkerConfig, WorkerExecutionMode, WorkerState
-from jobrunner.policy.gates import decide_starts, explain
+from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.verdicts import explain
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 SUCCEEDED: dict[str, Any] = {"last_run_outcome": "succeeded", "last_success_at": NOW - timedelta(seconds=60)}

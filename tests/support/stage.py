@@ -15,7 +15,7 @@ from jobrunner.model.facts import Candidate, Verdict
 from jobrunner.model.run import Outcome, OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.definitions import check_definition
-from jobrunner.policy.gates import explain
+from jobrunner.policy.verdicts import explain
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, workers
 from jobrunner.storage.claims import Claimed, Claimer, claim_due

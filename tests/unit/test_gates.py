@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobrunner.model.facts import Facts, Gate
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.gates import GATES, OPENED_BY_FORCE, decide_starts, explain
+from jobrunner.policy.gates import GATES, OPENED_BY_FORCE, decide_starts
+from jobrunner.policy.verdicts import explain, headline
 from tests.support.judge import (
     NOW,
     SUCCEEDED,
@@ -80,7 +83,9 @@ def test_a_disabled_worker_holds_up_no_other():
 
 
 def test_explain_says_who_disabled_a_worker_and_why():
-    assert why("a", Gate.ENABLED, worker("a", waits("a", 1), **disabled())) == "disabled by operator: maintenance"
+    by_ann = worker("a", waits("a", 1), **disabled(disabled_actor="ann@desk"))
+    assert why("a", Gate.ENABLED, by_ann) == "disabled by ann@desk: maintenance"
+    assert why("a", Gate.ENABLED, worker("a", waits("a", 1), **disabled())) == "disabled by an operator: maintenance"
 
 
 def test_a_paused_worker_starts_nothing_until_the_pause_ends():
@@ -129,6 +134,35 @@ def test_explain_shows_every_gate_in_order():
     _, shown = explain(facts(worker("a", waits("a", 1))), "a")
     assert [verdict.gate for verdict in shown] == list(Gate) == [gate for gate, _ in GATES]
     assert all(verdict.is_open for verdict in shown)
+
+
+def test_explain_says_first_what_stays_shut_until_somebody_does_something():
+    def said(*others, **more):
+        each = worker("b", waits("b", 1, due=60), **more)
+        return headline(explain(facts(each, *others), "b")[1])
+
+    not_due = "not due until 2026-03-02 12:01:00 UTC: run 1"
+    assert said().reason == not_due
+    assert said(active=[runs("b")]).reason == not_due
+    assert said(has_handler=False).reason == "no live node has the handler"
+    off = worker("a", **SUCCEEDED, **disabled())
+    assert said(off, depends_on=["a"]).reason == "waits for a: it is disabled (maintenance)"
+    failed = worker("a", last_run_outcome="failed")
+    assert said(failed, depends_on=["a"]).reason == "waits for a: its last run failed"
+    assert said(worker("a", last_run_outcome="failed", retry=5), depends_on=["a"]).reason == not_due
+    assert said(worker("a"), depends_on=["a"]).reason == not_due
+
+
+def test_of_several_dependencies_the_one_that_stays_unmet_is_named():
+    running, off = worker("a", active=[runs("a")], **SUCCEEDED), worker("c", **SUCCEEDED, **disabled())
+    each = worker("b", waits("b", 1), depends_on=["a", "c"])
+    assert why("b", Gate.DEPENDENCIES, running, off, each) == "waits for c: it is disabled (maintenance)"
+
+
+def test_times_are_shown_in_the_workers_own_zone_too():
+    each = worker("a", waits("a", 1), paused_until=at(60))
+    own = replace(each, config=replace(each.config, timezone="Asia/Tokyo"))
+    assert why("a", Gate.PAUSED, own) == "paused until 2026-03-02 12:01:00 UTC (21:01:00 JST)"
 
 
 # --- max_running --------------------------------------------------------------------------------------------------
@@ -413,7 +447,7 @@ def test_explain_says_which_gates_were_forced_open():
     found = verdicts("a", worker("a", waits("a", 1, is_forced=True), **disabled()))
     assert found[Gate.ENABLED].is_open
     assert found[Gate.ENABLED].is_forced
-    assert found[Gate.ENABLED].reason == "forced, although disabled by operator: maintenance"
+    assert found[Gate.ENABLED].reason == "forced, although disabled by an operator: maintenance"
 
 
 # --- the circuit's probe ------------------------------------------------------------------------------------------

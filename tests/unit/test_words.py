@@ -6,8 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
-from jobrunner.policy.gates import show_time
-from jobrunner.policy.words import counted, short_time, show_moment
+from jobrunner.policy.words import counted, short_time, show_moment, show_time
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -27,7 +26,7 @@ def test_no_time_that_has_passed_is_named_for_the_next_attempt(caplog, after, sa
     caplog.set_level("INFO", "jobrunner")
     run = Run(1, "mail", Trigger.MANUAL, RunState.RUNNING, 1, NOW, NOW, {}, None, 1, False)
     outcome = Outcome(OutcomeKind.INTERRUPTED, NOW, reason="the node stops")
-    log_event(e.RunEnded(run, outcome, None, show_time(NOW + timedelta(seconds=after))))
+    log_event(e.RunEnded(run, outcome, None, NOW + timedelta(seconds=after)))
     assert caplog.messages[-1].endswith(said)
 
 
@@ -49,3 +48,34 @@ def test_a_short_time_leaves_out_what_everybody_knows(moment, said):
 def test_a_time_of_a_zone_of_its_own_is_shown_there():
     assert show_moment(NOW) == "2026-03-01 12:00:00 UTC"
     assert show_moment(NOW.astimezone(ZoneInfo("Europe/Berlin"))) == "2026-03-01 13:00:00 CET"
+
+
+def test_the_log_names_the_workers_own_time_beside_utc(caplog):
+    run = Run(1, "mail", Trigger.MANUAL, RunState.RUNNING, 1, NOW, NOW, {}, None, 1, False)
+    outcome = Outcome(OutcomeKind.FAILED, NOW, error="smtp down", error_type="OSError")
+    log_event(e.RunEnded(run, outcome, None, NOW + timedelta(seconds=5), "Europe/Berlin"))
+    assert caplog.messages[-1].endswith("again at 2026-03-01 12:00:05 UTC (13:00:05 CET)")
+
+
+@pytest.mark.parametrize(
+    ("timezone", "said"),
+    [
+        ("UTC", "2026-03-01 12:00:00 UTC"),
+        ("Etc/UTC", "2026-03-01 12:00:00 UTC"),
+        ("Europe/Berlin", "2026-03-01 12:00:00 UTC (13:00:00 CET)"),
+        ("Pacific/Auckland", "2026-03-01 12:00:00 UTC (2026-03-02 01:00:00 NZDT)"),
+        ("No/Where", "2026-03-01 12:00:00 UTC"),
+    ],
+)
+def test_a_time_is_shown_with_its_zone_and_in_the_workers_own(timezone, said):
+    assert show_time(NOW, timezone) == said
+
+
+def test_the_date_of_today_may_be_left_out():
+    assert show_time(NOW, "Europe/Berlin", today=NOW + timedelta(hours=1)) == "12:00:00 UTC (13:00:00 CET)"
+    assert show_time(NOW, today=NOW + timedelta(days=1)) == "2026-03-01 12:00:00 UTC"
+
+
+def test_the_last_time_there_is_can_be_shown_in_any_zone():
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    assert show_time(last, "Pacific/Auckland") == "9999-12-31 23:59:59 UTC"
