@@ -23,7 +23,7 @@ from jobrunner.cli import context
 from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
-from jobrunner.policy.words import short_time, show_moment, show_time
+from jobrunner.policy.words import short_time, show_moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from jobrunner.storage.transaction import AsyncConnection
 
 _NARROWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class InZone:
+    """A time that a table shows in UTC and, beside it, in a zone of its own."""
+
+    moment: datetime
+    timezone: str
+
+
+def in_zone(moment: datetime | None, timezone: str) -> InZone | None:
+    """Return a time as a table shows it for a worker of that zone."""
+    return None if moment is None else InZone(moment, timezone)
 
 
 def priority(importance: int) -> Column:
@@ -200,7 +213,7 @@ def show_value(value: Any, timezone: str = "UTC") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return show_moment(value) if timezone == "UTC" else show_time(value, timezone)
+        return show_moment(value, timezone)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict | list):
@@ -248,13 +261,15 @@ def _escaped(character: str) -> str:
     )
 
 
-def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime], str]) -> list[str]:
+def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime, str], str]) -> list[str]:
     return [_cell(column, value, show) for column, value in zip(shown, values, strict=True)]
 
 
-def _cell(column: Column, value: Any, show: Callable[[datetime], str]) -> str:
+def _cell(column: Column, value: Any, show: Callable[[datetime, str], str]) -> str:
+    if isinstance(value, InZone):
+        return show(value.moment, value.timezone)
     if isinstance(value, datetime):
-        return show(value)
+        return show(value, "UTC")
     text = value if isinstance(value, str) else show_value(value)
     return (clean(text) if column.longest is None else short(text, column.longest)) or NOTHING
 
@@ -276,11 +291,11 @@ def _draw(shown: Sequence[Column], values: Sequence[Sequence[Any]]) -> None:
     from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
     now = context.now()
-    cells = [_cells(shown, row, lambda moment: short_time(moment, now)) for row in values]
+    cells = [_cells(shown, row, lambda moment, timezone: short_time(moment, now, timezone)) for row in values]
     paint = plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
     for line in lay_out(shown, cells, _columns(), cell_len, paint):
         say(line)
-    if any(isinstance(value, datetime) for row in values for value in row):
+    if any(isinstance(value, datetime | InZone) for row in values for value in row):
         say(paint(None, "times are UTC"))
 
 

@@ -15,6 +15,7 @@ from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
     Listing,
+    in_zone,
     priority,
     say,
     say_folded,
@@ -99,8 +100,8 @@ def status(
         Column("state", "state", lambda row: show_switch(row, now)),
         *columns("running_runs", running_runs="running", importance=5),
         *columns("pending_runs", pending_runs="waiting", importance=6),
-        *columns("next_at", next_at="next run", importance=8),
-        *columns("last_run_at", last_run_at="last run", importance=4),
+        Column("next_at", "next run", lambda row: in_zone(row["next_at"], row["timezone"]), importance=8),
+        Column("last_run_at", "last run", lambda row: in_zone(row["last_run_at"], row["timezone"]), importance=4),
         *columns("last_run_outcome", last_run_outcome="last", importance=7),
         *columns("consecutive_failures", consecutive_failures="streak", importance=3),
         Column("name", "progress", lambda row: _progress(told.get(row["name"], [])), longest=200),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Facts, Gate, Start, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.missed import show_end_of_pause
+from jobrunner.policy.missed import show_end_of_pause, why_disabled
 from jobrunner.policy.words import first_line, show_time
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def _why_disabled(worker: WorkerFacts, now: datetime, run_id: int | None, *, is_
     state = worker.state
     if state.is_enabled:
         return None
+    reason = why_disabled(state)
     if state.disabled_by != "circuit":
-        return f"disabled by {state.disabled_actor or 'operator'}: {state.disabled_reason or 'no reason given'}"
-    reason = f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
+        return reason
     if state.circuit_state is CircuitState.HALF_OPEN:
         is_probe = run_id is not None and run_id == state.probe_run_id
         return None if is_probe else f"{reason}; only its probe, run {state.probe_run_id}, may start"

@@ -48,12 +48,17 @@ def is_off(state: WorkerState, now: datetime) -> bool:
     return not state.is_enabled or (state.paused_until is not None and state.paused_until > now)
 
 
+def why_disabled(state: WorkerState) -> str:
+    """Say who disabled a worker, and why: `disabled by root@vm: maintenance`."""
+    if state.disabled_by == "circuit":
+        return f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
+    return f"disabled by {state.disabled_actor or 'an operator'}: {state.disabled_reason or 'no reason given'}"
+
+
 def why_off(state: WorkerState) -> str:
     """Say why a worker is off, or was until now, and by whom: `disabled by root@vm: maintenance`."""
-    if not state.is_enabled and state.disabled_by == "circuit":
-        return f"disabled by its circuit: {state.disabled_reason or 'it kept failing'}"
     if not state.is_enabled:
-        return f"disabled by {state.disabled_actor or 'an operator'}: {state.disabled_reason or 'no reason given'}"
+        return why_disabled(state)
     if state.paused_until is None:
         return "switched off by hand, in the database"
     said = f"paused by {state.paused_by or 'an operator'} {show_end_of_pause(state.paused_until)}"

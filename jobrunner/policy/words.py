@@ -26,26 +26,37 @@ def show_time(moment: datetime, timezone: str = "UTC", *, today: datetime | None
     moment = moment.astimezone(UTC)
     is_today = today is not None and moment.date() == today.astimezone(UTC).date()
     shown = f"{moment:%H:%M:%S} UTC" if is_today else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    if timezone == "UTC":
+    local = _local(moment, timezone)
+    if local is None:
         return shown
+    day = "" if local.date() == moment.date() else f"{local:%Y-%m-%d} "
+    return f"{shown} ({day}{local:%H:%M:%S %Z})"
+
+
+def _local(moment: datetime, timezone: str) -> datetime | None:
+    """Return the time that the clocks of a zone show; None where that is UTC."""
+    if timezone == "UTC":
+        return None
     with suppress(OverflowError):  # the last hours of the year 9999 have no other zone
         local = moment.astimezone(zone_or_utc(timezone))
-        if local.tzname() != "UTC":
-            day = "" if local.date() == moment.date() else f"{local:%Y-%m-%d} "
-            shown += f" ({day}{local:%H:%M:%S %Z})"
-    return shown
+        return None if local.tzname() == "UTC" else local
+    return None
 
 
-def show_moment(moment: datetime) -> str:
+def show_moment(moment: datetime, timezone: str = "UTC") -> str:
     """Return a time as `show_time` does; one of a zone of its own as the clocks there show it, with the zone."""
-    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if isinstance(moment.tzinfo, ZoneInfo) else show_time(moment)
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if isinstance(moment.tzinfo, ZoneInfo) else show_time(moment, timezone)
 
 
-def short_time(moment: datetime, now: datetime) -> str:
+def short_time(moment: datetime, now: datetime, timezone: str = "UTC") -> str:
     """Return a time that takes little room: `15:04:05` if it is today, else `11-26 15:04`, or `2025-11-26 15:04`.
 
-    It is UTC and does not say so; only a time of a zone of its own says which: `16:04:05 CET`.
+    It is UTC and does not say so; only a time of a zone of its own says which: `16:04:05 CET`. Of another `timezone`
+    its own time is added: `15:04:05 (16:04:05 CET)`.
     """
+    local = _local(moment, timezone)
+    if local is not None:
+        return f"{short_time(moment, now)} ({short_time(local, now)})"
     is_local = isinstance(moment.tzinfo, ZoneInfo)
     there = moment if is_local else moment.astimezone(UTC)
     days = (there.date() - now.astimezone(there.tzinfo).date()).days

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def tell_ends(events: e.Events, finished: Finished, batch: Sequence[Ended] = ()) -> None:
     """Emit an event for each end that was written, and for each circuit that this opened.
 
-    `batch` is what was asked to be written; of what is in it with its rules, the worker's time zone is known.
+    `batch` holds the ends as they were handed over: with the time zones of their workers.
     """
     zones = {item.run.claim_key: item.rules.timezone for item in batch if item.rules is not None}
     for run, decided in finished.written:

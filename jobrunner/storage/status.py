@@ -34,7 +34,6 @@ _OURS = frozenset(
         "last_ended_at",
         "paused_at",
         "reach_seconds",
-        "paused_by",
         "missed_from",
     }
 )

@@ -1107,6 +1107,7 @@ SELECT
     w.description, w.definition_version, w.created_at, w.updated_at,
     s.is_enabled, s.disabled_by, s.disabled_actor, s.disabled_reason, s.paused_until,
     CASE WHEN s.paused_until > {now} THEN s.paused_reason END AS paused_reason,  -- a pause that is over has none
+    CASE WHEN s.paused_until > {now} THEN s.paused_by END AS paused_by,
     s.circuit_state, s.circuit_opened_at, s.cooldown_current_seconds, s.probe_at, s.probe_run_id,
     s.consecutive_failures, s.next_run_at, s.last_due_at, s.last_run_at, s.last_run_outcome, s.last_success_at,
     s.last_error, s.last_duration_ms, s.last_fence, s.total_runs, s.total_failures,

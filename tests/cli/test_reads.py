@@ -309,7 +309,11 @@ def test_upcoming_of_one_worker(cli):
 def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):
     cli.ok("admin", "disable", "fetch", "--reason", "Sunday")
     (row,) = cli("upcoming", "--json").json
-    assert (row["worker"], row["due_at"], row["note"]) == ("fetch", None, "disabled by operator: Sunday")
+    assert (row["worker"], row["due_at"], row["note"]) == (
+        "fetch",
+        None,
+        f"disabled by {cli.audits()[-1]['actor']}: Sunday",
+    )
     cli.ok("admin", "enable", "fetch")
     result = cli.ok("upcoming", "--limit", "5")
     assert len(result.lines) == 6

@@ -231,7 +231,7 @@ async def test_status_says_who_disabled_a_worker(stage: Stage):
     by_hand = "is_enabled = false, disabled_by = 'operator', disabled_reason = 'by hand'"
     await stage.sql(f"UPDATE {{p}}worker_state SET {by_hand}")
     row = await standing(stage, "a")
-    assert (row["disabled_actor"], row["why"]) == (None, "disabled by operator: by hand")
+    assert (row["disabled_actor"], row["why"]) == (None, "disabled by an operator: by hand")
 
 
 async def test_an_overdue_worker_that_no_node_can_run_says_so(stage: Stage):
