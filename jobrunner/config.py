@@ -102,7 +102,7 @@ def _setting(default: Any, read: Callable[[object], Any], *, is_secret: bool = F
 class Settings:
     """What a process of jobrunner is told from outside; make one with `load`.
 
-    `workers` are patterns of the workers that a node runs, none for all: a list, or text with commas. `pooler` is
+    `workers` are patterns of the workers that a node runs, None for all: a list, or text with commas. `pooler` is
     `transaction` behind a transaction-pooling proxy, else None. The URL (it may hold a password) and the
     token are left out of the repr.
     """
@@ -117,7 +117,7 @@ class Settings:
     drain_timeout: float = _setting(25.0, _seconds)
     lease: float = _setting(30.0, _positive_seconds)
     allow_commands: bool = _setting(False, _flag)
-    workers: tuple[str, ...] = _setting((), _patterns)
+    workers: tuple[str, ...] | None = _setting(None, _patterns)
     history_days: float = _setting(30.0, _days)
     failure_days: float = _setting(90.0, _days)
     http_token: str | None = _setting(None, _text, is_secret=True)

@@ -243,7 +243,7 @@ class WorkerOrchestrator(Operator):
         node = Node(
             self.settings,
             self._open_database,
-            chosen_handlers(self._handlers, self.settings.workers),
+            chosen_handlers(self._handlers, self.settings.workers or ()),
             dict(self._configs),
             self.version,
             self._clock,

@@ -83,7 +83,7 @@ def test_what_is_no_pattern_is_no_setting(wrong: Any):
 
 def test_the_variable_takes_several_with_commas():
     assert Settings.load({"JOBRUNNER_WORKERS": "send-*, resize"}).workers == ("send-*", "resize")
-    assert Settings.load({}).workers == ()
+    assert Settings.load({}).workers is None
 
 
 def test_the_command_line_takes_several_and_refuses_what_matches_nothing(database_url: str, tmp_path: Path):
