@@ -81,11 +81,14 @@ def _due_at(now: datetime, at: datetime | None, delay: Seconds | None) -> dateti
         return at
     try:
         seconds = read_seconds(delay)
-        due_at = now + timedelta(seconds=seconds)
-    except (InvalidSetting, ValueError, OverflowError):
+    except InvalidSetting:
         raise InvalidSetting(
             f"delay must be a number of seconds, a timedelta or text such as '5m', not {delay!r}"
         ) from None
-    if not is_real_time(due_at):
+    try:
+        due_at: datetime | None = now + timedelta(seconds=seconds)
+    except OverflowError:
+        due_at = None
+    if due_at is None or not is_real_time(due_at):
         raise InvalidSetting(f"a delay of {seconds:g} s leads past the year 9999, or before 1970")
     return due_at

@@ -132,7 +132,7 @@ async def test_the_delay_of_a_trigger_too(house: House):
     for row in rows:
         assert timedelta(0) <= house.time(row["due_at"]) - begun - timedelta(hours=1) < timedelta(seconds=60)
     for wrong in ("soon", float("nan"), True, timedelta.max):
-        with pytest.raises(InvalidSetting, match="delay must be"):
+        with pytest.raises(InvalidSetting, match=r"delay must be|a delay of .* leads past the year 9999"):
             await orchestrator.trigger_worker("it", delay=wrong)
     with pytest.raises(InvalidSetting, match="no duration"):
         await orchestrator.stop("soon")
