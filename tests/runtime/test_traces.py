@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jobrunner.runtime.executors.process import IDLE_SECONDS, ProcessPool
@@ -78,6 +82,47 @@ async def test_a_crash_takes_a_daemon_along_that_nobody_has_seen(house: House, t
     assert ended.outcome.error == "its process ended with exit code 9"
     assert list(folder.iterdir())
     assert alive(folder) == []
+
+
+@pytest.mark.parametrize("killed", ["guard", "keeper"])
+async def test_whichever_of_its_watchers_is_killed_nothing_gets_away(house: House, tmp_path: Path, killed: str):
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("it", tasks.parent, timeout_seconds=2, payload={"folder": str(folder)}, **PROCESS)
+    await orchestrator.start()
+    await orchestrator.trigger_worker("it")
+    await house.until(lambda: len(alive(folder)) == 4)
+    (guard,) = {psutil.Process(pid).ppid() for pid in alive(folder)} - {*alive(folder)}
+    os.kill(guard if killed == "guard" else psutil.Process(guard).ppid(), signal.SIGKILL)
+    (ended,) = await house.attempts(1)
+    expected = {"guard": ("failed", "its process ended with a signal"), "keeper": ("timed_out", "timed out after 2 s")}
+    assert (ended.outcome.kind, ended.outcome.error) == expected[killed]
+    assert alive(folder) == []  # now, when the run's end is told
+    await house.until(lambda: not is_alive(guard))
+
+
+@pytest.mark.parametrize("killed", ["guard", "keeper"])
+def test_a_process_without_its_guard_is_not_used_again(killed: str):
+    pool = ProcessPool()
+    pool.warm(["tests.support.tasks"])
+    try:
+        child = pool.take()
+        keeper = psutil.Process(child._process.pid)
+        (guard,) = keeper.children()
+        (main,) = guard.children()
+        pool.give_back(child)
+        (guard if killed == "guard" else keeper).kill()
+        gone = main if killed == "guard" else keeper
+        deadline = time.monotonic() + 30
+        while is_alive(gone):
+            assert time.monotonic() < deadline
+        again = pool.take()
+        assert (again is child) == (killed == "keeper")
+        pool.discard(again)
+        assert not is_alive(main)
+    finally:
+        pool.close()
 
 
 def test_an_idle_process_is_ended_after_a_minute():

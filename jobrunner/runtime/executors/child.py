@@ -103,9 +103,16 @@ class _ChildContext(RunContext):
 
 
 def child_main(pipe: Connection, output: Connection, control: socket.socket) -> None:
-    """Become the guard of a process that runs tasks until the node closes the pipe."""
+    """Become the keeper of the guard of a process that runs tasks until the node closes the pipe."""
     with contextlib.suppress(PermissionError):
         os.setsid()  # what a Ctrl-C in the node's terminal does not reach
+    guard.adopt_orphans()
+    its_guard = os.fork()
+    if its_guard:
+        pipe.close()
+        output.close()
+        guard.keep(its_guard)  # with `control` open, whose end tells the node that nobody is left
+        os._exit(0)
     guard.adopt_orphans()
     me = os.getpid()
     main = os.fork()

@@ -1,7 +1,7 @@
 """A guard: the process between a node and something it started, so that nothing of it gets away.
 
     node ─ post ─ guard ─ command ─ whatever that starts
-    node ─ fork server ─ guard ─ process of the pool ─ whatever its handlers start
+    node ─ fork server ─ keeper ─ guard ─ process of the pool ─ whatever its handlers start
 
 On Linux the guard is the *subreaper* of what it guards: whoever loses its parent becomes the guard's child, a daemon in
 a session of its own, too. So all that was ever started descends from the guard, and when the kernel says that the guard
@@ -17,9 +17,10 @@ The guard holds one end of a socket, and the node alone the other.
                    `ended CODE LEFT`: the main process has ended, and LEFT is 1 if others of its family live on
                    the end of the stream: nobody is left
 
-A guard that is killed itself takes the main process with it (PR_SET_PDEATHSIG); what is left of a command falls to the
-post, which kills it. The post forks the guards of commands: a fork of a small process costs a tenth of starting Python.
-If it is killed, the guards go on, and the node starts another.
+A guard that is killed itself takes the main process with it (PR_SET_PDEATHSIG); what else is left falls to the process
+above, the post or the keeper, which kills it. The post forks the guards of commands: a fork of a small process costs a
+tenth of starting Python. If it is killed, the guards go on, and the node starts another. A keeper has one guard, of which
+it is a copy that only waits; if it is killed, the guard goes on.
 
 This file is also run by its path, as the post, without the package: it needs the standard library only.
 """
@@ -35,6 +36,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +237,29 @@ def _read_exactly(source: int, count: int) -> bytes:
     return bytes(chunks)
 
 
+def keep(guard: int) -> None:
+    """Wait for a guard, a child of this subreaper; if it was killed, end all that it has left."""
+    be_deaf()
+    is_killed = os.waitpid(guard, 0)[1] != 0
+    while is_killed:
+        _kill_descendants()
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(_KILL_AGAIN_MS / 1000)
+
+
+def _kill_descendants(but: Container[int] = ()) -> bool:
+    """Kill who descends from this process, `but` and theirs apart; say whether there was anybody."""
+    found = descendants(processes(), {os.getpid()}, but)
+    for pid in found:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
 def _guard_command(control: int, payload: int, output: int) -> None:
     """Start the command that the node describes, and guard it."""
     os.setsid()
@@ -325,11 +350,7 @@ class Post:
             self._has_orphans = self._has_orphans or (pid in self._guards and status != 0)
             self._guards.discard(pid)
         if self._has_orphans:
-            orphans = descendants(processes(), {os.getpid()}, but=self._guards)
-            for orphan in orphans:
-                with contextlib.suppress(OSError):
-                    os.kill(orphan, signal.SIGKILL)
-            self._has_orphans = bool(orphans)
+            self._has_orphans = _kill_descendants(but=self._guards)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Child:
 
     def is_alive(self) -> bool:
         """Say whether the process can be given a task."""
-        return not self.line.has_news()
+        return not (self.line.has_news() or self.pipe.poll())  # an idle one has nothing to say
 
     def wait_ready(self) -> None:
         """Wait until the process is there."""
