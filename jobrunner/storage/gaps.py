@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.storage.dialect import Dialect
 
-SILENT = timedelta(minutes=2)
+SILENT = timedelta(minutes=10)
 
 
 @built_once
