@@ -19,8 +19,8 @@ The guard holds one end of a socket, and the node alone the other.
 
 A guard that is killed itself takes the main process with it (PR_SET_PDEATHSIG); what else is left falls to the process
 above, the post or the keeper, which kills it. The post forks the guards of commands: a fork of a small process costs a
-tenth of starting Python. If it is killed, the guards go on, and the node starts another. A keeper has one guard, of which
-it is a copy that only waits; if it is killed, the guard goes on.
+tenth of starting Python. If it is killed, the guards go on, and the node starts another. A keeper has one guard, whose
+copy it is, and only waits; if it is killed, the guard goes on.
 
 This file is also run by its path, as the post, without the package: it needs the standard library only.
 """
