@@ -87,6 +87,8 @@ def disable(
         next_run_at=None,
         missed_from=first_to_pass(state, config, now),
     )
+    if keeps and state.missed_from is not None:  # why times pass is the same as before
+        return replace(after, missed_from=state.missed_from), ()
     missed = passed_while_off(state, config, now) + passed_while_on(state, config, now, why_off(after), gap)
     return after, missed
 

@@ -119,6 +119,13 @@ def test_disabling_twice_records_what_passed_under_the_first_and_goes_on_from_th
     assert enable(again, MINUTELY, at(720))[1] == (Missed(at(650), at(710), 2, "disabled by root@vm: still"),)
 
 
+def test_disabling_again_for_the_same_reason_leaves_what_passes_to_one_row():
+    once, _ = disable(WorkerState("a", next_run_at=at(50)), MINUTELY, NOW, "upgrade", "ann@desk")
+    again, missed = disable(once, MINUTELY, at(200), None, "root@vm")
+    assert (again, missed) == (once, ())
+    assert enable(again, MINUTELY, at(400))[1] == (Missed(at(50), at(350), 6, "disabled by ann@desk: upgrade"),)
+
+
 # --- pause --------------------------------------------------------------------------------------------------------
 
 
