@@ -88,7 +88,8 @@ def _in_child() -> None:
             signal.set_wakeup_fd(-1)
             _reset_handlers()
             for loop, threads in list(_loops.items()):
-                _cut_off(loop, is_running=threading.get_ident() in threads)
+                if not loop.is_closed():
+                    _cut_off(loop, is_running=threading.get_ident() in threads)
             _loops.clear()
     finally:
         _let_signals_in()

@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobrunner.runtime import forks
 from jobrunner.runtime.executors.guards import Line
+from jobrunner.runtime.executors.process import ProcessPool
 from jobrunner.storage import forks as files
 from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
@@ -182,6 +187,36 @@ async def test_a_copy_that_comes_back_in_a_pool_process_answers_for_nobody(house
         await house.attempts(count)
     first, second = [document(row["result"]) for row in await house.history()]
     assert first == second  # the process itself answered, both times, and is used again
+
+
+async def test_a_loop_that_a_handler_kept_in_a_pool_process_disturbs_no_later_fork(house: House):
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("keeps", tasks.keep_the_loop, **PROCESS)
+    orchestrator.register_worker("forks", tasks.fork_and_return, **PROCESS)
+    await orchestrator.start()
+    for worker in ("keeps", "forks"):
+        await orchestrator.trigger_worker(worker)
+        await house.attempts(1, worker)
+    (row,) = await house.history("forks")
+    assert (row["outcome"], row["output"]) == ("succeeded", None)
+
+
+def test_a_closed_loop_that_is_still_protected_disturbs_no_fork(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: os._exit(98))  # here what goes wrong at a fork is told
+    loop = asyncio.new_event_loop()
+    forks.protect(loop)
+    loop.close()
+    assert forked(lambda: 0) == 0
+    forks.unprotect(loop)
+
+
+def test_a_copy_does_not_hold_the_fork_servers_line_to_the_node():
+    pool = ProcessPool()
+    pool.warm([])
+    alive = forkserver._forkserver._forkserver_alive_fd
+    assert stat.S_ISFIFO(os.fstat(alive).st_mode)
+    assert forked(lambda: int(stat.S_ISFIFO(os.fstat(alive).st_mode))) == 0
+    pool.close()
 
 
 async def test_a_copy_that_asks_the_node_for_something_is_told_that_it_is_not_there(house: House):

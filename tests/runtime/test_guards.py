@@ -92,6 +92,26 @@ def test_a_stop_is_told_to_all_and_who_ignores_it_is_still_there(guards: Guards,
     guards.forget(line)
 
 
+def test_a_process_whose_first_thread_has_ended_is_killed_like_others(guards: Guards, folder: Path):
+    script = (
+        f"{NOTE}import ctypes, threading\nthreading.Thread(target=time.sleep, args=(3600,)).start()\n"
+        f"{HERE}ctypes.CDLL(None).pthread_exit(0)"
+    )
+    line = start(guards, script, folder)
+    assert line.pid is not None
+    until(lambda: [*folder.iterdir()] and not alive(folder))  # it seems dead
+    assert not line.has_news()
+    line.kill()
+    try:
+        until(line.has_news)
+    finally:
+        if not line.has_news():
+            os.kill(line.pid, signal.SIGKILL)
+    line.wait_over()
+    assert line.code == -signal.SIGKILL
+    guards.forget(line)
+
+
 def test_a_killed_guard_takes_all_that_it_guards_along(guards: Guards, folder: Path):
     line = start(guards, STAYS, folder)
     until(lambda: len(alive(folder)) == 2)

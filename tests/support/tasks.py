@@ -210,6 +210,14 @@ def fork_often(times: int = 10) -> list[int | None]:
     return codes
 
 
+async def keep_the_loop() -> None:
+    """Leave a loop behind that is closed when this has ended."""
+    KEPT.append(asyncio.get_running_loop())
+
+
+KEPT: list[asyncio.AbstractEventLoop] = []
+
+
 def fork_and_return() -> int:
     """Come back in a copy of the process, too."""
     pid = os.fork()

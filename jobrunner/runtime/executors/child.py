@@ -211,8 +211,12 @@ def _call(pipe: Connection, task: Task, context: RunContext) -> Any:
 
 
 async def _protected(function: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
-    forks.protect(asyncio.get_running_loop())
-    return await function(*positional, **arguments)
+    loop = asyncio.get_running_loop()
+    forks.protect(loop)
+    try:
+        return await function(*positional, **arguments)
+    finally:
+        forks.unprotect(loop)
 
 
 def _limit_memory(soft: int, hard: int) -> None:

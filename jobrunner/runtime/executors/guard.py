@@ -157,7 +157,7 @@ def processes() -> dict[int, tuple[int, int, int]]:
         with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
             with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - likewise
                 state, parent, group, *rest = stat.read().rpartition(b")")[2].split()
-            if state not in {b"Z", b"X"}:
+            if state not in {b"Z", b"X"} or int(rest[14]) > 1:  # others of its threads may outlive its first
                 found[int(pid)] = (int(parent), int(group), int(rest[16]))
     return found
 

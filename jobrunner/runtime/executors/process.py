@@ -14,8 +14,8 @@ import multiprocessing
 import os
 import pickle
 import threading
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Discard, RetryAfter, Snooze
@@ -174,7 +174,9 @@ class ProcessPool:
     def warm(self, modules: list[str]) -> None:
         """Start the fork server, with the handlers' modules imported."""
         _forkserver.set_forkserver_preload(["__main__", __name__, *modules])
-        ensure_running()
+        forkserver.ensure_running()
+        # Its line to the node, whose closing ends it, and which is opened anew if it must be started again.
+        forks.keep_private(forkserver._forkserver, lambda server: server._forkserver_alive_fd)
 
     def take(self) -> Child:
         """Return an idle process, or a new one that is ready."""
