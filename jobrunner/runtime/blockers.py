@@ -43,7 +43,7 @@ class LoopWatch:
         self._events = events
         self._stopped = threading.Event()
         self._answered: threading.Event | None = None  # by which the loop gives its sign; None: it was not asked
-        self._asked_at = 0.0
+        self._asked_at = time.monotonic()
         self._suspects: list[str] = []
         self._say_after = BLOCKED_SECONDS
         self._said_at = -BLOCKED_SECONDS
@@ -74,7 +74,7 @@ class LoopWatch:
         late, worked = now - self._looked_at, computed - self._computed
         self._looked_at, self._computed = now, computed
         is_held_up = late > _HELD_UP_SECONDS
-        if is_held_up and worked < late / 10:  # the whole process stood still
+        if is_held_up and worked < late / 2:  # the whole process stood still, or got little of a busy machine
             self._asked_at = now
         silence = now - self._asked_at
         has_answered = self._answered is None or self._answered.is_set()

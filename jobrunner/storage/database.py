@@ -185,6 +185,7 @@ class Database:
             cursor = await driver.cursor().execute(sql.replace("$", "?"), values)  # type: ignore[union-attr]
             return await cursor.fetchall()  # type: ignore[no-any-return]
         except Exception as exc:
+            self.check_file(is_now=True)
             failure = self.dialect.failure(exc, self.shown_url)
             if failure is None:
                 raise
@@ -310,7 +311,10 @@ class Database:
         try:
             return await self._connection_of(engine)
         except Exception as exc:
-            failure = None if isinstance(exc, JobrunnerError) else self.dialect.failure(exc, self.shown_url)
+            if isinstance(exc, JobrunnerError):
+                raise
+            self.check_file(is_now=True)
+            failure = self.dialect.failure(exc, self.shown_url)
             if failure is None:
                 raise
             raise failure from exc

@@ -99,19 +99,21 @@ WAYS = {
 }
 
 
-def left(process: subprocess.Popen[str]) -> list[str]:
-    """Wait until the process has left by itself, with exit 1; return what it said that is no mere note."""
+def left(process: subprocess.Popen[str]) -> str:
+    """Wait until the process has left by itself, with exit 1; return the one line it said that is no mere note."""
     _, said = process.communicate(timeout=PROMPT_SECONDS)
     assert process.returncode == 1, said
     assert "Traceback" not in said
-    return [line for line in said.splitlines() if " INFO jobrunner: " not in line]
+    lines = [line for line in said.splitlines() if " INFO jobrunner: " not in line]
+    assert len(lines) == 1, said
+    return lines[0]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_node_whose_file_is_gone_says_so_in_one_line_stops_its_code_and_exits_1(home: Path, way):
     process = start_node(home)
     way(home)
-    (line,) = left(process)
+    line = left(process)
     assert line.startswith("error: ")
     assert WAYS[way] in line
     assert line.endswith(" while it was in use; put the file back or restore a backup, then start again")
@@ -122,7 +124,7 @@ def test_a_node_that_drains_leaves_at_once_when_its_file_is_gone(home: Path):
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: '"draining"' in jobrunner("admin nodes --json", home).stdout, process)
     remove(home)
-    (line,) = left(process)
+    line = left(process)
     assert "was removed or moved" in line
 
 
