@@ -74,7 +74,7 @@ class LoopWatch:
         late, worked = now - self._looked_at, computed - self._computed
         self._looked_at, self._computed = now, computed
         is_held_up = late > _HELD_UP_SECONDS
-        if is_held_up and worked < late / 2:  # the whole process stood still, or got little of a busy machine
+        if is_held_up and worked < late / 5:  # the whole process stood still, or got little of a busy machine
             self._asked_at = now
         silence = now - self._asked_at
         has_answered = self._answered is None or self._answered.is_set()
