@@ -237,7 +237,7 @@ async def test_a_silent_node_is_lost_after_a_whole_lease_and_its_runs_are_rescue
     run_id = await node.trigger_worker("it")
     await claim_by_hand(house, run_id, "silent")
     await node.enable_worker("it")
-    await house.attempts(1)
+    await house.attempts(2)
     assert time.monotonic() - began >= LEASE
     rows = await house.history()
     assert [(row["outcome"], row["attempt"], row["node_id"]) for row in rows] == [
@@ -277,7 +277,7 @@ async def test_a_dead_process_of_this_host_is_taken_over_from_at_the_start(house
     await claim_by_hand(house, run_id, "dead")
     node = await begun(house, nothing, lease=3600)
     await node.enable_worker("it")
-    await house.attempts(1)
+    await house.attempts(2)
     assert [(row["outcome"], row["attempt"]) for row in await house.history()] == [("lost", 1), ("succeeded", 2)]
 
 
@@ -296,7 +296,7 @@ async def test_what_a_stopped_node_left_behind_is_taken_after_five_seconds_and_n
     await asyncio.sleep(0.4)
     assert await house.history() == []
     await node.enable_worker("it")
-    await house.attempts(1)
+    await house.attempts(2)
     rows = await house.history()
     assert [(row["outcome"], row["attempt"]) for row in rows] == [("interrupted", 1), ("succeeded", 1)]
 
@@ -311,7 +311,7 @@ async def test_a_node_that_was_declared_lost_stops_its_runs_and_joins_anew(house
     await house.sql("UPDATE {p}nodes SET state = 'lost'")
     await house.until(lambda: sleeper.cancelled)
     sleeper.let_go.set()
-    await house.attempts(1)
+    await house.attempts(2)
     rows = await house.history()
     assert [(row["run_id"], row["outcome"], row["attempt"]) for row in rows] == [
         (run_id, "lost", 1),
