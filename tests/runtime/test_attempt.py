@@ -274,7 +274,7 @@ RESULTS = {
     "object": Unprintable(),
     "bytes": b"\x00",
     "nan": float("nan"),
-    "set": {1, 2},
+    "lock": threading.Lock(),
     "keys": {(1, 2): 3},
     "nul": "a\0b",
     "nul-in-list": [{"a\0": 1}],
