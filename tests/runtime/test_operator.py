@@ -289,6 +289,6 @@ async def test_a_payload_that_does_not_fit_is_refused_where_the_code_is_known(no
     with pytest.raises(InvalidPayload, match="n: "):
         await node.replay(dead.letter_id, {"n": "five"})
     with pytest.raises(InvalidPayload):
-        await house.orchestrator().replay(dead.letter_id, {"n": {1}})
+        await house.orchestrator().replay(dead.letter_id, {"n": object()})
     (letter,) = await house.rows("SELECT status FROM {p}dead_letters")
     assert letter["status"] == "open"
