@@ -268,7 +268,7 @@ async def test_two_hundred_runs_leak_neither_processes_nor_files(house: House):
     await house.attempts(220)
     await asyncio.sleep(0.05)
     children = [p for p in me.children(recursive=True) if is_alive(p)]
-    assert me.num_fds() <= files + 12  # the pool may have grown to four, three files each
+    assert me.num_fds() <= files + 18  # the pool may have grown by three, six files each
     assert me.num_threads() <= threads + 4
     assert len({document(r["result"]) for r in await house.history("pid")}) <= 10 + 50
     await orchestrator.stop()
