@@ -9,6 +9,7 @@ goes on: the process has computed meanwhile. A process that has not was stopped 
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -87,7 +88,7 @@ class LoopWatch:
 
     def _say(self, now: float, silence: float) -> None:
         self._say_after = 2 * silence
-        culprits = self._culprits(self._suspects or self._inline())
+        culprits = self._culprits(self._suspects or self._inline(now - BLOCKED_SECONDS))
         if culprits and now - self._said_at >= BLOCKED_SECONDS:
             self._said_at = now
             self._events.emit(e.LoopBlocked(silence, tuple(culprits)))
@@ -98,10 +99,11 @@ class LoopWatch:
             self._loop.call_soon_threadsafe(answered.set)
         return answered
 
-    def _inline(self) -> list[str]:
-        claims = [attempt.claim for attempt in dict(self._held).values()]
+    def _inline(self, begun_by: float = math.inf) -> list[str]:
+        """Name the workers of which code runs in the loop, begun at that time (monotonic seconds) at the latest."""
+        claims = [attempt.claim for attempt in dict(self._held).values() if attempt.began <= begun_by]
         return sorted({claim.run.worker for claim in claims if claim.config.isolation is Isolation.INLINE})
 
     def _culprits(self, suspects: list[str]) -> list[str]:
-        worker = worker_in(sys._current_frames().get(self._loops_thread))
+        worker = worker_in(sys._current_frames().get(self._loops_thread)) if suspects else None
         return suspects if worker is None else [worker]
