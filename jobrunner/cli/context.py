@@ -31,6 +31,14 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option("--database-url", metavar="URL", help="The database; else JOBRUNNER_DATABASE_URL."),
 ]
+Module = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE[:NAME]",
+        help="A module of the current folder or Python's path, and its orchestrator, if it has several.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, with the names of the columns, for programs.")]
 Actor = Annotated[
     str | None, typer.Option("--actor", metavar="NAME", help="Who does it, for the audit log; else user@host.")
@@ -71,9 +79,14 @@ class Access(Enum):
 
 def load_settings(ctx: typer.Context, database_url: str | None = None, **explicit: Any) -> Settings:
     """Read the settings: those of the command line, then the environment's, then the defaults."""
+    return Settings.load(os.environ, database_url=given_url(ctx, database_url), **explicit)
+
+
+def given_url(ctx: typer.Context, database_url: str | None) -> str | None:
+    """Return the URL that was given after the command, or else before it."""
     root = ctx.find_root().obj
     before = root.database_url if isinstance(root, Root) else None
-    return Settings.load(os.environ, database_url=before if database_url is None else database_url, **explicit)
+    return before if database_url is None else database_url
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import AsJson, DatabaseUrl, Root
+from jobrunner.cli.context import AsJson, DatabaseUrl, Module
 from jobrunner.cli.loading import load_orchestrator
 from jobrunner.cli.output import note, say, show_json
 from jobrunner.policy.words import counted
@@ -25,14 +25,7 @@ _MOST_NAMED = 10
 @app.command("register")
 def register(
     ctx: typer.Context,
-    module: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE[:NAME]",
-            help="A module of the current folder or Python's path, and its orchestrator, if it has several.",
-            show_default=False,
-        ),
-    ],
+    module: Module,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -41,9 +34,7 @@ def register(
     A node does the same when it starts; a program that triggers before the first one has started needs it here. An
     SQLite file is created and upgraded by itself.
     """
-    root = ctx.find_root().obj
-    before = root.database_url if isinstance(root, Root) else None
-    explicit: dict[str, Any] = {"database_url": before if database_url is None else database_url}
+    explicit: dict[str, Any] = {"database_url": context.given_url(ctx, database_url)}
     context.load_settings(ctx, **explicit)
     orchestrator = load_orchestrator(module)
     orchestrator.configure(**explicit)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import DatabaseUrl, Root
+from jobrunner.cli.context import DatabaseUrl, Module
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.loading import load_orchestrator
 from jobrunner.cli.output import note
@@ -32,14 +32,7 @@ EXHAUSTED = 5
 @app.command("run")
 def run(
     ctx: typer.Context,
-    module: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE[:NAME]",
-            help="A module of the current folder or Python's path, and its orchestrator, if it has several.",
-            show_default=False,
-        ),
-    ],
+    module: Module,
     tick_interval: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Look at the database at least so often; else 5 s.")
     ] = None,
@@ -82,10 +75,8 @@ def run(
     with --until-idle a run of this node was exhausted: all its attempts failed.
     """
     stand_aside_if_first()
-    root = ctx.find_root().obj
-    before = root.database_url if isinstance(root, Root) else None
     explicit: dict[str, Any] = {
-        "database_url": before if database_url is None else database_url,
+        "database_url": context.given_url(ctx, database_url),
         "tick_interval": read_duration("--tick-interval", tick_interval),
         "max_concurrent": max_concurrent,
         "drain_timeout": read_duration("--drain-timeout", drain_timeout),
