@@ -115,6 +115,10 @@ class ClaimLost(JobrunnerError):
         self.run_id = run_id
 
 
+class FastPathRefused(JobrunnerError):
+    """The database user lacks the right TEMPORARY, which the fast path needs; all work goes the long way."""
+
+
 class DatabaseError(JobrunnerError):
     """The database is unreachable, refuses the connection, or cannot be written."""
 

@@ -62,9 +62,10 @@ def show_grants(
 ) -> None:
     """Print the GRANT statements that a role needs, for the owner of the schema to run; nothing is changed."""
     settings = context.load_settings(ctx, database_url)
-    if context.open_database(settings).is_sqlite:
+    db = context.open_database(settings)
+    if db.is_sqlite:
         raise UsageError("SQLite has no roles: who may write the file and its folder may do everything")
-    for statement in grants(settings.schema, role, purpose):
+    for statement in grants(db.url.database or db.url.username or "", settings.schema, role, purpose):
         say(statement)
 
 

@@ -90,7 +90,7 @@ class WorkerFacts:
     waiting_retry: datetime | None = None  # due time of the first pending run that has failed before
     counterparts: tuple[str, ...] = ()
     scheduled_run: int | None = None  # the live run that came from the schedule or loop
-    revision: int = 0  # of the definition; every change of it raises the number
+    revision: int = 0  # raised by every change of the definition, of relations and of switches
     problem: str | None = None  # what of its rows cannot be read or used; nothing of it starts meanwhile
     later: Later | None = None  # what waits for its time: read for those who ask why, never for a tick
 

@@ -31,8 +31,8 @@ from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.storage import nodes, runs, wakeups
-from jobrunner.storage.claims import Claimer
 from jobrunner.storage.facts import Here
+from jobrunner.storage.looks import Claimer
 from jobrunner.storage.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
@@ -189,7 +189,7 @@ class Node:
         claimer, recorder = self._claimer(), self._recorder
         aside = SetAside(self._clock, self._events)
         keeper = Timekeeper(self.db, self._clock, self._events, interval)
-        own = claimer, recorder, interval, free_slots, self._slots.begin, aside, keeper
+        own = claimer, recorder, interval, free_slots, self._slots.begin, aside, keeper, self._slots.warn
         return Ticker(self.db, self._clock, self._outage, *own)
 
     def _claimer(self) -> Claimer:
@@ -309,7 +309,7 @@ class Node:
             await self._wait_ended(self._stop_grace())
         try:
             async with asyncio.timeout(STOP_GRACE_SECONDS):
-                await self._recorder.drain()
+                await self._slots.outbox.empty()
         except TimeoutError:
             self._events.emit(e.Warned("not every outcome could be written; what is left is settled at the next start"))
         self.has_stuck_code = bool(self.held)

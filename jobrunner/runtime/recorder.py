@@ -1,6 +1,5 @@
-"""The recorder: writes the outcomes of ended attempts, all that wait at that moment in one transaction.
+"""The recorder: writes the outcomes that no turn of the fast path writes, all that wait at once in one transaction.
 
-Ends that are sure (`storage.flow`) are left to the ticker, which writes them with its next claims: see `take_sure`.
 There is no delay that waits for more: while one batch is being written the next one gathers, so batches grow with load.
 An outcome is held until its write is answered. While the database is away the recorder tries again with backoff and
 tells of the outage once. A slot is free only when the end is written, or refused because the claim is no longer ours.
@@ -19,7 +18,6 @@ from jobrunner.runtime.ends import tell_ends
 from jobrunner.storage import wakeups
 from jobrunner.storage.dialect import first_line
 from jobrunner.storage.finishes import Ended, Finished, finish
-from jobrunner.storage.flow import is_sure
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.outage import Outage
+    from jobrunner.runtime.outbox import Outbox
     from jobrunner.storage.database import Database
 
 MOST_AT_ONCE = 1000
@@ -38,60 +37,28 @@ class Recorder:
     """Writes outcomes in batches; `on_written` is called with the claims whose slots are free."""
 
     def __init__(
-        self, db: Database, outage: Outage, events: e.Events, on_written: Callable[[list[ClaimKey]], None]
+        self,
+        db: Database,
+        outage: Outage,
+        events: e.Events,
+        outbox: Outbox,
+        on_written: Callable[[list[ClaimKey]], None],
     ) -> None:
+        self.outbox = outbox
         self._db = db
         self._outage = outage
         self._events = events
         self._on_written = on_written
-        self._on_sure: Callable[[], None] | None = None
-        self._waiting: list[Ended] = []
-        self._sure: list[Ended] = []
-        self._taken = 0
-        self._is_writing = False
         self._put_off: dict[ClaimKey, asyncio.TimerHandle] = {}
-        self._arrived = asyncio.Event()
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
 
-    def leave_sure(self, on_sure: Callable[[], None]) -> None:
-        """From now on leave sure ends to be taken; `on_sure` is called for each."""
-        self._on_sure = on_sure
-
-    def put(self, ended: Ended) -> None:
-        """Hand over an ended attempt."""
-        self._is_idle.clear()
-        if self._on_sure is not None and is_sure(ended):
-            self._sure.append(ended)
-            self._on_sure()
-        else:
-            self._waiting.append(ended)
-            self._arrived.set()
-
-    def take_sure(self) -> list[Ended]:
-        """Hand out the sure ends that wait; whoever takes them must `settle` them."""
-        ended, self._sure = self._sure, []
-        self._taken += len(ended)
-        return ended
-
-    def settle(self, taken: list[Ended], written: Collection[int]) -> None:
-        """Take back sure ends: those `written` are done, the others go the long way."""
-        self._taken -= len(taken)
-        done = []
-        for item in taken:
-            if item.run.id in written:
-                done.append(item.run.claim_key)
-                self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None))
-            else:
-                self._waiting.append(item)
-                self._arrived.set()
+    def settle_simple(self, taken: list[Ended], written: Collection[int]) -> None:
+        """Tell of the simple ends that a turn has written, by their runs' ids, and free their slots."""
+        done = self.outbox.settle(taken, written)
+        for item in done:
+            self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None))
         if done:
-            self._on_written(done)
-        self._note_idle()
-
-    def _note_idle(self) -> None:
-        if not (self._waiting or self._sure or self._taken or self._is_writing or self._put_off):
-            self._is_idle.set()
+            self._on_written([item.run.claim_key for item in done])
+            self.outbox.acknowledge(len(done))
 
     def note_written(self, finished: Finished) -> None:
         """Tell of ends that a handler's own transaction has written, and free their slots."""
@@ -101,16 +68,11 @@ class Recorder:
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            await self._arrived.wait()
-            batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-            if not self._waiting:
-                self._arrived.clear()
-            self._is_writing = True
+            batch = await self.outbox.take_others(MOST_AT_ONCE)
             await self._write(batch)
-            self._is_writing = False
             done = [item.run.claim_key for item in batch if item.run.claim_key not in self._put_off]
             self._on_written(done)
-            self._note_idle()
+            self.outbox.acknowledge(len(done))
 
     async def _write(self, batch: list[Ended]) -> None:
         """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""
@@ -142,15 +104,7 @@ class Recorder:
         if key not in self._put_off:
             why = f"{type(error).__name__}: {first_line(error)}"
             self._events.emit(e.Warned(f"the end of run {item.run.id} of {item.run.worker} cannot be written: {why}"))
-        self._put_off[key] = asyncio.get_running_loop().call_later(TRY_AGAIN_SECONDS, self._try_again, item)
-
-    def _try_again(self, item: Ended) -> None:
-        self._waiting.append(item)
-        self._arrived.set()
-
-    async def drain(self) -> None:
-        """Wait until every outcome handed over so far is written or refused."""
-        await self._is_idle.wait()
+        self._put_off[key] = asyncio.get_running_loop().call_later(TRY_AGAIN_SECONDS, self.outbox.put_back, item)
 
     async def _offer(self, finished: Finished) -> None:
         """Wake the other nodes for runs that were given back: they may start there at once."""

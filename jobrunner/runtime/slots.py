@@ -17,6 +17,7 @@ from jobrunner.policy.backoff import later
 from jobrunner.policy.transitions import unreadable_end
 from jobrunner.runtime.attempt import Attempt, StopReason
 from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.outbox import Outbox
 from jobrunner.runtime.raised import kind_of, message_of, traceback_of
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.shortage import Shortage
@@ -60,7 +61,8 @@ class Slots:
         self._clock = clock
         self._outage = outage
         self._events = events
-        self.recorder = Recorder(db, outage, events, self.free)
+        self.outbox = Outbox()
+        self.recorder = Recorder(db, outage, events, self.outbox, self.free)
         self._launcher = launcher
         self._handlers = handlers
         self._is_fenced = is_fenced
@@ -80,7 +82,7 @@ class Slots:
         deadline = later(claim.run.started_at or self._clock.now(), claim.config.timeout_seconds)
         context = RunContext(claim.run, deadline)
         attempt = Attempt(
-            claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping, self._warn
+            claim, handler, context, self._clock, self._launcher, self._timeouts, self._show_stopping, self.warn
         )
         if claim.config.isolation is Isolation.INLINE:
             context.open_transaction = partial(open_transaction, self._db, attempt, self._clock)
@@ -112,7 +114,7 @@ class Slots:
             error=message_of(error),
             traceback=traceback_of(error),
         )
-        self.recorder.put(Ended(claim.run, outcome, claim.config))
+        self.outbox.put(Ended(claim.run, outcome, claim.config, claim.simple_under))
 
     def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
         run = attempt.claim.run
@@ -120,7 +122,7 @@ class Slots:
         if attempt.context.finished is not None:
             if outcome.kind is not OutcomeKind.SUCCEEDED:
                 what = outcome.error or outcome.kind
-                self._warn(f"{run.worker}: after its transaction had ended the run: {what}")
+                self.warn(f"{run.worker}: after its transaction had ended the run: {what}")
             self.recorder.note_written(attempt.context.finished)
         elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
             self._events.emit(e.RunTakenAway(run))
@@ -131,9 +133,11 @@ class Slots:
                 outcome = replace(outcome, delay_seconds=delay)
             elif attempt.claim.config.isolation is not Isolation.INLINE:
                 self.shortage.worked()
-            self.recorder.put(Ended(run, outcome, attempt.claim.config))
+            claim = attempt.claim
+            self.outbox.put(Ended(run, outcome, claim.config, claim.simple_under))
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Tell an operator."""
         self._events.emit(e.Warned(message))
 
     async def _show_stopping(self, claim: Claim) -> None:

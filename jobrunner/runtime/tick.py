@@ -5,9 +5,10 @@ trigger of this process, or word from the database that someone else changed som
 before the change it tells of can be seen by us, or be throttled by the database; so the loop looks once more shortly
 after each.
 
-A pass begins with turns of the short way (`storage.flow`) as long as there is something for it: sure ends, or plain
-workers known from the last look. Under load turns and handlers alternate: while the database works for one half of the
-slots, the code of the other half is started and runs. What the turns leave goes the long way.
+A pass begins with turns of the fast path (`storage.turns.turn`) as long as there is something for it: simple ends, or
+eligible workers known from the last look. Under load turns and handlers alternate: while the database works for one
+half of the slots, the code of the other half is started and runs. What the turns leave goes the long way: a look, and
+then one more turn if all that may start is eligible, or a claim.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseError
-from jobrunner.runtime.timetable import Timetable
-from jobrunner.storage.claims import Claim, Claimer, claim_due, claims_of, warm_up
+from jobrunner.errors import DatabaseError, FastPathRefused
+from jobrunner.runtime.fast_path import FastPathKnowledge
+from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due, claims_of, warm_up
 from jobrunner.storage.facts import read_due
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned
-from jobrunner.storage.flows import open_flow
+from jobrunner.storage.looks import look
+from jobrunner.storage.turns.fast_path import open_fast_path
+from jobrunner.storage.turns.turn import Turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from jobrunner.policy.fast_path import Eligible
     from jobrunner.runtime.aside import SetAside
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
     from jobrunner.runtime.timekeeper import Timekeeper
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.flow import Plain
-    from jobrunner.storage.flows import Flow
+    from jobrunner.storage.looks import Claimer, Look
+    from jobrunner.storage.turns.fast_path import FastPath
 
 SECOND_LOOK_SECONDS = 0.012
 LOCKED_PAUSE_SECONDS = 0.01
@@ -44,7 +47,7 @@ MOST_A_TURN = 250
 
 
 class Ticker:
-    """Claims and starts; `start` is called with each claim.
+    """Claims and starts; `start` is called with each claim, `tell` with what an operator should know.
 
     `free_slots` says how many runs the node can take, None when it must not claim.
     """
@@ -61,26 +64,25 @@ class Ticker:
         start: Callable[[Claim], None],
         aside: SetAside,
         timekeeper: Timekeeper,
+        tell: Callable[[str], None],
     ) -> None:
         self._db = db
         self._clock = clock
         self._outage = outage
         self._claimer = claimer
         self._recorder = recorder
-        self._flow = open_flow(db)
-        if self._flow is not None:
-            recorder.leave_sure(self.wake)
+        self._outbox = recorder.outbox
+        self._fast_path = open_fast_path(db)
+        if self._fast_path is not None:
+            self._outbox.keep_simple(self.wake)
         self._tick_interval = tick_interval
         self._free_slots = free_slots
         self._start = start
         self._aside = aside
         self._timekeeper = timekeeper
-        self._plain: Plain | None = None
-        self._timetable = Timetable()
-        self._look_at = 0.0  # when to look again at those who are stuck, and may not be so any more
-        self._is_look_late = False
+        self._tell = tell
+        self._known = FastPathKnowledge()
         self._gave_runs = False
-        self._has_reason = False  # the last pass gave runs, or something has woken us: a turn is worth its while
         self._woken = asyncio.Event()
         self._second_look: asyncio.TimerHandle | None = None
         self.last_tick_at: datetime | None = None
@@ -102,7 +104,15 @@ class Ticker:
 
     async def warm_up(self) -> None:
         """Have ready, before the first tick, what a tick needs."""
-        await warm_up(self._db, self._claimer, self._clock.now(), self._flow)
+        try:
+            await warm_up(self._db, self._claimer, self._clock.now(), self._fast_path)
+        except FastPathRefused as error:
+            self._do_without_fast_path(error)
+
+    def _do_without_fast_path(self, error: FastPathRefused) -> None:
+        self._fast_path = None
+        self._outbox.keep_none()
+        self._tell(f"all work goes the long way, which is slower under load: {error}")
 
     def claim_as(self, claimer: Claimer) -> None:
         """Claim in another name from now on."""
@@ -131,7 +141,7 @@ class Ticker:
         failures = 0
         while True:
             self.note_round()
-            self._has_reason = self._gave_runs or self._woken.is_set()
+            self._known.pass_begins(is_worth_a_turn=self._gave_runs or self._woken.is_set())
             self._woken.clear()
             try:
                 pause = await self.tick()
@@ -153,8 +163,7 @@ class Ticker:
         Raises:
             Exception: `error`, where it is nobody's.
         """
-        self._plain = None
-        self._timetable = Timetable()
+        self._known.forget()
         async with self._db.peek() as conn:
             due = await read_due(conn, self._db.dialect, self._clock.now(), MOST_TRIED_ALONE)
         is_found = False
@@ -191,7 +200,7 @@ class Ticker:
         self.ticks += 1
         if self._free_slots() is not None:
             await self._timekeeper.before_claims(self._claimer.node_id)
-        self._gave_runs = self._flow is not None and await self._take_turns(self._flow)
+        self._gave_runs = self._fast_path is not None and await self._take_turns(self._fast_path)
         free = self._free_slots()
         is_look_due = free is not None and self._timekeeper.is_look_due
         if is_look_due and (self._gave_runs or not free):  # no search is to follow that could ask along
@@ -201,28 +210,50 @@ class Ticker:
         if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
-        claimed = await claim_due(
-            self._db, self._claimer, free, self._clock.now, self._flow, is_look_due, self._aside.names
-        )
+        claimed = await self._claim(free, is_look_due)
         self._outage.worked()
         self.last_tick_at = self._clock.now()
-        if claimed.plain is not None or claimed.claims or claimed.has_more:  # else what was plain is so still
-            self._plain = claimed.plain and claimed.plain.beside(self._plain)
-            self._look_at = self._clock.monotonic() + LOOK_AGAIN_SECONDS
-        self._is_look_late = False
-        self._timetable.learn(claimed.planned)
+        if isinstance(claimed, Claimed):
+            self._known.learn(claimed.planned)
         self._start_all(claimed.claims)
-        was_set_right = is_look_due and await self._look(claimed.is_ahead)
+        was_set_right = is_look_due and await self._look(claimed.is_ahead if isinstance(claimed, Nothing) else None)
         if claimed.claims or was_set_right:
             self._gave_runs = bool(claimed.claims)
             return 0.0
-        if claimed.has_more:
+        if isinstance(claimed, Passed):
             return LOCKED_PAUSE_SECONDS
         self.found_nothing.set()
-        if claimed.next_due_at is None:
+        next_due_at = claimed.next_due_at if isinstance(claimed, Nothing) else None
+        if next_due_at is None:
             return self._tick_interval
-        until = (claimed.next_due_at - self._clock.now()).total_seconds()
-        return min(until, self._tick_interval)
+        return min((next_due_at - self._clock.now()).total_seconds(), self._tick_interval)
+
+    async def _claim(self, free: int, is_looking: bool) -> Claimed | Passed | Nothing:
+        """Look, and claim what may start: by a turn if all of it is eligible."""
+        seen = await look(
+            self._db, self._claimer, free, self._clock.now(), is_looking=is_looking, aside=self._aside.names
+        )
+        if self._fast_path is not None and seen.is_all_eligible:
+            claims = await self._turn_after(self._fast_path, seen, free)
+            if claims:
+                return Claimed(claims)
+        claimed = await claim_due(self._db, self._claimer, free, self._clock.now, seen, self._aside.names)
+        is_nothing_due = isinstance(claimed, Nothing)
+        self._known.looked(self._clock.monotonic(), claimed.eligible, is_nothing_due=is_nothing_due)
+        return claimed
+
+    async def _turn_after(self, fast_path: FastPath, seen: Look, free: int) -> tuple[Claim, ...]:
+        """Take a turn for those that a look found eligible."""
+        if seen.eligible is None:
+            return ()
+        self._known.looked(self._clock.monotonic(), seen.eligible, is_nothing_due=False)
+        try:
+            turned = await self._turn(fast_path, seen.eligible, [], free)
+        except DatabaseError:
+            raise
+        except Exception:  # noqa: BLE001 - a number in some row that is too large, say
+            return ()  # the long way meets it again, and then it is known whose it is
+        return claims_of(turned, seen.eligible)
 
     async def _look(self, is_ahead: bool | None) -> bool:
         """Look for what a clock that was wrong has left behind, unless the search for due work has asked along.
@@ -234,8 +265,8 @@ class Ticker:
             return False
         return await self._timekeeper.look(self._claimer.node_id)
 
-    async def _take_turns(self, flow: Flow) -> bool:
-        """Go the short way while there is something for it; say whether it gave runs, so that there may be more.
+    async def _take_turns(self, fast_path: FastPath) -> bool:
+        """Take turns while there is something for them; say whether they gave runs, so that there may be more.
 
         The runs of a turn are started when the next turn has been sent off.
         """
@@ -245,68 +276,50 @@ class Ticker:
             if claims and self._timekeeper.is_look_due:
                 self._start_all(claims)
                 return True
-            free = (self._free_slots() or 0) - len(claims)
-            plain = self._due_firings(free) or self._known_plain()
-            ended = self._recorder.take_sure()
-            if not ended and (plain is None or free <= 0):
+            slots = self._free_slots()
+            free = (slots or 0) - len(claims)
+            eligible = self._known.next_turn(self._clock.now(), free, may_claim=slots is not None)
+            ended = self._outbox.take_simple()
+            if not ended and (eligible is None or free <= 0):
                 self._start_all(claims)
                 return gave_runs
-            if plain is not None:
-                self._is_look_late = self._clock.monotonic() >= self._look_at
-            turn = asyncio.ensure_future(self._turn(flow, plain, ended, min(free, MOST_A_TURN - len(ended))))
+            if eligible is not None:
+                self._known.turn_sent(self._clock.monotonic())
+            turn = asyncio.ensure_future(self._turn(fast_path, eligible, ended, min(free, MOST_A_TURN - len(ended))))
             asyncio.get_running_loop().call_soon(self._start_all, claims)  # when the turn has begun
             turned = await turn
             self._outage.worked()
             self.last_tick_at = self._clock.now()
             self.note_round()
-            if plain is None or not turned.runs:
+            if eligible is None or not turned.runs:
                 return gave_runs
-            claims = claims_of(turned, plain)
-            gave_runs = self._has_reason = True
-
-    def _due_firings(self, free: int) -> Plain | None:
-        """Return the known schedules that are due and fit."""
-        if free <= 0:
-            return None
-        stuck = self._plain.stuck if self._plain is not None and not self._is_look_late else ()
-        return self._timetable.due(self._clock.now(), free, stuck)
-
-    def _known_plain(self) -> Plain | None:
-        """Return the workers whose runs may go the short way now, as far as the last look still holds.
-
-        With others stuck it holds until it is time to look again, and for one turn more, so that on an idle node that
-        look is not in the way of a run that has just come.
-        """
-        plain = self._plain
-        if plain is None or not plain.configs or not self._has_reason or self._free_slots() is None:
-            return None
-        return None if plain.stuck and self._is_look_late else plain
+            claims = claims_of(turned, eligible)
+            gave_runs = True
 
     def _start_all(self, claims: tuple[Claim, ...]) -> None:
         for claim in claims:
             self._start(claim)
 
-    async def _turn(self, flow: Flow, plain: Plain | None, ended: list[Ended], most: int) -> Turned:
+    async def _turn(self, fast_path: FastPath, eligible: Eligible | None, ended: list[Ended], most: int) -> Turned:
         turned = Turned(has_other=True)
         try:
-            turned = await flow.turn(self._claimer.node_id, self._clock.now(), most, plain, ended)
+            turned = await fast_path.turn(self._claimer.node_id, self._clock.now(), most, eligible, ended)
         except DatabaseError:
             raise
+        except FastPathRefused as error:
+            self._do_without_fast_path(error)
         except Exception:
             # The database refused what is in one of the outcomes: the long way writes each alone, and says so.
             if not ended:
                 raise
         finally:
-            self._recorder.settle(ended, turned.written)
-            if plain is not None:
-                self._timetable.settle(plain, turned)
-            if turned.has_other:
-                self._plain = None  # it may be one of these who is no longer plain
+            self._recorder.settle_simple(ended, turned.written)
+            self._known.turn_came_back(eligible, turned)
         return turned
 
     async def close(self) -> None:
         """Forget a planned second look."""
         if self._second_look is not None:
             self._second_look.cancel()
-        if self._flow is not None:
-            await self._flow.close()
+        if self._fast_path is not None:
+            await self._fast_path.close()

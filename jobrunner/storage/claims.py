@@ -17,7 +17,7 @@ The protocol, one transaction per tick:
 4. Write: waiting runs become `running`, firings are inserted as `running`, `worker_state` takes the new fence and next
    time, what was passed over becomes a `missed` row. Commit.
 
-Under load most ticks go a shorter way to the same end: `storage.flow`.
+Under load most passes take the fast path to the same end: `storage.turns.turn`.
 
 What stands behind it, should any of this be wrong: the unique indexes on (worker, slot), on live scheduled runs, and on
 keys. A violation rolls the whole tick back; the next tick decides afresh.
@@ -29,15 +29,15 @@ while it runs nothing of them; its next heartbeat finds claims without code and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from jobrunner.errors import DatabaseError
 from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.record import record
 from jobrunner.model.run import FROM_SCHEDULE, Run
-from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.policy.fast_path import Eligible, Planned, find_planned, simple_under
 from jobrunner.policy.firing import Fired, after_starts
 from jobrunner.policy.gates import decide_starts
 from jobrunner.policy.missed import end_pause
@@ -45,8 +45,8 @@ from jobrunner.storage import facts as reading
 from jobrunner.storage import firings
 from jobrunner.storage import tables as t
 from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.flow import Plain, Planned, Turned, find_plain, find_planned
 from jobrunner.storage.history import missed_row, write_missed
+from jobrunner.storage.looks import SMALLEST_PAGE, look
 from jobrunner.storage.rows import (
     RUN_COLUMNS,
     names_json,
@@ -56,6 +56,7 @@ from jobrunner.storage.rows import (
     write_state_statement,
 )
 from jobrunner.storage.rowsets import built_once
+from jobrunner.storage.turns.rules import HAS_LEFT
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -66,37 +67,51 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
-    from jobrunner.storage.flows import Flow
-
-SMALLEST_PAGE = 16
+    from jobrunner.storage.looks import Claimer, Look
+    from jobrunner.storage.turns.fast_path import FastPath
+    from jobrunner.storage.turns.turn import Turned
 
 
 @record
 class Claim:
-    """A run that is this node's, with the definition it was claimed under."""
+    """A run that is this node's, with the definition it was claimed under.
+
+    `simple_under`: the worker's revision under which a success is simple (`policy.fast_path`); None if it never is.
+    """
 
     run: Run
     config: WorkerConfig
+    simple_under: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What one tick did: the claims, and when something becomes due next (None: nothing planned)."""
+    """Claims were made; more may be due. `eligible` and `planned` may take the fast path from here."""
 
     claims: tuple[Claim, ...]
-    next_due_at: datetime | None
-    has_more: bool = False  # due work was left because the slots ran out or a row was locked
-    plain: Plain | None = None  # who may go the short way at the next tick
-    planned: tuple[Planned, ...] = ()  # who may be fired the short way the next time
-    is_ahead: bool | None = None  # whether any wait seems to have begun ahead of now; None: it was not asked
+    eligible: Eligible | None = None
+    planned: tuple[Planned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Claimer:
-    """Who claims: the node, and the workers it can run."""
+class Passed:
+    """Due work was left: the slots ran out, a row was locked, or a time passed without a run. Look again soon."""
 
-    node_id: str
-    here: reading.Here
+    eligible: Eligible | None = None
+    claims: ClassVar[tuple[Claim, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Nothing may start now. `next_due_at`: when something becomes due next; None: nothing is planned.
+
+    `is_ahead`: whether any wait seems to have begun ahead of now; None: it was not asked.
+    """
+
+    next_due_at: datetime | None
+    eligible: Eligible | None = None
+    is_ahead: bool | None = None
+    claims: ClassVar[tuple[Claim, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ def statements(dialect: Dialect) -> _Statements:
     s, r = t.worker_state, t.runs
     given = dialect.rows("names", name=sa.Text())
     node_id = sa.bindparam("node_id", type_=sa.Text())
-    has_left = sa.exists().where(t.nodes.c.id == node_id, sa.literal_column("nodes.state IN ('lost', 'stopped')"))
+    has_left = sa.exists().where(t.nodes.c.id == node_id, sa.literal_column(HAS_LEFT))
     named = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name)), sa.not_(has_left)).order_by(s.c.worker)
     lock = named.with_for_update(key_share=True, of=s)
     lock_or_skip = named.with_for_update(key_share=True, of=s, skip_locked=True)
@@ -136,25 +151,16 @@ def statements(dialect: Dialect) -> _Statements:
     return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """What came of locking and deciding: the claims, whether a row was locked, who was fired and is plain otherwise."""
-
-    claims: tuple[Claim, ...] = ()
-    has_locked: bool = False
-    planned: tuple[Planned, ...] = ()
-
-
-async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | None) -> None:
+async def warm_up(db: Database, claimer: Claimer, now: datetime, fast_path: FastPath | None) -> None:
     """Run the statements of a tick once with nothing in them, so that they are compiled and prepared.
 
     Without this the first run after a node's start waits some 50 ms longer than all others, and on PostgreSQL as long
-    again for the connection of the short way.
+    again for the connection of the fast path.
+
+    Raises:
+        FastPathRefused: there is none for this user; all else is warm.
     """
     nobody = {""}
-    if flow is not None:
-        no_worker = WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)
-        await flow.turn(claimer.node_id, now, 1, Plain({"": no_worker}, {"": 0}, ()), ())
     async with db.peek() as conn:
         await reading.read_due(conn, db.dialect, now, SMALLEST_PAGE)
         await reading.next_due_at(conn, db.dialect, now)
@@ -163,6 +169,9 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime, flow: Flow | No
         await _lock(conn, db.dialect, nobody, reading.Edges.none(), claimer.node_id)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
         await conn.execute(statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id})
+    if fast_path is not None:
+        no_worker = WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)
+        await fast_path.turn(claimer.node_id, now, 1, Eligible({"": no_worker}, {"": 0}, ()), ())
 
 
 async def claim_due(
@@ -170,86 +179,66 @@ async def claim_due(
     claimer: Claimer,
     free_slots: int,
     clock: Callable[[], datetime],
-    flow: Flow | None = None,
-    is_looking: bool = False,
+    seen: Look | None = None,
     aside: Collection[str] = (),
     only: str | None = None,
-) -> Claimed:
-    """Run one tick: decide what is due, claim what may start, at most `free_slots` runs.
+) -> Claimed | Passed | Nothing:
+    """Run one tick the long way: decide what is due, claim what may start, at most `free_slots` runs.
 
     Args:
         db: the database.
         claimer: the node and its handlers.
         free_slots: how many runs the node can take.
         clock: returns the time now, UTC; asked again once the locks are held.
-        flow: the short way, taken when all that may start is plain.
+        seen: what a look has just found.
         aside: workers of which nothing is claimed.
         only: claim of this worker alone.
-        is_looking: ask also, if nothing is due, whether any wait seems to have begun ahead of now.
 
     Raises:
         DatabaseUnavailable: the database went away; nothing is known to have been claimed.
     """
-    page = max(SMALLEST_PAGE, free_slots)
     while True:
-        now = clock()
-        async with db.peek() as conn:
-            due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking)
-            names = due.names.difference(aside) if only is None else due.names & {only}
-            if not names and not due.has_more:
-                next_at = due.next_at if not due.names else await reading.next_due_at(conn, db.dialect, now)
-                return Claimed((), next_at, is_ahead=due.is_ahead)
-            if free_slots <= 0:
-                return Claimed((), await reading.next_due_at(conn, db.dialect, now), has_more=True)
-            facts, edges = await reading.read_around(conn, db.dialect, now, names, claimer.here, free_slots)
-            wanted = {start.worker for start in decide_starts(facts)}
-            plain = None if due.has_more else find_plain(facts, wanted)
-            next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
-        if wanted and flow is not None and plain is not None and wanted <= plain.configs.keys():
-            turned = await _try_turn(flow, claimer, clock(), free_slots, plain)
-            if turned.runs:
-                return Claimed(claims_of(turned, plain), None, has_more=True, plain=plain)
-        if wanted:
-            taken = await _claim(db, claimer, wanted, edges, free_slots, clock)
-            if taken.claims or taken.has_locked or not due.has_more:
-                # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
-                return Claimed(taken.claims, None, has_more=True, plain=plain, planned=taken.planned)
-        elif not due.has_more:
-            return Claimed((), next_due_at, plain=plain)
-        page *= 4  # the first page of due schedules is stuck: look behind it
+        if seen is None:
+            seen = await look(db, claimer, free_slots, clock(), aside=aside, only=only)
+        if not seen.has_slots:
+            return Passed()
+        if seen.wanted:
+            taken = await _claim(db, claimer, seen, free_slots, clock)
+            if taken is not None:
+                return taken
+        elif not seen.has_more:
+            return Nothing(seen.next_due_at, seen.eligible, seen.is_ahead)
+        # The first page of due schedules is stuck: look behind it.
+        seen = await look(db, claimer, free_slots, clock(), page=seen.page * 4, aside=aside, only=only)
 
 
-async def _try_turn(flow: Flow, claimer: Claimer, now: datetime, free_slots: int, plain: Plain) -> Turned:
-    """Take a turn; what the database refuses there the long way refuses again, and then it is known whose it is."""
-    try:
-        return await flow.turn(claimer.node_id, now, free_slots, plain, ())
-    except DatabaseError:
-        raise
-    except Exception:  # noqa: BLE001 - a number in some row that is too large, say
-        return Turned(has_other=True)
-
-
-def claims_of(turned: Turned, plain: Plain) -> tuple[Claim, ...]:
+def claims_of(turned: Turned, eligible: Eligible) -> tuple[Claim, ...]:
     """Return the claims that a turn gave."""
-    configs = plain.configs
-    return tuple([Claim(run, configs[run.worker]) for run in turned.runs])
+    configs, revisions = eligible.configs, eligible.revisions
+    return tuple(
+        [
+            Claim(run, config, simple_under(config, CircuitState.CLOSED, revisions[run.worker]))
+            for run in turned.runs
+            for config in (configs[run.worker],)
+        ]
+    )
 
 
 async def _claim(
-    db: Database,
-    claimer: Claimer,
-    wanted: set[str],
-    edges: reading.Edges,
-    free_slots: int,
-    clock: Callable[[], datetime],
-) -> _Taken:
+    db: Database, claimer: Claimer, seen: Look, free_slots: int, clock: Callable[[], datetime]
+) -> Claimed | Passed | None:
+    """Claim of those that a look found; None if nothing came of it and there are more to look at."""
     try:
-        return await _claim_locked(db, claimer, wanted, edges, free_slots, clock)
+        claims, has_locked, planned = await _claim_locked(db, claimer, set(seen.wanted), seen.edges, free_slots, clock)
     except sa.exc.IntegrityError as error:
         if not db.dialect.is_unique_violation(error):
             raise
         # The constraints had the last word: someone wrote around our locks. The next tick decides afresh.
-        return _Taken(has_locked=True)
+        return Passed(seen.eligible)
+    if claims:
+        return Claimed(claims, seen.eligible, planned)
+    # Even without a claim: what was due a moment ago was passed over, locked, or taken. Look again.
+    return Passed(seen.eligible) if has_locked or not seen.has_more else None
 
 
 async def _claim_locked(
@@ -259,20 +248,21 @@ async def _claim_locked(
     edges: reading.Edges,
     free_slots: int,
     clock: Callable[[], datetime],
-) -> _Taken:
+) -> tuple[tuple[Claim, ...], bool, tuple[Planned, ...]]:
+    """Lock, decide again and write; return the claims, whether a row was locked, and who was fired and is eligible."""
     asked = len(wanted)
     async with db.write() as conn:
         locked = await _lock(conn, db.dialect, wanted, edges, claimer.node_id)
         wanted &= locked
         if not wanted:
-            return _Taken(has_locked=True)
+            return (), True, ()
         now = clock()
         facts, edges_now = await reading.read_around(conn, db.dialect, now, wanted, claimer.here, free_slots)
         # An edge to a worker that is not there (a bare SQLite shell can write one) ties to nothing.
         wanted = {name for name in wanted if edges_now.related({name}) & facts.workers.keys() <= locked}
         chosen = [start for start in decide_starts(facts) if start.worker in wanted]
         claims, states = await _write(conn, db.dialect, claimer, facts, chosen)
-        return _Taken(claims, len(wanted) < asked, find_planned(facts, states))
+        return claims, len(wanted) < asked, find_planned(facts, states)
 
 
 async def _lock(
@@ -322,7 +312,11 @@ async def _write(
     runs = [run_of(row) for row in rows]
     await _write_states(conn, batch, facts, runs)
     await write_missed(conn, batch.missed)
-    return tuple(Claim(run, facts.workers[run.worker].config) for run in runs), batch.states
+    return tuple(_claim_of(run, facts.workers[run.worker]) for run in runs), batch.states
+
+
+def _claim_of(run: Run, worker: WorkerFacts) -> Claim:
+    return Claim(run, worker.config, simple_under(worker.config, worker.state.circuit_state, worker.revision))
 
 
 def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:

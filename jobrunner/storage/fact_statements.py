@@ -137,7 +137,7 @@ def _workers(dialect: Dialect) -> sa.Select[Any]:
         sa.exists().where(b.c.blocks == given.c.name),
     )
     return (
-        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, t.workers.c.revision, is_entangled)
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, t.workers.c.revision + t.worker_state.c.revision, is_entangled)
         .select_from(given)
         .join(t.workers, t.workers.c.name == given.c.name)
         .join(t.worker_state, t.worker_state.c.worker == given.c.name)

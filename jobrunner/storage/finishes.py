@@ -64,11 +64,15 @@ if TYPE_CHECKING:
 
 @record
 class Ended:
-    """An attempt that ended: the run as claimed, the definition it was claimed with, and how it ended."""
+    """An attempt that ended: the run as claimed, the definition it was claimed with, and how it ended.
+
+    `simple_under`: see `Claim`.
+    """
 
     run: Run
     outcome: Outcome
     rules: WorkerConfig | None = None  # None: the definition as it is now (a rescued run)
+    simple_under: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ _OURS = frozenset(
         "last_ended_at",
         "paused_at",
         "reach_seconds",
+        "revision",
         "missed_from",
     }
 )

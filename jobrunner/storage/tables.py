@@ -171,11 +171,13 @@ worker_state = sa.Table(
     # Ours: how far ahead its next time may lie. The database keeps `waits_from`, when its waits began, with an index of
     # its own (migration 0001): a look for waits that began ahead of now touches one row.
     sa.Column("reach_seconds", Real, nullable=False, server_default="0"),
+    # Ours: raised by a trigger with every change of what the fast path rests on. See `policy.fast_path`.
+    sa.Column("revision", Big, nullable=False, server_default="1"),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),
     *counts(0, "consecutive_failures"),
-    *counts(0, "last_fence", "total_runs", "total_failures", "last_duration_ms", most=MAX_BIG_COUNT),
+    *counts(0, "last_fence", "total_runs", "total_failures", "last_duration_ms", "revision", most=MAX_BIG_COUNT),
     *counts(0, "priority", most=3),
     *seconds("cooldown_current_seconds", above=True),
     *seconds("reach_seconds"),

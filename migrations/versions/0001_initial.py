@@ -83,12 +83,12 @@ def downgrade() -> None:
     if not _is_sqlite():
         for function in (
             "refuse_client",
+            *(f"{table}_changed" for table, _ in _EDGES),
             "fill_run_priority",
             "refuse_history_update",
             "raise_revision",
             "wake_nodes_at_commit",
             "wake_nodes",
-            "take_turn",
         ):
             op.execute(f"DROP FUNCTION IF EXISTS {_p()}{function}")
         op.execute(f"DROP SEQUENCE IF EXISTS {_p()}wakeup_clock")
@@ -311,6 +311,7 @@ def _create_worker_state() -> None:
         sa.Column("paused_by", sa.Text),
         sa.Column("missed_from", _TIME),
         sa.Column("reach_seconds", _REAL, nullable=False, server_default="0"),
+        sa.Column("revision", _BIG, nullable=False, server_default="1"),
         _waits_from(),
         _primary_key("worker_state", "worker"),
         _foreign_key("worker_state", "worker", "workers", "name"),
@@ -319,7 +320,14 @@ def _create_worker_state() -> None:
         _check("worker_state", "disabled_by_someone", "is_enabled = (disabled_by IS NULL)"),
         *_counts("worker_state", 0, "consecutive_failures"),
         *_counts(
-            "worker_state", 0, "last_fence", "total_runs", "total_failures", "last_duration_ms", most=_MAX_BIG_COUNT
+            "worker_state",
+            0,
+            "last_fence",
+            "total_runs",
+            "total_failures",
+            "last_duration_ms",
+            "revision",
+            most=_MAX_BIG_COUNT,
         ),
         *_counts("worker_state", 0, "priority", most=3),
         *_seconds("worker_state", "cooldown_current_seconds", above=True),
@@ -628,6 +636,11 @@ _NOT_A_CLIENTS = """NOT NEW.is_ours AND (
 )"""
 
 
+_EDGES = (("worker_dependencies", "depends_on"), ("worker_blocks", "blocks"))
+_SWITCHES = ("is_enabled", "paused_until", "circuit_state", "missed_from")
+"""What of a worker's state decides whether it may take the fast path: a change of it raises the state's revision."""
+
+
 def _create_sqlite_triggers() -> None:
     """Foreign keys are off in a bare SQLite shell: triggers refuse what they would."""
     # There is no GENERATED ALWAYS. Here an id that the database is yet to give is -1.
@@ -649,7 +662,7 @@ def _create_sqlite_triggers() -> None:
         END
         """
     )
-    for table, other in (("worker_dependencies", "depends_on"), ("worker_blocks", "blocks")):
+    for table, other in _EDGES:
         op.execute(
             f"""
             CREATE TRIGGER {table}_refuse_unknown BEFORE INSERT ON {table}
@@ -692,6 +705,27 @@ def _create_sqlite_triggers() -> None:
         END
         """
     )
+    has_changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in _SWITCHES)
+    op.execute(
+        f"""
+        CREATE TRIGGER worker_state_raises_revision AFTER UPDATE OF {", ".join(_SWITCHES)} ON worker_state
+        WHEN {has_changed}
+        BEGIN
+            UPDATE worker_state SET revision = (revision + 1) % 4611686018427387904 WHERE worker = NEW.worker;
+        END
+        """  # noqa: S608 - made of constants
+    )
+    for table, other in _EDGES:
+        for event, rows in (("INSERT", ("NEW",)), ("UPDATE", ("OLD", "NEW")), ("DELETE", ("OLD",))):
+            names = ", ".join(f"{row}.worker, {row}.{other}" for row in rows)
+            op.execute(
+                f"""
+                CREATE TRIGGER {table}_raise_revision_{event.lower()} AFTER {event} ON {table}
+                BEGIN
+                    UPDATE workers SET revision = (revision + 1) % 4611686018427387904 WHERE name IN ({names});
+                END
+                """  # noqa: S608 - made of constants
+            )
     op.execute(
         """
         CREATE TRIGGER workers_refuse_delete BEFORE DELETE ON workers
@@ -772,8 +806,31 @@ def _create_postgres_triggers() -> None:
         FOR EACH ROW EXECUTE FUNCTION {p}raise_revision()
         """
     )
+    has_changed = " OR ".join(f"NEW.{column} IS DISTINCT FROM OLD.{column}" for column in _SWITCHES)
+    op.execute(
+        f"""
+        CREATE TRIGGER worker_state_raises_revision BEFORE UPDATE OF {", ".join(_SWITCHES)} ON {p}worker_state
+        FOR EACH ROW WHEN ({has_changed}) EXECUTE FUNCTION {p}raise_revision()
+        """
+    )
+    for table, other in _EDGES:  # an update of `workers` raises the number, whatever it writes
+        op.execute(
+            f"""
+            CREATE FUNCTION {p}{table}_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                UPDATE {p}workers SET revision = revision
+                WHERE name IN (OLD.worker, OLD.{other}, NEW.worker, NEW.{other});
+                RETURN NULL;
+            END $$
+            """  # noqa: S608 - the schema's name is checked in database.py
+        )
+        op.execute(
+            f"""
+            CREATE TRIGGER {table}_raise_revision AFTER INSERT OR UPDATE OR DELETE ON {p}{table}
+            FOR EACH ROW EXECUTE FUNCTION {p}{table}_changed()
+            """
+        )
     _create_postgres_wakeups()
-    _create_postgres_turn()
 
 
 def _create_postgres_wakeups() -> None:
@@ -823,263 +880,6 @@ def _create_postgres_wakeups() -> None:
         )
         EXECUTE FUNCTION {p}wake_nodes_at_commit()
         """
-    )
-
-
-def _create_postgres_turn() -> None:
-    """One turn of the short way through a tick in one round trip; storage/flow.py says what it does and why.
-
-    A statement in a VOLATILE function sees what was committed before that statement began: locking and looking are
-    two statements here as they are elsewhere. The settings keep a plan from following statistics that are older than
-    the queue is: every lookup here is by an index, of few rows.
-    """
-    p = _p()
-    op.execute(
-        f"""
-        CREATE FUNCTION {p}take_turn(
-            this_node text, at timestamptz, free integer, names text[], revisions bigint[], stuck text[],
-            f_expected timestamptz[], f_due timestamptz[], f_next timestamptz[],
-            e_ids bigint[], e_fences bigint[], e_workers text[], e_finished timestamptz[], e_ms bigint[],
-            e_results jsonb[], e_reasons text[], e_outputs text[],
-            after_dues timestamptz[], after_ids bigint[]
-        ) RETURNS TABLE (
-            kind text, id bigint, worker text, trigger text, priority integer, scheduled_for timestamptz,
-            due_at timestamptz, payload jsonb, key text, attempt integer, is_forced boolean, slot integer,
-            fence bigint, started_at timestamptz, first_started_at timestamptz, lost_in_a_row integer,
-            created_at timestamptz
-        ) LANGUAGE plpgsql
-        SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-        SET plan_cache_mode = force_generic_plan
-        AS $$
-        #variable_conflict use_column
-        DECLARE
-            unsure text[];
-            ids bigint[];
-            fences bigint[];
-            slots integer[];
-            starts timestamptz[];
-            ended integer := 0;
-            deleted integer;
-            mine text[];
-            plain text[];
-        BEGIN
-            IF cardinality(e_ids) > 0 THEN
-                PERFORM FROM {p}worker_state s WHERE s.worker = ANY (e_workers)
-                ORDER BY s.worker FOR NO KEY UPDATE OF s;
-                unsure := ARRAY(  -- workers whose ends are never sure: a circuit's probe, a loop
-                    SELECT s.worker FROM {p}worker_state s JOIN {p}workers w ON w.name = s.worker
-                    WHERE s.worker = ANY (e_workers)
-                        AND (s.circuit_state = 'half_open' OR w.execution_mode = 'continuous')
-                );
-                WITH standing AS MATERIALIZED (  -- the claims that still stand
-                    SELECT r.*, e.finished_at, e.ms, e.result, e.reason, e.said
-                    FROM unnest(e_ids, e_fences, e_finished, e_ms, e_results, e_reasons, e_outputs)
-                        AS e (id, fence, finished_at, ms, result, reason, said)
-                    CROSS JOIN LATERAL (
-                        SELECT * FROM {p}runs r WHERE r.id = e.id AND r.fence = e.fence OFFSET 0
-                    ) r
-                    WHERE r.worker <> ALL (unsure)
-                ), kept AS (
-                    INSERT INTO {p}run_history (
-                        run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at,
-                        started_at, finished_at, duration_ms, reason, payload, result, output, node_id
-                    )
-                    SELECT
-                        s.id, s.fence, s.worker, s.trigger, s.attempt, 'succeeded', 'succeeded', s.is_forced,
-                        s.scheduled_for, s.due_at, s.started_at, s.finished_at, s.ms, s.reason, s.payload, s.result,
-                        s.said, s.node_id
-                    FROM standing s ORDER BY s.id
-                ), by_worker AS MATERIALIZED (  -- what the last of a worker's runs leaves
-                    SELECT
-                        s.worker, count(*) AS runs, max(s.finished_at) AS latest,
-                        (array_agg(s.finished_at ORDER BY s.id DESC))[1] AS finished_at,
-                        (array_agg(s.ms ORDER BY s.id DESC))[1] AS ms
-                    FROM standing s GROUP BY s.worker
-                ), counted AS (
-                    UPDATE {p}worker_state s
-                    SET consecutive_failures = 0, last_run_outcome = 'succeeded', last_error = NULL,
-                        (last_success_at, last_duration_ms, total_runs, last_ended_at) = (
-                            SELECT
-                                c.finished_at, coalesce(c.ms, s.last_duration_ms), s.total_runs + c.runs,
-                                greatest(s.last_ended_at, c.latest)
-                            FROM by_worker c WHERE c.worker = s.worker
-                        )
-                    WHERE s.worker = ANY (ARRAY(SELECT c.worker FROM by_worker c))
-                )
-                SELECT array_agg(s.id), count(*) INTO ids, ended FROM standing s;
-                IF ended > 0 THEN
-                    DELETE FROM {p}runs r WHERE r.id = ANY (ids);
-                    GET DIAGNOSTICS deleted = ROW_COUNT;
-                    IF deleted <> ended THEN
-                        RAISE 'runs were deleted by another program while they were being finished'
-                            USING ERRCODE = 'serialization_failure';
-                    END IF;
-                    RETURN QUERY SELECT  -- in one row: a hundred of them would cost a millisecond on the way
-                        'ended'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
-                        NULL::timestamptz, to_jsonb(ids), NULL::text, NULL::integer, NULL::boolean, NULL::integer,
-                        NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
-                END IF;
-            END IF;
-            free := free + ended;
-            IF free <= 0 OR cardinality(names) = 0 THEN
-                RETURN;
-            END IF;
-
-            mine := ARRAY(
-                SELECT l.worker FROM (
-                    SELECT s.worker FROM {p}worker_state s
-                    WHERE s.worker = ANY (names[1:cardinality(revisions)])
-                    ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
-                ) l
-            );
-            plain := ARRAY(
-                SELECT s.worker
-                FROM unnest(names, revisions) AS g (name, revision)
-                JOIN {p}worker_state s ON s.worker = g.name
-                JOIN {p}workers w ON w.name = g.name AND w.revision = g.revision
-                WHERE s.is_enabled AND s.paused_until IS NULL AND s.circuit_state = 'closed'
-                    AND NOT EXISTS (SELECT FROM {p}worker_dependencies d WHERE d.worker = g.name)
-                    AND NOT EXISTS (SELECT FROM {p}worker_blocks b WHERE b.worker = g.name)
-                    AND NOT EXISTS (SELECT FROM {p}worker_blocks b WHERE b.blocks = g.name)
-                    AND NOT EXISTS (SELECT FROM {p}nodes n WHERE n.id = this_node AND n.state IN ('lost', 'stopped'))
-            );
-            -- Something else is due, or a worker is no longer plain: the long way decides.
-            IF cardinality(plain) < cardinality(revisions) OR EXISTS (
-                -- Between the known names, not over them: of a long queue's head there are only dead entries left.
-                WITH RECURSIVE gap AS MATERIALIZED (
-                    SELECT k.name AS after, lead(k.name) OVER (ORDER BY k.name) AS before
-                    FROM unnest(''::text || stuck || CASE WHEN cardinality(f_expected) = 0 THEN names END) AS k (name)
-                ), waiting AS (
-                    SELECT gap.after AS name, gap.before FROM gap
-                    UNION ALL
-                    SELECT
-                        CASE WHEN waiting.before IS NULL THEN (
-                            SELECT min(r.worker) FROM {p}runs r WHERE r.state = 'pending' AND r.worker > waiting.name
-                        ) ELSE (
-                            SELECT min(r.worker) FROM {p}runs r
-                            WHERE r.state = 'pending' AND r.worker > waiting.name AND r.worker < waiting.before
-                        ) END,
-                        waiting.before
-                    FROM waiting WHERE waiting.name IS NOT NULL
-                )
-                SELECT FROM waiting, generate_series(0, 3) AS level (p)
-                WHERE waiting.name <> ALL (''::text || stuck)
-                    AND (cardinality(f_expected) > 0 OR waiting.name <> ALL (names))
-                    AND (
-                        SELECT r.due_at FROM {p}runs r
-                        WHERE r.state = 'pending' AND r.worker = waiting.name
-                            AND r.priority >= level.p AND r.priority <= level.p
-                        ORDER BY r.priority, r.due_at LIMIT 1
-                    ) <= at
-            ) OR EXISTS (
-                SELECT FROM {p}worker_state s
-                WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= at
-                    AND s.worker NOT IN (  -- hashed, where <> ALL would compare each with each
-                        SELECT unnest(CASE WHEN cardinality(f_expected) > 0 THEN stuck || names ELSE stuck END)
-                    )
-            ) THEN
-                RETURN QUERY SELECT
-                    'other'::text, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::timestamptz,
-                    NULL::timestamptz, NULL::jsonb, NULL::text, NULL::integer, NULL::boolean, NULL::integer,
-                    NULL::bigint, NULL::timestamptz, NULL::timestamptz, NULL::integer, NULL::timestamptz;
-                RETURN;
-            END IF;
-
-            IF cardinality(f_expected) > 0 THEN  -- of the first of the names; the others find no slot
-                RETURN QUERY
-                WITH fired AS MATERIALIZED (
-                    SELECT
-                        s.worker, f.due, f.next, w.priority, w.payload, s.last_fence + 1 AS fence,
-                        greatest(at, s.last_ended_at) AS now
-                    FROM unnest(names, f_expected, f_due, f_next) AS f (name, expected, due, next)
-                    JOIN {p}worker_state s ON s.worker = f.name AND s.next_run_at = f.expected
-                    JOIN {p}workers w ON w.name = f.name
-                    WHERE f.name = ANY (mine)
-                        AND NOT EXISTS (SELECT FROM {p}runs r WHERE r.worker = f.name AND r.state = 'pending')
-                        AND NOT EXISTS (SELECT FROM {p}runs r WHERE r.worker = f.name AND r.slot IS NOT NULL)
-                ), counted AS (
-                    UPDATE {p}worker_state s
-                    SET next_run_at = f.next, last_due_at = f.due, last_fence = f.fence, last_run_at = f.now
-                    FROM fired f WHERE s.worker = f.worker
-                )
-                INSERT INTO {p}runs AS r (
-                    worker, trigger, state, priority, scheduled_for, due_at, payload, slot, fence, node_id, started_at,
-                    first_started_at, created_at, is_ours
-                )
-                SELECT
-                    f.worker, 'schedule', 'running', f.priority, f.due, f.due, f.payload, 0, f.fence, this_node, f.now,
-                    f.now, at, true
-                FROM fired f
-                RETURNING
-                    'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
-                    r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
-                    r.created_at;
-                RETURN;
-            END IF;
-
-            WITH busy AS MATERIALIZED (  -- each worker's slots in use; counted, never stored
-                SELECT
-                    s.worker, s.last_fence, greatest(at, s.last_ended_at) AS now, w.max_running,
-                    ARRAY(SELECT r.slot FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL) AS taken,
-                    (g.n - 1) * 4 + 1 AS after
-                FROM unnest(names) WITH ORDINALITY AS g (name, n)
-                JOIN {p}worker_state s ON s.worker = g.name
-                JOIN {p}workers w ON w.name = s.worker
-                WHERE s.worker = ANY (mine)
-            ), room AS MATERIALIZED (  -- how many more of each may start, and its free slots, the lowest first
-                SELECT
-                    b.worker, b.last_fence, b.now, greatest(0, least(free, b.max_running - cardinality(b.taken))) AS n,
-                    ARRAY(
-                        SELECT generate_series(0, cardinality(b.taken) + free - 1)
-                        EXCEPT SELECT unnest(b.taken) ORDER BY 1
-                    ) AS slots,
-                    b.after
-                FROM busy b
-            ), first AS (  -- as many as could start at most, of each priority
-                SELECT f.*
-                FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
-                    SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
-                    WHERE r.state = 'pending' AND r.worker = room.worker
-                        AND (r.priority, r.due_at, r.id) > (  -- after what this node has claimed a moment ago
-                            level.p, coalesce(after_dues[room.after + level.p], '-infinity'),
-                            coalesce(after_ids[room.after + level.p], 0)
-                        )
-                        AND (r.priority, r.due_at) <= (level.p, at)  -- so that the index says where to stop
-                    ORDER BY r.priority, r.due_at, r.id LIMIT room.n
-                ) f
-            ), numbered AS (
-                SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY f.priority DESC, f.due_at, f.id) AS n
-                FROM first f
-            ), chosen AS MATERIALIZED (  -- the first of all workers in starting order
-                SELECT
-                    f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence,
-                    room.now
-                FROM numbered f JOIN room ON room.worker = f.worker WHERE f.n <= room.n
-                ORDER BY f.priority DESC, f.due_at, f.id
-                LIMIT free
-            ), fenced AS (
-                UPDATE {p}worker_state s
-                SET (last_fence, last_run_at) = (
-                    SELECT max(c.fence), coalesce(max(c.now) FILTER (WHERE c.first_started_at IS NULL), s.last_run_at)
-                    FROM chosen c WHERE c.worker = s.worker
-                )
-                WHERE s.worker = ANY (ARRAY(SELECT c.worker FROM chosen c))
-            )
-            SELECT array_agg(c.id), array_agg(c.slot), array_agg(c.fence), array_agg(c.now)
-            INTO ids, slots, fences, starts FROM chosen c;
-            RETURN QUERY
-            UPDATE {p}runs r
-            SET state = 'running', node_id = this_node, (slot, fence, started_at, first_started_at) = (
-                SELECT slots[n], fences[n], starts[n], coalesce(r.first_started_at, starts[n])
-                FROM array_position(ids, r.id) AS n
-            )
-            WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
-            RETURNING
-                'claim'::text, r.id, r.worker, r.trigger, r.priority, r.scheduled_for, r.due_at, r.payload, r.key,
-                r.attempt, r.is_forced, r.slot, r.fence, r.started_at, r.first_started_at, r.lost_in_a_row,
-                r.created_at;
-        END $$
-        """  # noqa: S608 - the schema's name is checked in database.py
     )
 
 

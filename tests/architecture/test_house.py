@@ -55,6 +55,14 @@ def test_only_the_seam_and_the_migrations_ask_which_database_it_is():
     assert lines_matching(re.compile(r"\bdialect\.name\b"), elsewhere) == []
 
 
+def test_what_the_fast_path_may_do_is_judged_by_policy_alone_and_is_no_part_of_the_schema():
+    texts = sorted((ROOT / "jobrunner/storage/turns").glob("*.py"))
+    assert len(texts) > 4
+    switches = re.compile(r"is_enabled|paused_until|circuit_state|missed_from|worker_dependencies|worker_blocks")
+    assert lines_matching(switches, texts) == []
+    assert lines_matching(re.compile("take_turn|turn_taken"), sources("migrations")) == []
+
+
 def test_every_ignore_says_which_rule_it_ignores():
     others = [path for path in sources("jobrunner", "migrations", "tests") if path != Path(__file__).resolve()]
     assert lines_matching(BARE_IGNORE, others) == []

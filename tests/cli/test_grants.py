@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner import WorkerOrchestrator
+from jobrunner.telemetry.events import Event, RunEnded, Warned
 from tests.cli.conftest import Cli
 from tests.support.postgres import PostgresServer
 from tests.support.stage import triggered
@@ -122,6 +123,39 @@ async def test_a_role_for_nodes_runs_one(as_role, postgres_url):
         await ran.wait()
         await orchestrator.trigger_worker("it", force=True)
     await orchestrator.stop()
+
+
+async def test_a_node_without_the_right_temporary_works_the_long_way_and_says_so_once(as_role, postgres_url, postgres):
+    from jobrunner.storage.database import Database
+    from jobrunner.storage.schema import upgrade
+
+    await upgrade(Database.open(postgres_url))
+    theirs = make_url(await asyncio.to_thread(as_role, "node"))
+    postgres.execute(f"REVOKE TEMPORARY ON DATABASE {theirs.database} FROM PUBLIC, {theirs.username}", theirs.database)
+    orchestrator = WorkerOrchestrator(theirs.render_as_string(hide_password=False), max_concurrent=4)
+    warnings: list[str] = []
+    ended = 0
+
+    def hear(event: Event) -> None:
+        nonlocal ended
+        ended += isinstance(event, RunEnded)
+        if isinstance(event, Warned):
+            warnings.append(event.message)
+
+    orchestrator.events.subscribe(hear)
+
+    async def work() -> None:
+        pass
+
+    orchestrator.register_worker("it", work, execution_mode="triggered", max_running=4)
+    await orchestrator.start()
+    await orchestrator.trigger_many("it", [None] * 60)
+    async with asyncio.timeout(30):
+        while ended < 60:
+            await asyncio.sleep(0.01)
+    await orchestrator.stop()
+    assert [text for text in warnings if "long way" in text] == warnings[:1]
+    assert "permission denied to create temporary tables" in warnings[0]
 
 
 def test_sqlite_has_no_roles(sqlite_url, capsys):

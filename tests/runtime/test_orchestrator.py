@@ -388,7 +388,7 @@ async def test_a_start_that_fails_leaves_no_thread_and_can_be_tried_again(house:
 async def test_a_start_on_a_damaged_schema_names_what_is_missing_and_leaves_no_live_node(house: House):
     orchestrator = house.orchestrator()
     orchestrator.register_worker("it", nothing, interval_seconds=1)
-    part = "table node_handlers" if house.db.is_sqlite else "function take_turn"  # needed before it joins, and after
+    part = "table node_handlers" if house.db.is_sqlite else "function wake_nodes"  # needed before it joins, and after
     await house.sql(f"DROP {part.replace(' ', ' {p}')}")
     with pytest.raises(SchemaDamaged, match=f"it has no {part}"):
         await orchestrator.start()

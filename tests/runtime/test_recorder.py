@@ -14,6 +14,7 @@ from jobrunner.model.run import ClaimKey, OutcomeKind, Run
 from jobrunner.runtime import recorder as module
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.outbox import Outbox
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.telemetry import events as e
@@ -29,15 +30,15 @@ class Desk:
         self.seen: list[e.Event] = []
         events = e.Events()
         events.subscribe(self.seen.append)
-        self.recorder = Recorder(stage.db, Outage(SystemClock(), events), events, self.freed.extend)
+        self.recorder = Recorder(stage.db, Outage(SystemClock(), events), events, Outbox(), self.freed.extend)
         self.task = asyncio.ensure_future(self.recorder.run())
 
     def put(self, run: Run, kind: OutcomeKind = OutcomeKind.SUCCEEDED, **more: Any) -> None:
-        self.recorder.put(Ended(run, self.stage.outcome(kind, **more)))
+        self.recorder.outbox.put(Ended(run, self.stage.outcome(kind, **more)))
 
     async def drain(self) -> None:
         async with asyncio.timeout(10):
-            await self.recorder.drain()
+            await self.recorder.outbox.empty()
 
 
 @pytest.fixture

@@ -26,18 +26,21 @@ from jobrunner import JobPriority
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode
+from jobrunner.policy.fast_path import Eligible
 from jobrunner.runtime import tick
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.outbox import Outbox
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.storage import operations
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import claim_due
 from jobrunner.storage.database import Database
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Plain, Turned
+from jobrunner.storage.looks import Claimer
+from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
@@ -114,7 +117,7 @@ async def test_under_load_a_late_look_at_those_who_are_stuck_is_not_put_off_by_e
     clock, events = ManualClock(), e.Events()
     db = Database.open(f"sqlite:///{tmp_path}/never-opened.db")
     outage = Outage(clock, events)
-    recorder = Recorder(db, outage, events, lambda _: None)
+    recorder = Recorder(db, outage, events, Outbox(), lambda _: None)
     claimer = Claimer("n1", Here(frozenset()))
     ticker = Ticker(
         db,
@@ -127,23 +130,26 @@ async def test_under_load_a_late_look_at_those_who_are_stuck_is_not_put_off_by_e
         lambda _: None,
         SetAside(clock, events),
         Timekeeper(db, clock, events, 60.0),
+        lambda _: None,
     )
     config = WorkerConfig("busy", "x", WorkerExecutionMode.TRIGGERED)
     run = Run(1, "busy", Trigger.MANUAL, RunState.RUNNING, 1, clock.now(), clock.now(), {}, None, 1, False)
-    ticker._plain = Plain({"busy": config}, {"busy": 1}, ("off",))
-    ticker._has_reason = True
+    ticker._known.looked(clock.monotonic() - 1, Eligible({"busy": config}, {"busy": 1}, ("off",)), is_nothing_due=False)
+    ticker._known.pass_begins(is_worth_a_turn=True)
     ticker._timekeeper.looked()  # at the start it has to; that is not what is looked at here
     claiming: list[bool] = []
 
-    async def turn(_flow: Any, plain: Plain | None, _ended: Any, _most: int) -> Turned:
-        claiming.append(plain is not None)
-        recorder.put(Ended(run, Outcome(OutcomeKind.SUCCEEDED, clock.now())))
-        return Turned(runs=() if plain is None else (run,))
+    async def turn(_path: Any, eligible: Eligible | None, _ended: Any, _most: int) -> Turned:
+        claiming.append(eligible is not None)
+        recorder.outbox.put(Ended(run, Outcome(OutcomeKind.SUCCEEDED, clock.now()), simple_under=1))
+        turned = Turned(runs=() if eligible is None else (run,))
+        ticker._known.turn_came_back(eligible, turned)
+        return turned
 
     ticker._turn = turn  # type: ignore[method-assign]
-    assert ticker._flow is not None
-    assert await ticker._take_turns(ticker._flow)
-    assert not await ticker._take_turns(ticker._flow)
+    assert ticker._fast_path is not None
+    assert await ticker._take_turns(ticker._fast_path)
+    assert not await ticker._take_turns(ticker._fast_path)
     assert claiming == [True, False, False]
 
 

@@ -93,6 +93,12 @@ class SimulatedDatabase:
         driver.execute("COMMIT")
         self._on_commit(driver)
 
+    def visit_writer(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Do `work`, which is a transaction of its own, with the writing connection."""
+        driver = self._writer.driver
+        work(driver)
+        self._on_commit(driver)
+
     @asynccontextmanager
     async def peek(self) -> AsyncIterator[Any]:
         """Read without a transaction."""

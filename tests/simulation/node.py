@@ -6,22 +6,27 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
+from jobrunner.policy.fast_path import Eligible
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.fast_path import FastPathKnowledge
 from jobrunner.runtime.heartbeat import BEATS_A_LEASE, LEFT_BEHIND_SECONDS, Heartbeat, Hooks
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.storage import nodes
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due, claims_of
 from jobrunner.storage.database import Database
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended, finish
+from jobrunner.storage.looks import Claimer, look
+from jobrunner.storage.turns.sqlite import SqliteFastPath
+from jobrunner.storage.turns.turn import Turned, is_simple
 from jobrunner.telemetry.events import Event, Events, NodeLost
 from tests.support.stage import T0, identity
 
@@ -47,8 +52,22 @@ class Holding:
     """A claim the node knows of: its run, and the execution of its code, if it has begun."""
 
     run: Run
+    simple_under: int | None = None
     execution: Execution | None = None
     outcome: Outcome | None = None
+    was_in_a_turn: bool = False  # what a turn did not write the recorder writes
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended, if it has."""
+        if self.outcome is None:
+            return None
+        return Ended(self.run, self.outcome, simple_under=self.simple_under)
+
+    @property
+    def is_simple(self) -> bool:
+        """Has it ended, and waits for a turn to write it?"""
+        return self.ended is not None and is_simple(self.ended) and not self.was_in_a_turn
 
 
 class SimulatedClock(SystemClock):
@@ -95,6 +114,11 @@ class NodeDatabase:
             yield conn
         await self._world.answer(self._node)
 
+    async def visit_writer(self, work: Callable[[Any], None]) -> None:
+        await self._world.reach(self._node, is_write=True)
+        self._world.db.visit_writer(work)
+        await self._world.answer(self._node)
+
     @asynccontextmanager
     async def peek(self) -> AsyncIterator[AsyncConnection]:
         await self._world.reach(self._node)
@@ -116,12 +140,14 @@ class SimulatedNode:
         self.names = world.names
         self._next_tick = 0.0
         self.held: dict[ClaimKey, Holding] = {}
+        self.in_turn: list[Holding] = []
         self.is_ticking = self.is_recording = self.is_beating = False
         self.is_lost = True  # it claims only once its row is written
         self.renewed_at = world.time
         self.incarnation = 0
         self.clock = SimulatedClock(world, self)
         self.db: Any = NodeDatabase(world, self)
+        self.fast_path = SqliteFastPath(cast("Database", self.db))
         self.id = ""
         self._new_life()
 
@@ -131,6 +157,7 @@ class SimulatedNode:
         self.identity = identity(self.id, pid=self.number * 1000 + self.incarnation, boot_id=f"machine-{self.number}")
         here = Here(self.names)
         self.claimer = Claimer(self.id, here)
+        self.known = FastPathKnowledge()
         hooks = Hooks(
             held=lambda: set(self.held),
             is_ticking=lambda: self.is_ticking,
@@ -186,28 +213,78 @@ class SimulatedNode:
         more: dict[str, Any] = {"error_type": "E", "error": "no luck"} if kind is OutcomeKind.FAILED else {}
         delay = 1.0 if kind is OutcomeKind.SNOOZED else None
         holding.outcome = Outcome(kind, self.clock.now(), duration_ms=1, delay_seconds=delay, **more)
-        self.world.soon(self, self.record)
+        self.world.soon(self, self.tick if holding.is_simple else self.record)
 
     async def tick(self) -> None:
         """Claim and start, as the ticker does, and plan the next pass."""
         free = 4 - len(self.held)
-        if self.is_ticking or self.is_lost or self.is_leaving or self.is_fenced or free <= 0:
+        may_claim = not (self.is_lost or self.is_leaving or self.is_fenced)
+        has_simple = any(holding.is_simple for holding in self.held.values())
+        if self.is_ticking or not ((may_claim and free > 0) or has_simple):
             return
         self.is_ticking = True
         try:
-            claimed = await claim_due(self.db, self.claimer, free, self.clock.now)
-            for claim in claimed.claims:
-                self._start(claim.run)
+            if await self._turn(free, may_claim):
+                self.world.soon(self, self.tick)
+            elif may_claim and free > 0:
+                await self._look_and_claim(free)
         finally:
             self.is_ticking = False
+
+    async def _look_and_claim(self, free: int) -> None:
+        seen = await look(self.db, self.claimer, free, self.clock.now())
+        if seen.is_all_eligible:
+            self.known.looked(self.clock.monotonic(), seen.eligible, is_nothing_due=False)
+            if await self._take(seen.eligible, [], free):
+                self.world.soon(self, self.tick)
+                return
+        claimed = await claim_due(self.db, self.claimer, free, self.clock.now, seen)
+        self.known.looked(self.clock.monotonic(), claimed.eligible, is_nothing_due=isinstance(claimed, Nothing))
+        if isinstance(claimed, Claimed):
+            self.known.learn(claimed.planned)
+        for claim in claimed.claims:
+            self._start(claim)
         if claimed.claims:
             self.world.soon(self, self.tick)
-        elif claimed.has_more:
+        elif isinstance(claimed, Passed):
             self._tick_at(self.world.time + 0.1)
-        elif claimed.next_due_at is not None:
+        elif isinstance(claimed, Nothing) and claimed.next_due_at is not None:
             until = (claimed.next_due_at - self.clock.now()).total_seconds()
             if until < TICK:
                 self._tick_at(self.world.time + max(until, 0.001))
+
+    async def _turn(self, free: int, may_claim: bool) -> bool:
+        """Take a turn of the fast path, as the ticker does; say whether it gave runs."""
+        self.known.pass_begins(is_worth_a_turn=True)
+        free = free if may_claim else 0
+        eligible = self.known.next_turn(self.clock.now(), free, may_claim=may_claim)
+        taken = [holding for holding in self.held.values() if holding.is_simple]
+        if eligible is None and not taken:
+            return False
+        if eligible is not None:
+            self.known.turn_sent(self.clock.monotonic())
+        return await self._take(eligible, taken, free)
+
+    async def _take(self, eligible: Eligible | None, taken: list[Holding], free: int) -> bool:
+        self.in_turn = taken
+        for holding in taken:
+            holding.was_in_a_turn = True
+        turned = Turned(has_other=True)
+        try:
+            ended = [holding.ended for holding in taken if holding.ended is not None]
+            turned = await self.fast_path.turn(self.id, self.clock.now(), free, eligible, ended)
+            self.world.turns += 1
+        finally:
+            self.in_turn = []
+            self.known.turn_came_back(eligible, turned)
+            for holding in taken:
+                if holding.run.id in turned.written:
+                    self.held.pop(holding.run.claim_key, None)
+                    self.world.written[holding.run.claim_key] = str(OutcomeKind.SUCCEEDED)
+            self.world.soon(self, self.record)  # what is left
+        for claim in () if eligible is None else claims_of(turned, eligible):
+            self._start(claim)
+        return bool(turned.runs)
 
     def _tick_at(self, at: float) -> None:
         """Plan a pass, unless an earlier one is planned."""
@@ -222,8 +299,9 @@ class SimulatedNode:
 
         self.world.at(at, self, tick)
 
-    def _start(self, run: Run) -> None:
-        holding = self.held[run.claim_key] = Holding(run)
+    def _start(self, claim: Claim) -> None:
+        run = claim.run
+        holding = self.held[run.claim_key] = Holding(run, claim.simple_under)
         if self.is_fenced:
             self.hand_over(holding, OutcomeKind.INTERRUPTED)
             return
@@ -239,11 +317,15 @@ class SimulatedNode:
 
     async def record(self) -> None:
         """Write the outcomes at hand, as the recorder does: again and again until it is answered."""
-        batch = [holding for holding in self.held.values() if holding.outcome is not None]
+        batch = [
+            holding
+            for holding in self.held.values()
+            if holding.outcome is not None and not holding.is_simple and holding not in self.in_turn
+        ]
         if not batch or self.is_recording:
             return
         self.is_recording = True
-        ended = [Ended(holding.run, holding.outcome) for holding in batch if holding.outcome is not None]
+        ended = [holding.ended for holding in batch if holding.ended is not None]
         try:
             finished = await finish(self.db, ended, lambda: 0.0)
         except DatabaseUnavailable:
@@ -267,6 +349,8 @@ class SimulatedNode:
             await self._note("draining")
         if not has_stuck_code:
             self.stop_code(self.world.time)
+            for holding in self.held.values():
+                holding.was_in_a_turn = True  # no more turns: the recorder writes all
             await self.record()
         with suppress(DatabaseUnavailable):
             await self._note("stopped")

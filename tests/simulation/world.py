@@ -98,7 +98,7 @@ class World:
         self._depth = 0
         self.nodes: list[SimulatedNode] = []
         self.beats: dict[str, float] = {}  # by node id, the true time of the last beat that counts
-        self.events = 0
+        self.events = self.turns = 0
 
     # --- planning ---
 

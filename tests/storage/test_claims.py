@@ -14,6 +14,7 @@ from jobrunner.model.run import OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, JobPriority
 from jobrunner.policy.gates import View
 from jobrunner.storage import claims, operations
+from jobrunner.storage.claims import Nothing, Passed
 from jobrunner.storage.runs import read_claims
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
@@ -76,8 +77,7 @@ async def test_no_more_runs_are_claimed_than_slots_are_free(stage: Stage):
         await stage.trigger("a")
     claimed = await stage.claim(slots=4)
     assert len(claimed.claims) == 4
-    assert claimed.has_more
-    assert (await stage.claim(slots=0)).claims == ()
+    assert await stage.claim(slots=0) == Passed()
 
 
 async def test_runs_take_the_lowest_free_slots(stage: Stage):
@@ -106,12 +106,11 @@ async def test_a_run_that_is_not_due_waits_and_the_next_due_time_is_told(stage: 
     await stage.run_once()
     await stage.trigger("a", due_at=T0 + seconds(50))
     claimed = await stage.claim()
-    assert claimed.claims == ()
-    assert not claimed.has_more
+    assert isinstance(claimed, Nothing)
     assert claimed.next_due_at == T0 + seconds(50)
     stage.after(50)
     assert await stage.started() == ["a"]
-    assert (await stage.claim()).next_due_at == T0 + seconds(100)
+    assert await stage.next_due_at() == T0 + seconds(100)
 
 
 async def test_a_row_inserted_with_plain_sql_is_claimed_with_the_workers_priority(stage: Stage):
@@ -198,12 +197,12 @@ async def test_skip_runs_nothing_that_is_more_than_sixty_seconds_late(stage: Sta
     stage.after(1300)
     claimed = await stage.claim()
     assert claimed.claims == ()
-    assert claimed.has_more  # so that the node looks again at once
+    assert isinstance(claimed, Passed)  # so that the node looks again at once
     (row,) = await stage.rows("SELECT * FROM {p}run_history WHERE outcome = 'missed'")
     assert (row["occurrences"], row["run_id"], row["fence"]) == (2, None, None)
     state = await stage.state("a")
     assert (state.next_run_at, state.last_due_at) == (T0 + seconds(1800), T0 + seconds(1200))
-    assert (await stage.claim()).next_due_at == T0 + seconds(1800)
+    assert await stage.next_due_at() == T0 + seconds(1800)
 
 
 async def test_at_most_one_live_run_comes_from_the_schedule(stage: Stage):
@@ -228,7 +227,7 @@ async def test_a_loop_runs_again_its_pause_after_its_end(stage: Stage):
     stage.after(10)
     assert await stage.started() == []
     await stage.end(run)
-    assert (await stage.claim()).next_due_at == T0 + seconds(12)
+    assert await stage.next_due_at() == T0 + seconds(12)
     stage.after(2)
     assert (await stage.start_one()).scheduled_for == T0 + seconds(12)
 
@@ -237,7 +236,7 @@ async def test_a_triggered_worker_is_never_started_by_a_schedule(stage: Stage):
     await stage.register(triggered("a"))
     stage.after(10**6)
     claimed = await stage.claim()
-    assert (claimed.claims, claimed.next_due_at) == ((), None)
+    assert claimed == Nothing(None)
 
 
 async def test_a_worker_of_any_mode_can_be_triggered(stage: Stage):
@@ -397,7 +396,7 @@ async def open_circuit(stage: Stage) -> None:
 async def test_only_the_first_run_in_order_is_the_probe(stage: Stage):
     await open_circuit(stage)
     ids = [await stage.trigger("a") for _ in range(3)]
-    assert (await stage.claim()).next_due_at == T0 + seconds(90)
+    assert await stage.next_due_at() == T0 + seconds(90)
     stage.after(90)
     probe = await stage.start_one()
     assert probe.id == ids[0]
@@ -457,7 +456,7 @@ async def test_a_schedules_firing_may_be_the_probe(stage: Stage):
         scheduled("a", interval_seconds=60, max_retries=0, max_consecutive_failures=1, cooldown_seconds=90)
     )
     await stage.run_once(OutcomeKind.FAILED)
-    assert (await stage.claim()).next_due_at == T0 + seconds(90)
+    assert await stage.next_due_at() == T0 + seconds(90)
     stage.after(120)
     probe = await stage.start_one()
     assert probe.scheduled_for == T0 + seconds(120)
@@ -507,7 +506,7 @@ async def test_a_violated_unique_index_rolls_the_whole_tick_back_and_the_next_de
     with monkeypatch.context() as patched:
         patched.setattr(View, "start", lambda view, candidate: Start(candidate.worker, candidate.id, 0, is_probe=False))
         claimed = await stage.claim()
-    assert (claimed.claims, claimed.has_more) == ((), True)
+    assert isinstance(claimed, Passed)
     assert await stage.value("SELECT count(*) FROM {p}runs WHERE state = 'running'") == 0
     assert (await stage.state("a")).last_fence == 0
     assert await stage.started() == ["a", "b", "b"]

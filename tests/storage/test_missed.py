@@ -14,7 +14,8 @@ from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.policy.schedule import COUNTED_AT_MOST
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, operations, wakeups
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import claim_due
+from jobrunner.storage.looks import Claimer
 from tests.support.planted import broken
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

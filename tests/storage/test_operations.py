@@ -129,7 +129,7 @@ async def test_a_paused_worker_starts_nothing_until_its_pause_ends(stage: Stage)
     assert await audits(stage) == [
         ("pause", "a", {"until": f"{T0 + seconds(150):%Y-%m-%dT%H:%M:%S.%fZ}", "reason": "upgrade"})
     ]
-    assert (await stage.claim()).next_due_at == T0 + seconds(150)
+    assert await stage.next_due_at() == T0 + seconds(150)
     stage.after(149)
     assert await stage.tick() == []
     stage.after(1)

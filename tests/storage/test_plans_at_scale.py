@@ -15,16 +15,17 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import dead_letters, nodes, repairs, retention, status
+from jobrunner.storage import dead_letters, looks, nodes, repairs, retention, status
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import claims_of
 from jobrunner.storage.enqueue import WORKERS_OWN, enqueue_many
 from jobrunner.storage.explain import explain
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flows import open_flow
 from jobrunner.storage.history import read_history
+from jobrunner.storage.looks import Claimer
 from jobrunner.storage.standing import read_standing
+from jobrunner.storage.turns.fast_path import open_fast_path
 from tests.support.stage import T0, Stage, scheduled, triggered
 from tests.support.touched import Meter, PostgresMeter, SqliteMeter, Touched
 
@@ -64,24 +65,26 @@ async def tick(stage: Stage) -> None:
 
 
 async def turns(stage: Stage) -> None:
-    """Claim, then end and claim in one turn, the short way."""
+    """Claim, then end and claim in one turn, the fast path."""
     for _ in range(4):
         await stage.trigger("wide", priority=3)
-    flow = open_flow(stage.db)
-    assert flow is not None
+    fast_path = open_fast_path(stage.db)
+    assert fast_path is not None
     claimer = Claimer("n1", reading.Here(frozenset({"wide"})))
     try:
-        claimed = await claim_due(stage.db, claimer, 2, lambda: stage.now, flow)
-        assert len(claimed.claims) == 2
-        assert claimed.plain is not None
-        ended = [Ended(claim.run, stage.outcome(), claim.config) for claim in claimed.claims]
-        turned = await flow.turn("n1", stage.now, 0, claimed.plain, ended)
+        eligible = (await looks.look(stage.db, claimer, 2, stage.now)).eligible
+        assert eligible is not None
+        first = await fast_path.turn("n1", stage.now, 2, eligible, ())
+        ended = [Ended(claim.run, stage.outcome(), None, claim.simple_under) for claim in claims_of(first, eligible)]
+        assert len(ended) == 2
+        turned = await fast_path.turn("n1", stage.now, 0, eligible, ended)
         assert len(turned.written) == 2
         assert len(turned.runs) == 2
-        wide = claimed.plain.configs["wide"]
-        await flow.turn("n1", stage.now, 0, None, [Ended(run, stage.outcome(), wide) for run in turned.runs])
+        claims = claims_of(turned, eligible)
+        ended = [Ended(claim.run, stage.outcome(), None, claim.simple_under) for claim in claims]
+        assert len((await fast_path.turn("n1", stage.now, 0, None, ended)).written) == 2
     finally:
-        await flow.close()
+        await fast_path.close()
 
 
 async def look(stage: Stage) -> None:
@@ -227,7 +230,7 @@ AT_ONCE = ("tick", "turns", "look", "ahead", "enqueue", "keyed", "node")
 
 
 async def fill(stage: Stage) -> None:
-    """Fill the database from a few rows of the product's own, by plain SQL."""
+    """Fill the database from a few rows of the product's own, by eligible SQL."""
     await stage.register(triggered("busy"), triggered("later"), triggered("wide", max_running=20), scheduled("model"))
     await stage.trigger("busy")
     await stage.join("n1", handlers=HANDLERS)
@@ -274,8 +277,8 @@ async def analyze(stage: Stage) -> None:
     if stage.db.is_sqlite:
         await stage.sql("ANALYZE")
     else:
-        plain = make_url(stage.url).set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True) as connection:
+        eligible = make_url(stage.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(eligible, autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
 
 

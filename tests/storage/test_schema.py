@@ -33,6 +33,11 @@ NAME_WORKERS = (
     "runs_keep_priority",
     "worker_dependencies_refuse_unknown",
     "worker_blocks_refuse_unknown",
+    *(
+        f"{table}_raise_revision_{event}"
+        for table in ("worker_dependencies", "worker_blocks")
+        for event in ("insert", "update", "delete")
+    ),
 )
 NOT_UNIQUE = r"(?i)unique"
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
@@ -581,7 +586,7 @@ async def test_worker_status_has_a_row_for_each_worker(db, shell):
     assert (bool(w["is_enabled"]), w["consecutive_failures"], w["total_runs"]) == (True, 0, 0)
     columns = {column.name for column in (*t.workers.c, *t.worker_state.c)}
     raw = {"payload", "definition", "overrides", "definition_hash", "revision"}
-    raw |= {"worker", "streak_since_id", "last_ended_at", "paused_at", "reach_seconds", "missed_from"}
+    raw |= {"worker", "streak_since_id", "last_ended_at", "paused_at", "reach_seconds", "revision", "missed_from"}
     assert set(w) == columns - raw | {"is_running", "running_runs", "pending_runs"}
 
 

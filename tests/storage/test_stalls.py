@@ -18,7 +18,7 @@ from jobrunner.errors import DatabaseUnavailable
 from jobrunner.storage import postgres_driver, postgres_watch, wakeups
 from jobrunner.storage import tables as t
 from jobrunner.storage.database import Database
-from jobrunner.storage.postgres_flow import PostgresFlow
+from jobrunner.storage.turns.postgres import PostgresFastPath
 from jobrunner.storage.wakeups import PostgresWakeups
 from tests.support.proxy import StallingProxy, stalling
 
@@ -234,7 +234,7 @@ async def test_the_commit_of_a_long_use_has_a_deadline(db, proxy):
 
 
 async def test_a_turn_without_an_answer_is_given_up_and_the_next_one_goes_elsewhere(db, proxy):
-    flow = PostgresFlow(db)
+    flow = PostgresFastPath(db)
     (now,) = await _now(db)
     await flow.turn("n", now, 1, None, [])
     assert proxy.stall_those_that_said("take_turn") == 1

@@ -21,8 +21,10 @@ from typing import Any
 import jobrunner.runtime.identity as identities
 from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
 from jobrunner.runtime import recorder, slots, tick
-from jobrunner.storage import claims, finishes, postgres_flow, sqlite_flow
+from jobrunner.storage import claims, finishes
 from jobrunner.storage import nodes as node_store
+from jobrunner.storage.turns.postgres import PostgresFastPath
+from jobrunner.storage.turns.sqlite import SqliteFastPath
 
 _notes: Path | None = None
 
@@ -187,10 +189,10 @@ def _has_starts(*arguments: Any) -> bool:
 
 
 def _in_turn(is_due: Callable[..., bool], *, after: bool) -> Callable[[], None]:
-    """Die before or after the commit of a turn of the short way, on whatever database."""
+    """Die before or after the commit of a turn of the fast path, on whatever database."""
 
     def patch() -> None:
-        for owner in (postgres_flow.PostgresFlow, sqlite_flow.SqliteFlow):
+        for owner in (PostgresFastPath, SqliteFastPath):
             _around(owner, "turn", is_due, after=after)()
 
     return patch
@@ -198,7 +200,7 @@ def _in_turn(is_due: Callable[..., bool], *, after: bool) -> Callable[[], None]:
 
 def _once_sent() -> None:
     """Die with a turn under way that ends runs: the database may or may not come to commit it."""
-    for owner in (postgres_flow.PostgresFlow, sqlite_flow.SqliteFlow):
+    for owner in (PostgresFastPath, SqliteFastPath):
         real = owner.turn
 
         async def patched(*arguments: Any, real: Callable[..., Any] = real) -> Any:

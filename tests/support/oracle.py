@@ -13,11 +13,12 @@ from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.storage import nodes, workers
-from jobrunner.storage.claims import Claim, Claimer, claim_due
+from jobrunner.storage.claims import Claim, Nothing, claim_due
 from jobrunner.storage.database import Database
 from jobrunner.storage.facts import Here
 from jobrunner.storage.finishes import Ended, finish
 from jobrunner.storage.history import read_history
+from jobrunner.storage.looks import Claimer
 from jobrunner.testing import ManualClock
 from jobrunner.testing.simulation import _Inline, _shows_nothing
 
@@ -48,7 +49,7 @@ async def live_in_tables(
             if claimed.claims:
                 in_order = sorted(claimed.claims, key=lambda claim: claim.run.id)
                 await finish(db, [await carry_out(claim) for claim in in_order], lambda: 0.0)
-            elif not claimed.has_more:
+            elif isinstance(claimed, Nothing):
                 due = end if claimed.next_due_at is None else min(claimed.next_due_at, end)
                 clock.advance(max((due - clock.now()).total_seconds(), 0.000001))
         async with db.peek() as conn:

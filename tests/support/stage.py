@@ -5,23 +5,24 @@ It speaks only through the storage functions that the runtime uses, so that what
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from jobrunner.model.facts import Candidate, Verdict
-from jobrunner.model.run import Outcome, OutcomeKind, Run
+from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.definitions import check_definition
 from jobrunner.policy.verdicts import explain
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, workers
-from jobrunner.storage.claims import Claimed, Claimer, claim_due
+from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due
 from jobrunner.storage.database import Database
 from jobrunner.storage.enqueue import Request, enqueue
 from jobrunner.storage.finishes import Ended, Finished, finish
+from jobrunner.storage.looks import Claimer
 
 T0 = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 ACTOR = "ann@desk"
@@ -55,6 +56,7 @@ class Stage:
         self.url = url
         self.db = Database.open(url)
         self.now = T0
+        self.simple_under: dict[ClaimKey, int | None] = {}
         self._names: set[str] = set()
 
     def after(self, seconds: float) -> datetime:
@@ -86,10 +88,24 @@ class Stage:
         claimed = await self.claim(slots, node, handlers)
         return sorted((claim.run for claim in claimed.claims), key=lambda run: run.id)
 
-    async def claim(self, slots: int = 5, node: str = "n1", handlers: Collection[str] | None = None) -> Claimed:
+    async def claim(
+        self, slots: int = 5, node: str = "n1", handlers: Collection[str] | None = None
+    ) -> Claimed | Passed | Nothing:
         """Tick once; return all the tick says."""
         here = reading.Here(frozenset(self._names if handlers is None else handlers))
-        return await claim_due(self.db, Claimer(node, here), slots, lambda: self.now)
+        claimed = await claim_due(self.db, Claimer(node, here), slots, lambda: self.now)
+        self.note(claimed.claims)
+        return claimed
+
+    def note(self, claims: Iterable[Claim]) -> None:
+        """Note under which revisions the ends of these claims are simple."""
+        self.simple_under |= {claim.run.claim_key: claim.simple_under for claim in claims}
+
+    async def next_due_at(self) -> datetime | None:
+        """Tick once, which must find nothing to start; return when something becomes due next."""
+        claimed = await self.claim()
+        assert isinstance(claimed, Nothing)
+        return claimed.next_due_at
 
     async def started(self, slots: int = 5, **more: Any) -> list[str]:
         """Tick once; return the names of the workers that started, sorted."""

@@ -1,4 +1,4 @@
-"""The schedules that this node has fired, so that their next firing can go the short way (`storage.flow`).
+"""The schedules that this node has fired, so that their next firing can take the fast path.
 
 It holds what the database is expected to say, never more: a firing is written only where the database agrees.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
+from jobrunner.policy.fast_path import MOST_FIRED, Eligible, NextFiring, Planned
 from jobrunner.policy.firing import fire
-from jobrunner.storage.flow import MOST_FIRED, Firing, Plain, Planned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from datetime import datetime
-
-    from jobrunner.storage.flow import Turned
 
 MOST_DUE = 2000
 """With more at once, passing their names costs more than it saves."""
@@ -40,7 +38,7 @@ class Timetable:
                 self._refused.discard(name)
                 heapq.heappush(self._times, (at, name))
 
-    def due(self, now: datetime, free_slots: int, stuck: tuple[str, ...]) -> Plain | None:
+    def due(self, now: datetime, free_slots: int, stuck: tuple[str, ...]) -> Eligible | None:
         """Return what to fire now, first in starting order, at most `free_slots`; None when nothing known is due.
 
         `stuck` are other workers to be passed by. What is due and does not fit is there without a firing.
@@ -51,7 +49,7 @@ class Timetable:
         if len(due) > MOST_DUE:
             self.learn(due)
             return None
-        firings: dict[str, Firing] = {}
+        firings: dict[str, NextFiring] = {}
         chosen = []
         for item in due[: min(free_slots, MOST_FIRED)]:
             firing = _firing(item, now)
@@ -65,7 +63,7 @@ class Timetable:
         if not firings:
             return None
         known = [*chosen, *left]
-        return Plain(
+        return Eligible(
             {item.config.name: item.config for item in known},
             {item.config.name: item.revision for item in chosen},
             stuck,
@@ -81,16 +79,15 @@ class Timetable:
                 found[name] = item
         return list(found.values())
 
-    def settle(self, plain: Plain, turned: Turned) -> None:
-        """Note what was fired, and forget what was refused: the long way finds out why.
+    def settle(self, eligible: Eligible, fired: Collection[str], *, were_all_refused: bool) -> None:
+        """Note which of the firings asked for were `fired`, and forget what was refused: the long way finds out why.
 
         Where all were refused together, it may be for the sake of another: each is tried once more.
         """
-        fired = {run.worker for run in turned.runs}
-        for name, firing in plain.firings.items():
+        for name, firing in eligible.firings.items():
             if name in fired:
-                self.learn([Planned(plain.configs[name], plain.revisions[name], firing.after)])
-            elif turned.has_other and name not in self._refused:
+                self.learn([Planned(eligible.configs[name], eligible.revisions[name], firing.after)])
+            elif were_all_refused and name not in self._refused:
                 self._refused.add(name)
                 heapq.heappush(self._times, (firing.expected, name))
             else:
@@ -102,10 +99,10 @@ def _order(item: Planned) -> tuple[int, datetime | None, str]:
     return (-int(item.config.priority), item.state.next_run_at, item.config.name)
 
 
-def _firing(item: Planned, now: datetime) -> Firing | None:
+def _firing(item: Planned, now: datetime) -> NextFiring | None:
     """Return the firing, or None where more has to be written than a run: times were missed, or nothing is fired."""
     expected = item.state.next_run_at
     fired = fire(item.config, item.state, now)
     if expected is None or fired.trigger is None or fired.scheduled_for is None or fired.missed:
         return None
-    return Firing(expected, fired.scheduled_for, fired.state)
+    return NextFiring(expected, fired.scheduled_for, fired.state)

@@ -1,4 +1,4 @@
-"""The short way through a tick decides what the long way would, and leaves to it what is not plain."""
+"""The fast path through a tick decides what the long way would, and leaves to it what is not eligible."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import JobPriority
+from jobrunner.policy.fast_path import Eligible, find_eligible
 from jobrunner.policy.gates import decide_starts
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, operations
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import claims_of
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Plain, Turned, find_plain, is_sure
-from jobrunner.storage.flows import Flow, open_flow
+from jobrunner.storage.looks import Claimer, look
 from jobrunner.storage.runs import read_claims
+from jobrunner.storage.turns.fast_path import FastPath, open_fast_path
+from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, is_simple
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
@@ -31,11 +33,11 @@ def seconds(count: float) -> timedelta:
 
 
 @pytest.fixture
-async def flow(stage: Stage) -> AsyncIterator[Flow]:
-    flow = open_flow(stage.db)
-    assert flow is not None
-    yield flow
-    await flow.close()
+async def fast_path(stage: Stage) -> AsyncIterator[FastPath]:
+    fast_path = open_fast_path(stage.db)
+    assert fast_path is not None
+    yield fast_path
+    await fast_path.close()
 
 
 async def facts_of(stage: Stage, slots: int) -> Any:
@@ -46,22 +48,25 @@ async def facts_of(stage: Stage, slots: int) -> Any:
     return facts
 
 
-async def plain_of(stage: Stage) -> Plain:
-    plain = find_plain(await facts_of(stage, 50), set())
-    assert plain is not None
-    return plain
+async def eligible_of(stage: Stage) -> Eligible:
+    eligible = find_eligible(await facts_of(stage, 50), set())
+    assert eligible is not None
+    return eligible
 
 
 def ended(stage: Stage, run: Run, **more: Any) -> Ended:
-    return Ended(run, stage.outcome(**more))
+    return Ended(run, stage.outcome(**more), simple_under=stage.simple_under.get(run.claim_key))
 
 
-async def turn(stage: Stage, flow: Flow, plain: Plain | None, free: int = 10, ends: Any = ()) -> Turned:
-    return await flow.turn(NODE, stage.now, free, plain, list(ends))
+async def turn(stage: Stage, fast_path: FastPath, eligible: Eligible | None, free: int = 10, ends: Any = ()) -> Turned:
+    turned = await fast_path.turn(NODE, stage.now, free, eligible, list(ends))
+    if eligible is not None:
+        stage.note(claims_of(turned, eligible))
+    return turned
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, seed: int):
+async def test_it_starts_what_the_gates_would_start(stage: Stage, fast_path: FastPath, seed: int):
     draw = random.Random(seed)
     names = [f"w{n}" for n in range(draw.randint(1, 4))]
     await stage.register(*(triggered(name, max_running=draw.randint(1, 6)) for name in names))
@@ -75,17 +80,17 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, se
         stage.after(draw.choice([0.01, 0.02, 1]))
         ending = [run for run in running if draw.random() < 0.6]
         free = draw.randint(0, 8)
-        first = await turn(stage, flow, None, 0, (ended(stage, run, result={"n": 1}) for run in ending))
+        first = await turn(stage, fast_path, None, 0, (ended(stage, run, result={"n": 1}) for run in ending))
         assert first.written == {run.id for run in ending}
         running = [run for run in running if run not in ending]
         facts = await facts_of(stage, free)
         expected = [] if free == 0 else decide_starts(facts)
-        plain = find_plain(facts, set())
-        if plain is None or not plain.configs:
+        eligible = find_eligible(facts, set())
+        if eligible is None or not eligible.configs:
             if not running:
                 break
             continue
-        turned = await turn(stage, flow, plain, free)
+        turned = await turn(stage, fast_path, eligible, free)
         assert not turned.has_other
         started = {(run.worker, run.id, run.slot) for run in turned.runs}
         assert started == {(start.worker, start.run_id, start.slot) for start in expected}
@@ -93,29 +98,29 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, flow: Flow, se
     assert check(stage.url) == []
 
 
-async def test_what_is_put_before_the_head_of_a_queue_starts_a_moment_later_at_most(stage: Stage, flow: Flow):
+async def test_what_is_put_before_the_head_of_a_queue_starts_a_moment_later_at_most(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=9))
     await stage.join(NODE)
     for _ in range(4):
         await stage.trigger("a")
-    plain = await plain_of(stage)
-    (first,) = (await turn(stage, flow, plain, free=1)).runs
+    eligible = await eligible_of(stage)
+    (first,) = (await turn(stage, fast_path, eligible, free=1)).runs
     late = await stage.trigger("a", due_at=stage.now - seconds(60))
     urgent = await stage.trigger("a", due_at=stage.now - seconds(60), priority=JobPriority.HIGH)
     stage.after(LOOK_AGAIN_SECONDS / 2)
-    second = {run.id for run in (await turn(stage, flow, plain, free=2)).runs}
+    second = {run.id for run in (await turn(stage, fast_path, eligible, free=2)).runs}
     assert second in ({urgent, first.id + 1}, {urgent, late})  # SQLite has no need to remember where it was
     stage.after(LOOK_AGAIN_SECONDS)
-    third = {run.id for run in (await turn(stage, flow, plain, free=1)).runs}
+    third = {run.id for run in (await turn(stage, fast_path, eligible, free=1)).runs}
     assert late in second | third
 
 
-async def test_a_claim_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
+async def test_a_claim_is_the_same_as_the_long_ways(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=5, payload={"k": 1}))
     await stage.join(NODE)
     await stage.trigger("a", key="x", payload={"to": "ann"})
     stage.after(3)
-    (run,) = (await turn(stage, flow, await plain_of(stage))).runs
+    (run,) = (await turn(stage, fast_path, await eligible_of(stage))).runs
     async with stage.db.peek() as conn:
         assert await read_claims(conn, NODE) == [run]
     assert (run.fence, run.slot, run.started_at, run.first_started_at) == (1, 0, stage.now, stage.now)
@@ -123,7 +128,7 @@ async def test_a_claim_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
     assert (state.last_fence, state.last_run_at) == (1, stage.now)
 
 
-async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
+async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("short", max_running=2), triggered("long", max_running=2))
     await stage.join(NODE)
     for name in ("short", "long"):
@@ -132,7 +137,7 @@ async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
     stage.after(2)
     more: dict[str, Any] = {"result": {"rows": [1, "ä"]}, "output": "said", "reason": "a remark"}
     await stage.end(by_name["long"], **more)
-    turned = await turn(stage, flow, None, 0, [ended(stage, by_name["short"], **more)])
+    turned = await turn(stage, fast_path, None, 0, [ended(stage, by_name["short"], **more)])
     assert turned.written == {by_name["short"].id}
     rows = await stage.rows("SELECT * FROM {p}run_history ORDER BY worker")
     differ = {"id", "run_id", "worker", "payload"}
@@ -144,15 +149,15 @@ async def test_an_end_is_the_same_as_the_long_ways(stage: Stage, flow: Flow):
     assert short.last_ended_at == stage.now
 
 
-async def test_a_failure_is_not_sure(stage: Stage):
+async def test_a_failure_is_not_simple(stage: Stage):
     await stage.register(triggered("a"))
     await stage.trigger("a")
     run = await stage.start_one()
-    assert is_sure(ended(stage, run))
-    assert not is_sure(Ended(run, stage.outcome(OutcomeKind.FAILED)))
+    assert is_simple(ended(stage, run))
+    assert not is_simple(Ended(run, stage.outcome(OutcomeKind.FAILED)))
 
 
-async def test_an_end_that_is_no_longer_ours_writes_nothing(stage: Stage, flow: Flow):
+async def test_an_end_that_is_no_longer_ours_writes_nothing(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=2))
     await stage.join(NODE)
     await stage.trigger("a")
@@ -161,13 +166,13 @@ async def test_an_end_that_is_no_longer_ours_writes_nothing(stage: Stage, flow: 
     await stage.end(gone, OutcomeKind.INTERRUPTED)
     await stage.tick()  # the same run again, under another fence
     for _ in range(2):
-        turned = await turn(stage, flow, None, 0, [ended(stage, gone), ended(stage, ours)])
+        turned = await turn(stage, fast_path, None, 0, [ended(stage, gone), ended(stage, ours)])
         assert gone.id not in turned.written
     assert await stage.value(f"SELECT count(*) FROM {{p}}run_history WHERE run_id = {gone.id}") == 1
     assert check(stage.url) == []
 
 
-async def test_the_end_of_a_probe_and_of_a_loop_is_left_to_the_long_way(stage: Stage, flow: Flow):
+async def test_the_end_of_a_probe_and_of_a_loop_is_left_to_the_long_way(stage: Stage, fast_path: FastPath):
     await stage.register(
         triggered("a", max_consecutive_failures=1, max_retries=0, cooldown_seconds=5), continuous("loop")
     )
@@ -181,7 +186,7 @@ async def test_the_end_of_a_probe_and_of_a_loop_is_left_to_the_long_way(stage: S
     runs = [run for run in [*runs, *await stage.tick()] if run.worker == "loop" or run.attempt == 1]
     probe = max((run for run in runs if run.worker == "a"), key=lambda run: run.id)
     loops = [run for run in runs if run.worker == "loop"]
-    turned = await turn(stage, flow, None, 0, [ended(stage, run) for run in (probe, *loops)])
+    turned = await turn(stage, fast_path, None, 0, [ended(stage, run) for run in (probe, *loops)])
     assert turned.written == frozenset()
     assert (await stage.state("a")).circuit_state == "half_open"
 
@@ -190,15 +195,15 @@ async def test_the_end_of_a_probe_and_of_a_loop_is_left_to_the_long_way(stage: S
     "change",
     ["disable", "pause", "redefine", "by hand", "block", "dependency", "other due", "schedule due", "lost"],
 )
-async def test_what_changed_since_the_look_sends_it_the_long_way(stage: Stage, flow: Flow, change: str):
+async def test_what_changed_since_the_look_sends_it_the_long_way(stage: Stage, fast_path: FastPath, change: str):
     await stage.register(triggered("a", max_running=5), triggered("b"), scheduled("s", interval_seconds=60))
     await stage.join(NODE)
     for run in await stage.tick():
         await stage.end(run)
     await stage.trigger("a")
     seen = await stage.join("n2")
-    plain = await plain_of(stage)
-    assert set(plain.configs) == {"a"}
+    eligible = await eligible_of(stage)
+    assert set(eligible.configs) == {"a"}
     db = stage.db
     if change == "disable":
         await operations.disable(db, "a", stage.now, ACTOR, None)
@@ -219,34 +224,34 @@ async def test_what_changed_since_the_look_sends_it_the_long_way(stage: Stage, f
     else:
         async with db.write() as conn:
             assert await nodes.declare_lost(conn, replace(seen, id=NODE), stage.now, "for the test")
-    turned = await turn(stage, flow, plain)
+    turned = await turn(stage, fast_path, eligible)
     assert turned.has_other
     assert turned.runs == ()
 
 
-async def test_what_is_stuck_keeps_nobody_on_the_long_way(stage: Stage, flow: Flow):
+async def test_what_is_stuck_keeps_nobody_on_the_long_way(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=5), triggered("off"))
     await stage.join(NODE)
     await operations.disable(stage.db, "off", stage.now, ACTOR, None)
     await stage.trigger("off")
     await stage.trigger("a")
-    plain = await plain_of(stage)
-    assert (set(plain.configs), plain.stuck) == ({"a"}, ("off",))
-    assert [run.worker for run in (await turn(stage, flow, plain)).runs] == ["a"]
+    eligible = await eligible_of(stage)
+    assert (set(eligible.configs), eligible.stuck) == ({"a"}, ("off",))
+    assert [run.worker for run in (await turn(stage, fast_path, eligible)).runs] == ["a"]
 
 
-async def test_a_tick_goes_the_short_way_when_all_is_plain(stage: Stage, flow: Flow):
+async def test_a_look_says_when_all_that_may_start_is_eligible(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=3))
     await stage.join(NODE)
     for _ in range(4):
         await stage.trigger("a")
     claimer = Claimer(NODE, reading.Here(frozenset({"a"})))
-    claimed = await claim_due(stage.db, claimer, 10, lambda: stage.now, flow)
-    assert [claim.run.slot for claim in claimed.claims] == [0, 1, 2]
-    assert claimed.plain is not None
+    seen = await look(stage.db, claimer, 10, stage.now)
+    assert seen.is_all_eligible
+    assert [run.slot for run in (await turn(stage, fast_path, seen.eligible)).runs] == [0, 1, 2]
 
 
-async def test_no_run_starts_before_the_last_end_whatever_the_clocks_say(stage: Stage, flow: Flow):
+async def test_no_run_starts_before_the_last_end_whatever_the_clocks_say(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a"))
     await stage.join(NODE)
     await stage.trigger("a")
@@ -255,6 +260,6 @@ async def test_no_run_starts_before_the_last_end_whatever_the_clocks_say(stage: 
     now: datetime = stage.after(10)
     await stage.end(run)
     stage.after(-7)  # another node, whose clock is behind
-    (second,) = (await turn(stage, flow, await plain_of(stage))).runs
+    (second,) = (await turn(stage, fast_path, await eligible_of(stage))).runs
     assert second.started_at == now
     assert check(stage.url) == []

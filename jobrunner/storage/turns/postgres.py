@@ -1,4 +1,4 @@
-"""PostgreSQL's short way through a tick: `storage.flow` says what a turn does. One call of a function there."""
+"""PostgreSQL's fast path: one call of a function a turn, on a connection of its own; see `turn`."""
 
 from __future__ import annotations
 
@@ -7,56 +7,57 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from jobrunner.model.run import Run, RunState, Trigger
+from jobrunner.errors import FastPathRefused
 from jobrunner.storage import postgres_driver
-from jobrunner.storage.flow import LOOK_AGAIN_SECONDS, Turned, result_json
 from jobrunner.storage.history import storable
+from jobrunner.storage.turns import postgres_function
+from jobrunner.storage.turns.rules import CLAIM, claimed_run
+from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json, revisions_of
 from jobrunner.storage.types import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from jobrunner.model.run import Run
+    from jobrunner.policy.fast_path import Eligible
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.flow import Plain
 
-_TURN = (
-    "SELECT * FROM {p}take_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::text[]::jsonb[],"
-    " $16, $17, $18, $19)"
-)
-_RUNNING = RunState.RUNNING
-_TRIGGERS = {str(trigger): trigger for trigger in Trigger}
+_TURN = postgres_function.call()
+_PAYLOAD = 1 + list(CLAIM).index("payload")
 
 
-class PostgresFlow:
+class PostgresFastPath:
     """The function `take_turn`, on a connection of its own: no pool, no SQLAlchemy, one round trip a turn."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._sql = _TURN.format(p=db.schema_prefix)
+        self._definition = postgres_function.definition(db.schema_prefix)
         self._connection: Any = None
         self._heads = _Heads()
 
     async def turn(
-        self, node_id: str, now: datetime, free_slots: int, plain: Plain | None, ended: Sequence[Ended]
+        self, node_id: str, now: datetime, free_slots: int, eligible: Eligible | None, ended: Sequence[Ended]
     ) -> Turned:
-        """See `Flow.turn`."""
-        names = list(plain.configs) if plain is not None else []
-        firings = [] if plain is None else list(plain.firings.values())
+        """See `FastPath.turn`."""
+        names = list(eligible.configs) if eligible is not None else []
+        firings = [] if eligible is None else list(eligible.firings.values())
+        revisions = revisions_of(ended)
         arguments = (
             node_id,
             now,
             free_slots,
             names,
-            [] if plain is None else list(plain.revisions.values()),
-            [] if plain is None else plain.stuck,
+            [] if eligible is None else list(eligible.revisions.values()),
+            [] if eligible is None else eligible.stuck,
             [firing.expected for firing in firings],
             [firing.scheduled_for for firing in firings],
             [firing.after.next_run_at for firing in firings],
             [item.run.id for item in ended],
             [item.run.fence for item in ended],
-            sorted({item.run.worker for item in ended}),
+            list(revisions),
+            list(revisions.values()),
             [item.outcome.finished_at for item in ended],
             [item.outcome.duration_ms for item in ended],
             _unless_empty(result_json(item.outcome.result) for item in ended),
@@ -74,9 +75,9 @@ class PostgresFlow:
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
         try:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await postgres_driver.connect(self._db.url, patience=self._db.patience)
-            rows: list[Any] = await self._connection.fetch(self._sql, *arguments)
-        except asyncpg.UniqueViolationError:
+                self._connection = await self._connect()
+            rows: list[Any] = await self._connection.fetch(_TURN, *arguments)
+        except (asyncpg.UniqueViolationError, FastPathRefused):
             raise
         except Exception as error:
             failure = self._db.dialect.failure(error, self._db.shown_url)
@@ -85,6 +86,18 @@ class PostgresFlow:
                 raise
             raise failure from error
         return rows
+
+    async def _connect(self) -> Any:
+        connection = await postgres_driver.connect(self._db.url, patience=self._db.patience)
+        try:
+            await connection.execute(self._definition)
+        except asyncpg.InsufficientPrivilegeError as error:
+            connection.terminate()
+            raise FastPathRefused(str(error)) from error
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def close(self) -> None:
         """Close the connection at once: nothing is under way that would be waited for."""
@@ -134,31 +147,13 @@ def _turned(rows: list[Any], node_id: str) -> Turned:
     for row in rows:
         by_kind[row[0]].append(row)
     return Turned(
-        runs=tuple(_run(row, node_id) for row in by_kind["claim"]),
-        written=frozenset(run_id for row in by_kind["ended"] for run_id in json.loads(row[7])),
+        runs=tuple([_run(row, node_id) for row in by_kind["claim"]]),
+        written=frozenset(run_id for row in by_kind["ended"] for run_id in json.loads(row[_PAYLOAD])),
         has_other=bool(by_kind["other"]),
     )
 
 
 def _run(row: Any, node_id: str) -> Run:
-    return Run(
-        row[1],
-        row[2],
-        _TRIGGERS[row[3]],
-        _RUNNING,
-        row[4],
-        row[5],
-        row[6],
-        read_json(row[7]),
-        row[8],
-        row[9],
-        row[10],
-        row[11],
-        row[12],
-        node_id,
-        row[13],
-        row[14],
-        row[15],
-        None,
-        row[16],
-    )
+    values = list(row)[1:]
+    values[_PAYLOAD - 1] = read_json(row[_PAYLOAD])
+    return claimed_run(values, node_id)

@@ -1,4 +1,4 @@
-"""Schedules by the short way: it fires what the long way would, and nothing that the tables do not agree to."""
+"""Schedules by the fast path: it fires what the long way would, and nothing that the tables do not agree to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import JobPriority, Misfire, WorkerConfig
 from jobrunner.policy.firing import fire
 from jobrunner.policy.gates import decide_starts
-from jobrunner.runtime.timetable import Timetable
+from jobrunner.policy.timetable import Timetable
 from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes, operations
-from jobrunner.storage.claims import Claimer, claim_due
+from jobrunner.storage.claims import Claimed, claim_due, claims_of
 from jobrunner.storage.finishes import Ended
-from jobrunner.storage.flow import Turned
-from jobrunner.storage.flows import Flow, open_flow
+from jobrunner.storage.looks import Claimer
+from jobrunner.storage.turns.fast_path import FastPath, open_fast_path
+from jobrunner.storage.turns.turn import Turned
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, scheduled, triggered
 
@@ -27,10 +28,10 @@ NODE = "n1"
 
 
 class Node:
-    """One that fires the short way what it can, and the rest the long way."""
+    """One that fires the fast path what it can, and the rest the long way."""
 
-    def __init__(self, stage: Stage, flow: Flow, name: str = NODE) -> None:
-        self.stage, self.flow, self.name = stage, flow, name
+    def __init__(self, stage: Stage, fast_path: FastPath, name: str = NODE) -> None:
+        self.stage, self.fast_path, self.name = stage, fast_path, name
         self.timetable = Timetable()
 
     async def long_way(self, free: int = 10, handlers: set[str] | None = None) -> list[Run]:
@@ -38,32 +39,36 @@ class Node:
         found = []
         while True:
             claimed = await claim_due(self.stage.db, Claimer(self.name, here), free, lambda: self.stage.now)
-            self.timetable.learn(claimed.planned)
+            if isinstance(claimed, Claimed):
+                self.timetable.learn(claimed.planned)
+            self.stage.note(claimed.claims)
             found += [claim.run for claim in claimed.claims]
             free -= len(claimed.claims)
             if not claimed.claims:
                 return found
 
     async def fire(self, free: int = 10) -> Turned | None:
-        plain = self.timetable.due(self.stage.now, free, ())
-        if plain is None:
+        eligible = self.timetable.due(self.stage.now, free, ())
+        if eligible is None:
             return None
-        turned = await self.flow.turn(self.name, self.stage.now, free, plain, ())
-        self.timetable.settle(plain, turned)
+        turned = await self.fast_path.turn(self.name, self.stage.now, free, eligible, ())
+        self.stage.note(claims_of(turned, eligible))
+        fired = {run.worker for run in turned.runs}
+        self.timetable.settle(eligible, fired, were_all_refused=turned.has_other)
         return turned
 
     async def end(self, *runs: Run) -> None:
-        ended = [Ended(run, self.stage.outcome()) for run in runs]
-        turned = await self.flow.turn(self.name, self.stage.now, 0, None, ended)
+        ended = [Ended(run, self.stage.outcome(), simple_under=self.stage.simple_under[run.claim_key]) for run in runs]
+        turned = await self.fast_path.turn(self.name, self.stage.now, 0, None, ended)
         assert turned.written == {run.id for run in runs}
 
 
 @pytest.fixture
 async def node(stage: Stage) -> AsyncIterator[Node]:
-    flow = open_flow(stage.db)
-    assert flow is not None
-    yield Node(stage, flow)
-    await flow.close()
+    fast_path = open_fast_path(stage.db)
+    assert fast_path is not None
+    yield Node(stage, fast_path)
+    await fast_path.close()
 
 
 def any_schedule(name: str, draw: random.Random) -> WorkerConfig:
@@ -227,7 +232,7 @@ async def test_with_too_few_slots_the_first_in_starting_order_are_fired(stage: S
     assert {run.worker for run in turned.runs} == {"w0", "w1", "w3", "w4"}
 
 
-async def test_a_failed_run_keeps_its_schedule_from_the_short_way(stage: Stage, node: Node):
+async def test_a_failed_run_keeps_its_schedule_from_the_fast_path(stage: Stage, node: Node):
     await stage.register(scheduled("a", interval_seconds=10, max_retries=2, retry_delay_seconds=100))
     await stage.join(NODE)
     (run,) = await node.long_way()

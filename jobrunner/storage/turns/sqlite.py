@@ -1,4 +1,4 @@
-"""SQLite's short way through a tick: `storage.flow` says what a turn does. One statement, and one for its answer."""
+"""SQLite's fast path: one statement a turn, and one for its answer; see `turn`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.model.run import Run, RunState, Trigger
-from jobrunner.storage import sqlite_turn
-from jobrunner.storage.flow import Turned, result_json
 from jobrunner.storage.history import storable
+from jobrunner.storage.turns import sqlite_trigger
+from jobrunner.storage.turns.rules import CLAIM, claimed_run
+from jobrunner.storage.turns.turn import Turned, result_json, revisions_of
 from jobrunner.storage.types import Garbled, from_text, read_json, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from jobrunner.model.run import Run
+    from jobrunner.policy.fast_path import Eligible
     from jobrunner.storage.database import Database
     from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.flow import Plain
 
-_TRIGGERS = {str(trigger): trigger for trigger in Trigger}
-_RUNNING = RunState.RUNNING
+_PAYLOAD = list(CLAIM).index("payload")
+_FLAG = list(CLAIM).index("is_forced")
+_TIMES = [place for place, kind in enumerate(CLAIM.values()) if kind == "timestamptz"]
 
 
-class SqliteFlow:
+class SqliteFastPath:
     """A turn as one visit to the write connection, which no other writer of this process uses meanwhile."""
 
     def __init__(self, db: Database) -> None:
@@ -32,18 +34,18 @@ class SqliteFlow:
         self._prepared: sqlite3.Connection | None = None
 
     async def turn(
-        self, node_id: str, now: datetime, free_slots: int, plain: Plain | None, ended: Sequence[Ended]
+        self, node_id: str, now: datetime, free_slots: int, eligible: Eligible | None, ended: Sequence[Ended]
     ) -> Turned:
-        """See `Flow.turn`."""
-        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(plain))
+        """See `FastPath.turn`."""
+        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(eligible))
         answers: list[tuple[str, str, int]] = []
 
         def take(connection: sqlite3.Connection) -> None:
             if connection is not self._prepared:
-                sqlite_turn.prepare(connection)
+                sqlite_trigger.prepare(connection)
                 self._prepared = connection
-            connection.execute(sqlite_turn.TAKE_TURN, given)
-            answers.append(connection.execute(sqlite_turn.ANSWER).fetchone())
+            connection.execute(sqlite_trigger.TAKE_TURN, given)
+            answers.append(connection.execute(sqlite_trigger.ANSWER).fetchone())
 
         try:
             await self._db.visit_writer(take)
@@ -62,7 +64,7 @@ def _read_claims(claims: str) -> list[Any]:
     rows: list[Any] = json.loads(claims, strict=False)
     if type(claims) is Garbled:
         for row in rows:
-            row[6] = Garbled(row[6]) if "\ufffd" in row[6] else row[6]
+            row[_PAYLOAD] = Garbled(row[_PAYLOAD]) if "\ufffd" in row[_PAYLOAD] else row[_PAYLOAD]
     return rows
 
 
@@ -79,19 +81,19 @@ def _ended(ended: Sequence[Ended]) -> tuple[str, str]:
         )
         for item in ended
     ]
-    return json.dumps(rows), json.dumps(list({item.run.worker for item in ended}))
+    return json.dumps(rows), json.dumps(list(revisions_of(ended).items()))
 
 
-def _wanted(plain: Plain | None) -> tuple[str, str, str, str]:
-    if plain is None:
+def _wanted(eligible: Eligible | None) -> tuple[str, str, str, str]:
+    if eligible is None:
         return "[]", "[]", "[]", "[]"
     firings = [
         (name, to_text(firing.expected), to_text(firing.scheduled_for), _text(firing.after.next_run_at))
-        for name, firing in plain.firings.items()
+        for name, firing in eligible.firings.items()
     ]
-    all_names, stuck = json.dumps([*plain.configs, *plain.stuck]), json.dumps(plain.stuck)
+    all_names, stuck = json.dumps([*eligible.configs, *eligible.stuck]), json.dumps(eligible.stuck)
     runs, schedules = (stuck, all_names) if firings else (all_names, stuck)
-    return json.dumps(list(plain.revisions.items())), runs, schedules, json.dumps(firings)
+    return json.dumps(list(eligible.revisions.items())), runs, schedules, json.dumps(firings)
 
 
 def _text(moment: datetime | None) -> str | None:
@@ -99,24 +101,8 @@ def _text(moment: datetime | None) -> str | None:
 
 
 def _run(row: list[Any], node_id: str) -> Run:
-    return Run(
-        row[0],
-        row[1],
-        _TRIGGERS[row[2]],
-        _RUNNING,
-        row[3],
-        from_text(row[4]),
-        from_text(row[5]),
-        read_json(row[6]),
-        row[7],
-        row[8],
-        bool(row[9]),
-        row[10],
-        row[11],
-        node_id,
-        from_text(row[12]),
-        from_text(row[13]),
-        row[14],
-        None,
-        from_text(row[15]),
-    )
+    for place in _TIMES:
+        row[place] = from_text(row[place])
+    row[_PAYLOAD] = read_json(row[_PAYLOAD])
+    row[_FLAG] = bool(row[_FLAG])
+    return claimed_run(row, node_id)

@@ -1,0 +1,85 @@
+"""What a node knows of who may take the fast path (`storage.turns.turn`), and what its next turn is to be. No I/O.
+
+States. *Unknown*: nothing stands, and the next pass looks the long way. *Known*: what the last look found stands, and
+turns may follow each other. *Late*: workers were stuck at the last look, `LOOK_AGAIN_SECONDS` ago or more, and one
+turn was sent since: the next pass looks. That one turn is let pass so that on an idle node the look is not in the way
+of a run that has just come.
+
+Events. A pass begins; a look found who is eligible; a turn is sent off, and comes back. A turn that found other work
+due makes all unknown, for it may be one of the eligible who is so no longer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobrunner.policy.timetable import Timetable
+from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from jobrunner.policy.fast_path import Eligible, Planned
+    from jobrunner.storage.turns.turn import Turned
+
+
+class FastPathKnowledge:
+    """See the module. `monotonic` are seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._eligible: Eligible | None = None
+        self._timetable = Timetable()
+        self._look_at = 0.0
+        self._is_late = False
+        self._is_worth_a_turn = False
+
+    def pass_begins(self, *, is_worth_a_turn: bool) -> None:
+        """Note whether runs may wait that nobody has looked for: the last pass gave some, or something has woken us."""
+        self._is_worth_a_turn = is_worth_a_turn
+
+    def next_turn(self, now: datetime, free_slots: int, *, may_claim: bool) -> Eligible | None:
+        """Return whose runs, or firings, a turn may start now; None: of nobody's that is known."""
+        firings = self._due_firings(now, free_slots)
+        return firings or (self._known() if may_claim else None)
+
+    def _due_firings(self, now: datetime, free_slots: int) -> Eligible | None:
+        if free_slots <= 0:
+            return None
+        stuck = self._eligible.stuck if self._eligible is not None and not self._is_late else ()
+        return self._timetable.due(now, free_slots, stuck)
+
+    def _known(self) -> Eligible | None:
+        eligible = self._eligible
+        if eligible is None or not eligible.configs or not self._is_worth_a_turn:
+            return None
+        return None if eligible.stuck and self._is_late else eligible
+
+    def turn_sent(self, monotonic: float) -> None:
+        """A turn that claims has been sent off."""
+        self._is_late = monotonic >= self._look_at
+
+    def turn_came_back(self, eligible: Eligible | None, turned: Turned) -> None:
+        """A turn for `eligible` is done, or has failed."""
+        if eligible is not None:
+            fired = {run.worker for run in turned.runs}
+            self._timetable.settle(eligible, fired, were_all_refused=turned.has_other)
+            self._is_worth_a_turn = self._is_worth_a_turn or bool(turned.runs)
+        if turned.has_other:
+            self._eligible = None
+
+    def looked(self, monotonic: float, eligible: Eligible | None, *, is_nothing_due: bool) -> None:
+        """A look has found who is eligible; where nothing was due, who was eligible is so still."""
+        if eligible is not None or not is_nothing_due:
+            self._eligible = eligible and eligible.beside(self._eligible)
+            self._look_at = monotonic + LOOK_AGAIN_SECONDS
+        self._is_late = False
+
+    def learn(self, planned: Iterable[Planned]) -> None:
+        """Note workers as their last firing left them."""
+        self._timetable.learn(planned)
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self._eligible = None
+        self._timetable = Timetable()

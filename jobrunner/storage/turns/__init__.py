@@ -1,0 +1,1 @@
+"""The fast path: what a turn does (`turn`), its rules (`rules`), and its mechanics on each database."""

@@ -1,0 +1,84 @@
+"""What a turn of the fast path does: write what has succeeded and claim what is eligible, in one transaction, by set.
+
+Terms. `policy.fast_path` says which workers are *eligible* and which ends are *simple*. Under load nearly all workers
+are eligible and nearly all ends simple, and then neither needs a decision. A *firing* takes the fast path, too, when
+its worker is eligible but for the schedule, has no run at all, and was fired the long way before: then the node knows
+what its schedule says next, and the database need only agree. A worker's *revision* is a number that the database
+raises with each change of what eligibility is judged by.
+
+The protocol. The long way (`claims`, `finishes`) decides by `policy.gates` and `policy.transitions`; a look of it that
+finds eligible workers says which (`Eligible`), each with its revision. While that holds, a turn
+
+1. locks the states of the workers whose runs have ended, in the order of names, and ends those runs by (id, fence)
+   whose worker has the revision that they were claimed under;
+2. locks the states of the eligible workers; PostgreSQL passes by those that are locked;
+3. in statements that begin after that, looks whether all of them have the revision they were judged under, and whether
+   anything is due that belongs to none of them. If so it claims nothing: the long way decides;
+4. claims in starting order, each run into its worker's lowest free slot under the next fence; or, when schedules are
+   due, fires those whose `next_run_at` is what the node expects. Never both: what is due is then either all runs or
+   all firings, and starting order needs no comparison between them. Commits.
+
+What is not written in 1 was no longer this node's, or is not simple after all: the long way settles which. Workers that
+the long way has just found stuck (disabled, blocked, without a handler) are passed by for `LOOK_AGAIN_SECONDS` and one
+turn, so that what they have waiting does not keep everybody else on the long way.
+
+On PostgreSQL a node's turns go on in a worker's queue where its last one ended, and look at the whole of it once in
+`LOOK_AGAIN_SECONDS`. Only what is put *before* the head of a queue can be passed by, and for no longer than that.
+
+A failure before the commit changes nothing. After a commit whose answer is lost, the long way finds the ends settled,
+and the heartbeat finds the claims without code: both as if the long way had been gone.
+
+What a turn is made of is made anew on each connection, and is no part of the schema: nodes of different releases, each
+with its own turn, work side by side on one database. `rules` holds what the two databases' texts share.
+
+Measured, claiming and finishing 10,000 runs 50 at a time without handlers: PostgreSQL 1,800/s by the long way's 15
+round trips, 16,000 to 21,000/s by the one of `take_turn`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.model.run import OutcomeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from jobrunner.model.run import Run
+    from jobrunner.storage.finishes import Ended
+
+LOOK_AGAIN_SECONDS = 0.2
+"""A look takes some 10 ms when workers with 300,000 waiting runs are stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What a turn did: the runs claimed, and the ids of those whose ends were written.
+
+    `has_other`: something is due that only the long way can judge.
+    """
+
+    runs: tuple[Run, ...] = ()
+    written: frozenset[int] = frozenset()
+    has_other: bool = False
+
+
+def is_simple(ended: Ended) -> bool:
+    """Say whether an end may take the fast path; the revision, which the database looks at, has the last word."""
+    return ended.outcome.kind is OutcomeKind.SUCCEEDED and ended.simple_under is not None
+
+
+def revisions_of(ended: Iterable[Ended]) -> Mapping[str, int]:
+    """Return the revision of each worker that ends are of: the newest, for it only grows."""
+    found: dict[str, int] = {}
+    for item in ended:
+        revision = item.simple_under or 0
+        found[item.run.worker] = max(found.get(item.run.worker, 0), revision)
+    return dict(sorted(found.items()))
+
+
+def result_json(value: Any) -> str | None:
+    """Write a result as both databases take it."""
+    return None if value is None else json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
