@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError, FastPathRefused
 from jobrunner.runtime.fast_path import FastPathKnowledge
-from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due, claims_of, warm_up
+from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due, warm_up
 from jobrunner.storage.facts import read_due
 from jobrunner.storage.looks import look
 from jobrunner.storage.turns.fast_path import open_fast_path
-from jobrunner.storage.turns.turn import Turned
+from jobrunner.storage.turns.turn import NOBODY, Turned, claims_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,10 +104,13 @@ class Ticker:
 
     async def warm_up(self) -> None:
         """Have ready, before the first tick, what a tick needs."""
-        try:
-            await warm_up(self._db, self._claimer, self._clock.now(), self._fast_path)
-        except FastPathRefused as error:
-            self._do_without_fast_path(error)
+        now = self._clock.now()
+        await warm_up(self._db, self._claimer, now)
+        if self._fast_path is not None:
+            try:
+                await self._fast_path.turn(self._claimer.node_id, now, 1, NOBODY, ())
+            except FastPathRefused as error:
+                self._do_without_fast_path(error)
 
     def _do_without_fast_path(self, error: FastPathRefused) -> None:
         self._fast_path = None

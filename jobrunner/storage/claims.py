@@ -36,7 +36,7 @@ import sqlalchemy as sa
 from jobrunner.model.facts import Facts, Start, WorkerFacts
 from jobrunner.model.record import record
 from jobrunner.model.run import FROM_SCHEDULE, Run
-from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
+from jobrunner.model.worker import WorkerConfig, WorkerState
 from jobrunner.policy.fast_path import Eligible, Planned, find_planned, simple_under
 from jobrunner.policy.firing import Fired, after_starts
 from jobrunner.policy.gates import decide_starts
@@ -56,7 +56,6 @@ from jobrunner.storage.rows import (
     write_state_statement,
 )
 from jobrunner.storage.rowsets import built_once
-from jobrunner.storage.turns.rules import HAS_LEFT
 from jobrunner.storage.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -68,8 +67,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.database import Database
     from jobrunner.storage.dialect import Dialect
     from jobrunner.storage.looks import Claimer, Look
-    from jobrunner.storage.turns.fast_path import FastPath
-    from jobrunner.storage.turns.turn import Turned
 
 
 @record
@@ -129,7 +126,7 @@ def statements(dialect: Dialect) -> _Statements:
     s, r = t.worker_state, t.runs
     given = dialect.rows("names", name=sa.Text())
     node_id = sa.bindparam("node_id", type_=sa.Text())
-    has_left = sa.exists().where(t.nodes.c.id == node_id, sa.literal_column(HAS_LEFT))
+    has_left = sa.exists().where(t.nodes.c.id == node_id, sa.literal_column(t.HAS_LEFT))
     named = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name)), sa.not_(has_left)).order_by(s.c.worker)
     lock = named.with_for_update(key_share=True, of=s)
     lock_or_skip = named.with_for_update(key_share=True, of=s, skip_locked=True)
@@ -151,14 +148,10 @@ def statements(dialect: Dialect) -> _Statements:
     return _Statements(lock, lock_or_skip, start_waiting, insert_firings, write_state_statement())
 
 
-async def warm_up(db: Database, claimer: Claimer, now: datetime, fast_path: FastPath | None) -> None:
+async def warm_up(db: Database, claimer: Claimer, now: datetime) -> None:
     """Run the statements of a tick once with nothing in them, so that they are compiled and prepared.
 
-    Without this the first run after a node's start waits some 50 ms longer than all others, and on PostgreSQL as long
-    again for the connection of the fast path.
-
-    Raises:
-        FastPathRefused: there is none for this user; all else is warm.
+    Without this the first run after a node's start waits some 50 ms longer than all others.
     """
     nobody = {""}
     async with db.peek() as conn:
@@ -169,9 +162,6 @@ async def warm_up(db: Database, claimer: Claimer, now: datetime, fast_path: Fast
         await _lock(conn, db.dialect, nobody, reading.Edges.none(), claimer.node_id)
         await reading.read_around(conn, db.dialect, now, nobody, claimer.here, 1)
         await conn.execute(statements(db.dialect).start_waiting, {"claims": "[]", "node_id": claimer.node_id})
-    if fast_path is not None:
-        no_worker = WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)
-        await fast_path.turn(claimer.node_id, now, 1, Eligible({"": no_worker}, {"": 0}, ()), ())
 
 
 async def claim_due(
@@ -210,18 +200,6 @@ async def claim_due(
             return Nothing(seen.next_due_at, seen.eligible, seen.is_ahead)
         # The first page of due schedules is stuck: look behind it.
         seen = await look(db, claimer, free_slots, clock(), page=seen.page * 4, aside=aside, only=only)
-
-
-def claims_of(turned: Turned, eligible: Eligible) -> tuple[Claim, ...]:
-    """Return the claims that a turn gave."""
-    configs, revisions = eligible.configs, eligible.revisions
-    return tuple(
-        [
-            Claim(run, config, simple_under(config, CircuitState.CLOSED, revisions[run.worker]))
-            for run in turned.runs
-            for config in (configs[run.worker],)
-        ]
-    )
 
 
 async def _claim(

@@ -125,6 +125,9 @@ nodes = sa.Table(
 )
 
 # Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
+HAS_LEFT = "nodes.state IN ('lost', 'stopped')"
+"""A node of such a state claims nothing: it is out, and must join anew."""
+
 node_handlers = sa.Table(
     "node_handlers",
     metadata,

@@ -24,11 +24,12 @@ from jobrunner.storage.constraints import (
     real_times,
     seconds,
 )
-from jobrunner.storage.kept_tables import audit_log, dead_letters, node_handlers, nodes, run_history
+from jobrunner.storage.kept_tables import HAS_LEFT, audit_log, dead_letters, node_handlers, nodes, run_history
 from jobrunner.storage.metadata import NOW, SCHEMA_TOKEN, metadata
 from jobrunner.storage.types import Big, Flag, Id, Json, Real, UtcDateTime
 
 __all__ = [
+    "HAS_LEFT",
     "NOW",
     "SCHEMA_TOKEN",
     "audit_log",

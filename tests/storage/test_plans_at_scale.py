@@ -18,7 +18,6 @@ from jobrunner.model.run import OutcomeKind
 from jobrunner.storage import dead_letters, looks, nodes, repairs, retention, status
 from jobrunner.storage import facts as reading
 from jobrunner.storage import tables as t
-from jobrunner.storage.claims import claims_of
 from jobrunner.storage.enqueue import WORKERS_OWN, enqueue_many
 from jobrunner.storage.explain import explain
 from jobrunner.storage.finishes import Ended
@@ -26,6 +25,7 @@ from jobrunner.storage.history import read_history
 from jobrunner.storage.looks import Claimer
 from jobrunner.storage.standing import read_standing
 from jobrunner.storage.turns.fast_path import open_fast_path
+from jobrunner.storage.turns.turn import claims_of
 from tests.support.stage import T0, Stage, scheduled, triggered
 from tests.support.touched import Meter, PostgresMeter, SqliteMeter, Touched
 

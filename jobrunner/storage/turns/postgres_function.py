@@ -11,6 +11,7 @@ is: every lookup here is by an index, of few rows.
 
 from __future__ import annotations
 
+from jobrunner.storage.tables import HAS_LEFT
 from jobrunner.storage.turns import rules as r
 
 ARGUMENTS = (
@@ -144,7 +145,7 @@ BEGIN
         JOIN {p}worker_state s ON s.worker = g.name
         JOIN {p}workers w ON w.name = g.name
         WHERE {r.REVISION} = g.revision
-            AND NOT EXISTS (SELECT FROM {p}nodes AS nodes WHERE nodes.id = this_node AND {r.HAS_LEFT})
+            AND NOT EXISTS (SELECT FROM {p}nodes AS nodes WHERE nodes.id = this_node AND {HAS_LEFT})
     );
     -- Something else is due, or a worker is not as it was: the long way decides.
     IF eligible < cardinality(revisions) OR EXISTS (

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 REVISION = "w.revision + s.revision"
 """Both only grow, so the sum stands for both. The one is raised with the definition and its relations, the other with
 the switches (migration 0001); they are two because nobody who holds the one row need wait for the other."""
-HAS_LEFT = "nodes.state IN ('lost', 'stopped')"
-"""A node of such a state claims nothing: it is out, and must join anew."""
 AFTER_SUCCESS = "consecutive_failures = 0, last_run_outcome = 'succeeded', last_error = NULL"
 HISTORY_COLUMNS = (
     "run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at, started_at,"

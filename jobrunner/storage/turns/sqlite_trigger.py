@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobrunner.storage.tables import HAS_LEFT
 from jobrunner.storage.turns import rules as r
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
     -- Is who was eligible as it was? And is nothing else due?
     UPDATE turn_answer SET has_other = true
     WHERE free > 0 AND json_array_length(NEW.eligible) > 0 AND (
-        EXISTS (SELECT 1 FROM nodes WHERE id = NEW.node AND {r.HAS_LEFT})
+        EXISTS (SELECT 1 FROM nodes WHERE id = NEW.node AND {HAS_LEFT})
         OR EXISTS (
             SELECT 1
             FROM json_each(NEW.eligible) g

@@ -42,6 +42,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.run import OutcomeKind
+from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode
+from jobrunner.policy.fast_path import Eligible, simple_under
+from jobrunner.storage.claims import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -51,6 +54,10 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN_SECONDS = 0.2
 """A look takes some 10 ms when workers with 300,000 waiting runs are stuck."""
+
+
+NOBODY = Eligible({"": WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)}, {"": 0}, ())
+"""A turn for it does nothing, and has the connection and its statements ready: else the first run waits for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +89,15 @@ def revisions_of(ended: Iterable[Ended]) -> Mapping[str, int]:
 def result_json(value: Any) -> str | None:
     """Write a result as both databases take it."""
     return None if value is None else json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def claims_of(turned: Turned, eligible: Eligible) -> tuple[Claim, ...]:
+    """Return the claims that a turn gave."""
+    configs, revisions = eligible.configs, eligible.revisions
+    return tuple(
+        [
+            Claim(run, config, simple_under(config, CircuitState.CLOSED, revisions[run.worker]))
+            for run in turned.runs
+            for config in (configs[run.worker],)
+        ]
+    )
