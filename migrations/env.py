@@ -1,7 +1,7 @@
 """Alembic's environment: how a revision is run.
 
-The program hands in its connection (jobrunner/storage/schema.py): one transaction, the migration lock held, on SQLite
-with foreign keys off. Only the developers' `alembic` command comes without one; it uses JOBRUNNER_DATABASE_URL.
+The program hands in its connection (jobrunner/storage/schema/migrate.py): one transaction, the migration lock held, on
+SQLite with foreign keys off. Only the developers' `alembic` command comes without one; it uses JOBRUNNER_DATABASE_URL.
 
 Rules for revisions:
 
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from alembic import context
 
-from jobrunner.storage import schema
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.schema import migrate as schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

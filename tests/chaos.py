@@ -33,7 +33,7 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from jobrunner.storage.schema import upgrade_database
+from jobrunner.storage.schema.migrate import upgrade_database
 from tests.soak.main import main as soak
 from tests.support.checker import check
 from tests.support.cluster import ROOT, Cluster, NodeProcess, cluster, executions, moment

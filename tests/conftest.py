@@ -75,7 +75,7 @@ def restartable_postgres(_restartable_server: LocalPostgres) -> Iterator[LocalPo
 @pytest.fixture
 def restartable_postgres_url(restartable_postgres: LocalPostgres) -> Iterator[str]:
     """A migrated database of the test's own on that server."""
-    from jobrunner.storage.schema import upgrade_database
+    from jobrunner.storage.schema.migrate import upgrade_database
 
     url = restartable_postgres.create_database()
     upgrade_database(url)
@@ -87,7 +87,7 @@ def restartable_postgres_url(restartable_postgres: LocalPostgres) -> Iterator[st
 @pytest.fixture(scope="session")
 def postgres_template(postgres: PostgresServer) -> Iterator[str]:
     """Name of a migrated, empty database for CREATE DATABASE … TEMPLATE."""
-    from jobrunner.storage.schema import upgrade_database
+    from jobrunner.storage.schema.migrate import upgrade_database
 
     url = postgres.create_database()
     upgrade_database(url)
@@ -98,7 +98,7 @@ def postgres_template(postgres: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty SQLite file to copy."""
-    from jobrunner.storage.schema import upgrade_database
+    from jobrunner.storage.schema.migrate import upgrade_database
 
     path = tmp_path_factory.mktemp("template") / "template.db"
     upgrade_database(sqlite_url_of(path))

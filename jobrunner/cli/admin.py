@@ -17,18 +17,18 @@ from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import UsageError
 from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.switches import end_of_pause
-from jobrunner.storage import operations
-from jobrunner.storage.audit import read_audits
-from jobrunner.storage.kept_tables import AUDIT_ACTIONS
 from jobrunner.storage.nodes import list_nodes
-from jobrunner.storage.pages import audit_pages
-from jobrunner.storage.status import all_names, read_status, read_worker, require_workers
+from jobrunner.storage.reading.pages import audit_pages
+from jobrunner.storage.reading.status import all_names, read_status, read_worker, require_workers
+from jobrunner.storage.records.audit import read_audits
+from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
+from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None, help="Change workers and runs; every change is written to the audit log.")
 app.command("add")(add)

@@ -17,10 +17,10 @@ from jobrunner.cli.status import show_schedule
 from jobrunner.errors import InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition, check_name
-from jobrunner.storage import commands
+from jobrunner.storage.workers import commands
 
 if TYPE_CHECKING:
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 
 def add(

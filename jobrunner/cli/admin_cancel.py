@@ -12,14 +12,14 @@ from jobrunner.cli.output import note, say
 from jobrunner.errors import RunNotFound, UsageError
 from jobrunner.model.run import RunState
 from jobrunner.model.worker import Isolation
-from jobrunner.storage import operations
-from jobrunner.storage.pages import to_cancel
-from jobrunner.storage.status import read_holder, read_live, require_workers
+from jobrunner.storage.reading.pages import to_cancel
+from jobrunner.storage.reading.status import read_holder, read_live, require_workers
+from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 
 def cancel(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
     except Exception as error:
         trouble = None
         if access is not Access.ANY:
-            from jobrunner.storage.parts import trouble_behind  # noqa: PLC0415 - `--help` must not wait for it
+            from jobrunner.storage.schema.parts import trouble_behind  # noqa: PLC0415 - `--help` must not wait for it
 
             trouble = await trouble_behind(db, error)
         if trouble is None:
@@ -124,7 +124,7 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
 
 def open_database(settings: Settings) -> Database:
     """Prepare to use the database of the settings; nothing is opened yet."""
-    from jobrunner.storage.database import Database  # noqa: PLC0415 - `--help` must not wait for it
+    from jobrunner.storage.database.database import Database  # noqa: PLC0415 - `--help` must not wait for it
 
     return Database.open(
         settings.database_url,
@@ -136,7 +136,7 @@ def open_database(settings: Settings) -> Database:
 
 
 async def _prepare(db: Database, access: Access) -> None:
-    from jobrunner.storage import revisions  # noqa: PLC0415 - `--help` must not wait for it
+    from jobrunner.storage.schema import revisions  # noqa: PLC0415 - `--help` must not wait for it
 
     if access is Access.ANY:
         return
@@ -144,7 +144,7 @@ async def _prepare(db: Database, access: Access) -> None:
         state = (await revisions.status(db)).state
         may_create = access is Access.CREATE and state is revisions.SchemaState.MISSING
         if may_create or state is revisions.SchemaState.BEHIND:
-            from jobrunner.storage import schema  # noqa: PLC0415 - nor a trigger for Alembic
+            from jobrunner.storage.schema import migrate as schema  # noqa: PLC0415 - nor a trigger for Alembic
 
             await schema.upgrade(db)
             return

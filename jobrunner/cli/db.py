@@ -17,16 +17,17 @@ from jobrunner.errors import SchemaError, UsageError
 from jobrunner.policy.durations import parse_duration
 from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.storage import revisions, schema
-from jobrunner.storage.findings import Scope
-from jobrunner.storage.grants import Purpose, grants
-from jobrunner.storage.retention import prune as prune_old
-from jobrunner.storage.verify import verify as verify_promises
+from jobrunner.storage.reading.findings import Scope
+from jobrunner.storage.reading.verify import verify as verify_promises
+from jobrunner.storage.runs.retention import prune as prune_old
+from jobrunner.storage.schema import migrate as schema
+from jobrunner.storage.schema import revisions
+from jobrunner.storage.schema.grants import Purpose, grants
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 _MOST_VIOLATIONS = 1000
 _PROGRESS_SECONDS = 5.0

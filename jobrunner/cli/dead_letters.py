@@ -16,15 +16,15 @@ from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_r
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.words import counted
-from jobrunner.storage import dead_letters as letters
-from jobrunner.storage.pages import letter_pages
-from jobrunner.storage.status import require_trace
+from jobrunner.storage.reading.pages import letter_pages
+from jobrunner.storage.reading.status import require_trace
+from jobrunner.storage.runs import dead_letters as letters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None, help="List, show, replay and discard the runs whose attempts are used up.")
 _STATUSES = ("open", "replayed", "discarded")

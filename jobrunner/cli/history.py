@@ -14,14 +14,14 @@ from jobrunner.cli.output import Listing, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.words import counted
-from jobrunner.storage.history import ENDS_ASKED_FOR, read_history
-from jobrunner.storage.pages import history_pages
-from jobrunner.storage.status import require_trace
+from jobrunner.storage.reading.pages import history_pages
+from jobrunner.storage.reading.status import require_trace
+from jobrunner.storage.records.history import ENDS_ASKED_FOR, read_history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
 _OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))

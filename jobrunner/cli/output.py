@@ -28,8 +28,8 @@ from jobrunner.policy.words import short_time, show_moment
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.transaction import AsyncConnection
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 _NARROWEST = 20
 

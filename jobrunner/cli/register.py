@@ -16,7 +16,7 @@ from jobrunner.runtime.registration import warnings_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jobrunner.storage.workers import Registered
+    from jobrunner.storage.workers.definitions import Registered
 
 app = typer.Typer(rich_markup_mode=None)
 _MOST_NAMED = 10

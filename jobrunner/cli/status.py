@@ -28,19 +28,19 @@ from jobrunner.cli.output import (
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
 from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
-from jobrunner.storage import explain as explaining
-from jobrunner.storage import status as reading
-from jobrunner.storage.dead_letters import OpenLetters, count_open
-from jobrunner.storage.pages import run_pages, upcoming_pages
-from jobrunner.storage.standing import read_standing
+from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.pages import run_pages, upcoming_pages
+from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.transaction import AsyncConnection
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -17,17 +17,17 @@ from jobrunner.errors import DatabaseError, Refused, UsageError
 from jobrunner.policy.definitions import check_key
 from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.storage.dead_letters import find_letter
-from jobrunner.storage.enqueue import Request, enqueue, same_key
-from jobrunner.storage.explain import why_waits
-from jobrunner.storage.history import read_history
-from jobrunner.storage.status import read_due_time, read_live
+from jobrunner.storage.reading.explain import why_waits
+from jobrunner.storage.reading.status import read_due_time, read_live
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.runs.dead_letters import find_letter
+from jobrunner.storage.runs.enqueue import Request, enqueue, same_key
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 1.0

@@ -9,13 +9,13 @@ from jobrunner.cli.output import clean, show_value
 from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.output import read_new_lines
-from jobrunner.storage.history import newest_ids, read_history
-from jobrunner.storage.runs import read_output
-from jobrunner.storage.status import read_runs
+from jobrunner.storage.reading.status import read_runs
+from jobrunner.storage.records.history import newest_ids, read_history
+from jobrunner.storage.runs.live import read_output
 
 if TYPE_CHECKING:
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.transaction import AsyncConnection
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 FOLLOW_SECONDS = 0.5
 _MOST_FOLLOWED = 1000

@@ -1,6 +1,6 @@
 """The facts that the gates judge, and the decisions they come to. Values only.
 
-`storage.facts` reads them, `policy.gates` judges them.
+`storage.runs.facts` reads them, `policy.gates` judges them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobrunner.storage.dialect import first_line
+from jobrunner.storage.database.dialect import first_line
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:

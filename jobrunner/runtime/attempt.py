@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.code import Code, Ended, Starter
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.timeouts import Timeouts
-    from jobrunner.storage.claims import Claim
+    from jobrunner.storage.runs.claims import Claim
 
 START_SECONDS = 60.0  # how long a process may take to be ready before its handler's time counts
 INSIST_SECONDS = 1.0  # when to try again to kill what could not be

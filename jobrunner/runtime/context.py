@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused, StopRequested
 from jobrunner.runtime.output import Output
-from jobrunner.storage.history import storable
+from jobrunner.storage.records.history import storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.run import Run
-    from jobrunner.storage.finishes import Finished
-    from jobrunner.storage.transaction import AsyncConnection
+    from jobrunner.storage.runs.finishes import Finished
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 MAX_MESSAGE_BYTES = 1000
 

@@ -9,7 +9,7 @@ from jobrunner.telemetry import events as e
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobrunner.storage.finishes import Ended, Finished
+    from jobrunner.storage.runs.finishes import Ended, Finished
 
 
 def tell_ends(events: e.Events, finished: Finished, batch: Sequence[Ended] = ()) -> None:

@@ -9,7 +9,7 @@ a process forks, and the copy lets them in when it has given up what was ours:
 - the loops: on Linux the copy shares the kernel's list of what a loop waits for, and would take the node's entries out
   of it. A copy that comes back to a loop ends there, instead of running on as a second node.
 
-Connections and lines are the concern of `storage/forks.py`.
+Connections and lines are the concern of `storage/database/forks.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 import weakref
 from typing import Any
 
-from jobrunner.storage import forks
+from jobrunner.storage.database import forks
 
 CAME_BACK = 70  # EX_SOFTWARE
 _OURS = ("asyncio", "jobrunner", "uvloop")

@@ -42,11 +42,12 @@ from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime import forks
 from jobrunner.runtime.ends import tell_ends
 from jobrunner.runtime.identity import is_gone
-from jobrunner.storage import nodes, revisions
-from jobrunner.storage.dialect import first_line
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.parts import trouble_behind
-from jobrunner.storage.runs import read_claims
+from jobrunner.storage import nodes
+from jobrunner.storage.database.dialect import first_line
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.runs.live import read_claims
+from jobrunner.storage.schema import revisions
+from jobrunner.storage.schema.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.outage import Outage
     from jobrunner.runtime.service_manager import ServiceManager
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 BEATS_A_LEASE = 6
 SPACING = 1.005  # a hair more than a sixth, so that the sixth look after the first finds that the lease is over

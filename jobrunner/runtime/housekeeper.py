@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError
 from jobrunner.runtime.attempt import StopReason
-from jobrunner.storage import retention, runs
+from jobrunner.storage.runs import live as runs
+from jobrunner.storage.runs import retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.launcher import Launcher
     from jobrunner.runtime.outage import Outage
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 ROUND_SECONDS = 1.0
 FIRST_PRUNE_SECONDS = (30.0, 90.0)

@@ -16,7 +16,7 @@ from jobrunner.errors import DatabaseGone
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 CHECK_AGAIN_SECONDS = 5.0
 """How old the last look at the schema's version may be: a newer one is refused also by who stays connected."""

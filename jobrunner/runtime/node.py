@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jobrunner.storage.workers as worker_store
+import jobrunner.storage.workers.definitions as worker_store
 from jobrunner.errors import DatabaseError, DatabaseGone, SchemaAhead, SchemaError
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
@@ -30,10 +30,12 @@ from jobrunner.runtime.slots import Slots
 from jobrunner.runtime.takeover import take_over
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
-from jobrunner.storage import nodes, runs, wakeups
-from jobrunner.storage.facts import Here
-from jobrunner.storage.looks import Claimer
-from jobrunner.storage.parts import trouble_behind
+from jobrunner.storage import nodes
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.runs import live as runs
+from jobrunner.storage.runs.facts import Here
+from jobrunner.storage.runs.looks import Claimer
+from jobrunner.storage.schema.parts import trouble_behind
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
     from jobrunner.storage.nodes import NodeIdentity
 
 STOP_GRACE_SECONDS = 2.0  # after the drain: how long code that was told to stop may take

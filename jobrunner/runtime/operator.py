@@ -17,9 +17,11 @@ from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.triggers import Triggers
-from jobrunner.storage import dead_letters, operations, status
-from jobrunner.storage.history import read_history
-from jobrunner.storage.one_run import history_row, read_run
+from jobrunner.storage.reading import status
+from jobrunner.storage.reading.one_run import history_row, read_run
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from jobrunner.model.reports import HistoryRow, RunInfo
     from jobrunner.model.worker import WorkerConfig, WorkerState
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
     T = TypeVar("T")
 

@@ -26,12 +26,12 @@ from jobrunner.runtime.process import end_process, first_of, share_the_interpret
 from jobrunner.runtime.registration import check_isolation, chosen_handlers, normalised, with_code_options
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.transaction import refuse_inside_transaction
-from jobrunner.storage import revisions
-from jobrunner.storage.database import Database
-from jobrunner.storage.engine import anchored
-from jobrunner.storage.parts import trouble_behind
-from jobrunner.storage.postgres_driver import PATIENCE_SECONDS
-from jobrunner.storage.registering import register_all
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.engine import anchored
+from jobrunner.storage.database.postgres_driver import PATIENCE_SECONDS
+from jobrunner.storage.schema import revisions
+from jobrunner.storage.schema.parts import trouble_behind
+from jobrunner.storage.workers.registering import register_all
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.options import Seconds, WorkerOptions
-    from jobrunner.storage.workers import Registered
+    from jobrunner.storage.workers.definitions import Registered
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
@@ -361,7 +361,7 @@ async def _prepare(db: Database, *, is_migrating: bool) -> None:
     if is_migrating or db.is_sqlite:
         state = (await revisions.status(db)).state
         if state in {revisions.SchemaState.MISSING, revisions.SchemaState.BEHIND}:
-            from jobrunner.storage import schema  # noqa: PLC0415 - it loads Alembic: 8 MiB that a node seldom needs
+            from jobrunner.storage.schema import migrate as schema  # noqa: PLC0415 - it loads Alembic: 8 MiB that a node seldom needs
 
             await schema.upgrade(db)
     await revisions.require_current(db)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseGone
 from jobrunner.policy.backoff import retry_delay
-from jobrunner.storage.dialect import first_line
+from jobrunner.storage.database.dialect import first_line
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:

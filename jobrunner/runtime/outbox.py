@@ -14,7 +14,7 @@ from jobrunner.storage.turns.turn import is_simple
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.runs.finishes import Ended
 
 
 class Outbox:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from jobrunner.errors import DatabaseGone
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.runtime.ends import tell_ends
-from jobrunner.storage import wakeups
-from jobrunner.storage.dialect import first_line
-from jobrunner.storage.finishes import Ended, Finished, finish
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.database.dialect import first_line
+from jobrunner.storage.runs.finishes import Ended, Finished, finish
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.outage import Outage
     from jobrunner.runtime.outbox import Outbox
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 MOST_AT_ONCE = 1000
 TRY_AGAIN_SECONDS = 5.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.workers import Registered
+    from jobrunner.storage.workers.definitions import Registered
 
 
 def with_code_options(name: str, code: Handler, options: dict[str, Any], *, captures_logs: bool) -> Handler:

@@ -10,7 +10,7 @@ from jobrunner.policy import definitions
 from jobrunner.policy.clocks import is_real_time
 from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.payloads import read_payload
-from jobrunner.storage.enqueue import WORKERS_OWN, Request
+from jobrunner.storage.runs.enqueue import WORKERS_OWN, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,8 +23,8 @@ from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.shortage import Shortage
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
-from jobrunner.storage import runs
-from jobrunner.storage.finishes import Ended
+from jobrunner.storage.runs import live as runs
+from jobrunner.storage.runs.finishes import Ended
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.launcher import Launcher
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.outage import Outage
-    from jobrunner.storage.claims import Claim
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.claims import Claim
 
 
 class Slots:

@@ -13,7 +13,7 @@ from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
     from jobrunner.storage.nodes import NodeIdentity
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError, FastPathRefused
 from jobrunner.runtime.fast_path import FastPathKnowledge
-from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due, warm_up
-from jobrunner.storage.facts import read_due
-from jobrunner.storage.looks import look
+from jobrunner.storage.runs.claims import Claim, Claimed, Nothing, Passed, claim_due, warm_up
+from jobrunner.storage.runs.facts import read_due
+from jobrunner.storage.runs.looks import look
 from jobrunner.storage.turns.fast_path import open_fast_path
 from jobrunner.storage.turns.turn import NOBODY, Turned, claims_of
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from jobrunner.runtime.outage import Outage
     from jobrunner.runtime.recorder import Recorder
     from jobrunner.runtime.timekeeper import Timekeeper
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.finishes import Ended
-    from jobrunner.storage.looks import Claimer, Look
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.finishes import Ended
+    from jobrunner.storage.runs.looks import Claimer, Look
     from jobrunner.storage.turns.fast_path import FastPath
 
 SECOND_LOOK_SECONDS = 0.012

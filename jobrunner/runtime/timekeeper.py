@@ -1,4 +1,4 @@
-"""The timekeeper: notices that clocks were wrong, and has what they left behind set right (`storage.repairs`).
+"""The timekeeper: notices that clocks were wrong, and has what they left behind set right (`storage.workers.repairs`).
 
 This machine's wall clock is compared with its monotonic one: where it fell behind by more than clocks may differ, it
 went back, and everything is gone through before the next claim. What other machines, or hands, have written is looked
@@ -19,14 +19,14 @@ from jobrunner.policy import clocks
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.schedule import CLOCK_TOLERANCE
 from jobrunner.policy.words import counted
-from jobrunner.storage import repairs
-from jobrunner.storage.clock_steps import ClockStep, note_steps
+from jobrunner.storage.workers import repairs
+from jobrunner.storage.workers.clock_steps import ClockStep, note_steps
 from jobrunner.telemetry import events as e
 
 if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.repairs import Repaired
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.workers.repairs import Repaired
 
 _NAMED = 3
 AGREE_AGAIN_SECONDS = 30.0

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from jobrunner.errors import Refused
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.runtime.results import storable_result
-from jobrunner.storage.finishes import Ended, Finished
-from jobrunner.storage.transaction import finishing
+from jobrunner.storage.runs.finishes import Ended, Finished
+from jobrunner.storage.runs.transaction import finishing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from jobrunner.runtime.attempt import Attempt
     from jobrunner.runtime.clock import Clock
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.transaction import AsyncConnection
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 _inside: ContextVar[bool] = ContextVar("jobrunner_inside_transaction", default=False)
 

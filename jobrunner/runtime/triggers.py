@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
 from jobrunner.runtime.requests import read_payloads, read_request
-from jobrunner.storage import enqueue
-from jobrunner.storage.callers import callers_connection, is_async
-from jobrunner.storage.registering import register_missing
+from jobrunner.storage.database.callers import callers_connection, is_async
+from jobrunner.storage.runs import enqueue
+from jobrunner.storage.workers.registering import register_missing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
     from jobrunner.runtime.options import Seconds
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
 
 T = TypeVar("T")
 

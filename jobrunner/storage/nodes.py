@@ -27,14 +27,14 @@ import sqlalchemy as sa
 from jobrunner.errors import DatabaseError
 from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import Outcome, OutcomeKind, Run
-from jobrunner.storage import tables as t
-from jobrunner.storage import wakeups
-from jobrunner.storage.audit import audit_row, write_audits
-from jobrunner.storage.dialect import first_line
-from jobrunner.storage.finishes import Ended, Finished, finish_within
-from jobrunner.storage.revisions import versions
-from jobrunner.storage.rows import RUN_COLUMNS, run_of, to_json
-from jobrunner.storage.rowsets import built_once
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.database.dialect import first_line
+from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.records.audit import audit_row, write_audits
+from jobrunner.storage.runs.finishes import Ended, Finished, finish_within
+from jobrunner.storage.schema.revisions import versions
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.rows import RUN_COLUMNS, run_of, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.policy.transitions import Finish
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.dialect import Dialect
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.database.dialect import Dialect
 
 _LIVE: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('active', 'draining')")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")

@@ -24,8 +24,8 @@ from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse
 from jobrunner.policy.firing import after_starts, fire, first_time
 from jobrunner.policy.gates import decide_starts
 from jobrunner.policy.transitions import decide_finish
-from jobrunner.storage.claims import Claim
-from jobrunner.storage.history import attempt_row, missed_row, storable_outcome
+from jobrunner.storage.records.history import attempt_row, missed_row, storable_outcome
+from jobrunner.storage.runs.claims import Claim
 from jobrunner.testing.queue import Queue
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jobrunner.model.facts import Start
     from jobrunner.model.run import Outcome
     from jobrunner.policy.transitions import Retry
-    from jobrunner.storage.enqueue import Request
+    from jobrunner.storage.runs.enqueue import Request
 
 NODE_ID = "simulation"
 

@@ -56,7 +56,7 @@ class Queue:
         return self._retries[0][0] if self._retries else None
 
     def first_due(self, now: datetime, most: int) -> set[int]:
-        """Return the ids that the gates look at, as `storage.facts` reads them.
+        """Return the ids that the gates look at, as `storage.runs.facts` reads them.
 
         The first `most` due of each priority, all that are forced, and the first retry.
         """

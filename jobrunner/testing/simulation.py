@@ -24,9 +24,9 @@ from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.context import RunContext
 from jobrunner.runtime.executors.inline import InlineCode
 from jobrunner.runtime.timeouts import Timeouts
-from jobrunner.storage import revisions
-from jobrunner.storage.database import Database
-from jobrunner.storage.history import read_history
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.schema import revisions
 from jobrunner.testing.clock import ManualClock
 from jobrunner.testing.picture import Picture
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.code import Code
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
-    from jobrunner.storage.claims import Claim
-    from jobrunner.storage.enqueue import Request
+    from jobrunner.storage.runs.claims import Claim
+    from jobrunner.storage.runs.enqueue import Request
 
 _MOST_ROWS = 1_000_000
 _LONGEST_STEP_SECONDS = 60.0

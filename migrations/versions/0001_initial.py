@@ -834,7 +834,7 @@ def _create_postgres_triggers() -> None:
 
 
 def _create_postgres_wakeups() -> None:
-    """Wake the nodes at most every 5 ms: NOTIFY takes a lock on the whole server at commit (storage/wakeups.py).
+    """Wake the nodes at most every 5 ms: NOTIFY takes a lock on the whole server at commit (database/wakeups.py).
 
     The throttle is a sequence that holds the time of the last NOTIFY in ms since 1970: sequences know no transactions
     and no row locks, so that no enqueue ever waits for another. Everybody may set it who may use the schema; SECURITY

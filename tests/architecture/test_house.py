@@ -17,14 +17,14 @@ MAX_LINES = 400
 MAY_NAME_THE_DIALECT = {
     ROOT / "jobrunner/storage" / name
     for name in (
-        "dialect.py",
-        "engine.py",
-        "rowsets.py",  # the half of the seam that builds row sets
-        "types.py",  # columns that read the same on both
-        "schema.py",  # migrations: what Alembic must be told
-        "database.py",  # `is_sqlite`, which everyone else asks
-        "verify.py",  # how the database at hand subtracts times
-        "callers.py",  # a caller's connection must be to our kind of database
+        "database/dialect.py",
+        "database/engine.py",
+        "database/rowsets.py",  # the half of the seam that builds row sets
+        "tables/types.py",  # columns that read the same on both
+        "schema/migrate.py",  # migrations: what Alembic must be told
+        "database/database.py",  # `is_sqlite`, which everyone else asks
+        "reading/verify.py",  # how the database at hand subtracts times
+        "database/callers.py",  # a caller's connection must be to our kind of database
     )
 }
 BARE_IGNORE = re.compile(r"#\s*(?:ruff:\s*|flake8:\s*)?noqa(?!:\s*[A-Z]+\d)|#\s*type:\s*ignore(?!\[)", re.IGNORECASE)

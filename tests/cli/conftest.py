@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from jobrunner.cli.main import main
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition
-from jobrunner.storage import nodes, workers
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
+from jobrunner.storage import nodes
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.workers import definitions as workers
 
 NOW = datetime.now(UTC)  # the commands read the real clock
 NODE = nodes.NodeIdentity("node-one", "host", 4711, "boot", NOW, "0.1.0", 5)

@@ -331,7 +331,7 @@ def test_why_a_worker_is_paused_is_shown_wherever_it_is_while_it_is(cli):
 def test_the_reason_of_a_pause_that_is_over_is_not_shown(cli):
     import sqlalchemy as sa
 
-    from jobrunner.storage import tables as t
+    from jobrunner.storage.tables import define as t
 
     async def pause_in_the_past(db, conn):
         values = {"paused_until": datetime(2020, 1, 1, tzinfo=UTC), "paused_reason": "moving house"}

@@ -28,7 +28,7 @@ def test_several_runs_are_cancelled_or_none(cli):
 
 
 def test_all_live_runs_of_a_worker_are_cancelled(cli, monkeypatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 2)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 2)
     cli.join("mail", "fetch")
     running = start(cli, "mail")
     waiting = trigger(cli, count=5)

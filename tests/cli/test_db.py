@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobrunner.storage import tables as t
+from jobrunner.storage.tables import define as t
 from tests.cli.conftest import NODE, NOW, Cli
 from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
@@ -158,7 +158,7 @@ def test_pruning_keeps_failures_longer(cli):
 
 
 def test_pruning_goes_on_behind_what_it_keeps(cli, monkeypatch):
-    monkeypatch.setattr("jobrunner.storage.retention.prune.__defaults__", (3,))
+    monkeypatch.setattr("jobrunner.storage.runs.retention.prune.__defaults__", (3,))
     old = NOW - timedelta(days=40)
     rows = [ended(n, finished_at=old, outcome="failed", ends_run=None) for n in range(1, 8)]
     rows += [ended(n, finished_at=old) for n in range(8, 16)]
@@ -193,8 +193,8 @@ def test_nodes_that_are_gone_are_pruned_unless_they_hold_runs(cli):
 def test_pruning_rests_after_each_transaction_as_long_as_that_took(cli):
     import asyncio
 
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.retention import prune
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.retention import prune
 
     cli.insert("run_history", *(ended(n, finished_at=NOW - timedelta(days=40)) for n in (1, 2, 3)))
     rests = []
@@ -216,8 +216,8 @@ def test_pruning_rests_after_each_transaction_as_long_as_that_took(cli):
 def test_one_process_prunes_at_a_time(postgres_url, capsys):
     import asyncio
 
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.retention import prune
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.retention import prune
 
     async def both():
         db = Database.open(postgres_url)

@@ -93,7 +93,7 @@ def test_a_replay_may_carry_another_payload(letters):
 
 
 def test_all_open_letters_of_a_worker_are_replayed_in_order(letters, monkeypatch):
-    monkeypatch.setattr("jobrunner.storage.dead_letters.BATCH", 2)
+    monkeypatch.setattr("jobrunner.storage.runs.dead_letters.BATCH", 2)
     letters.insert("dead_letters", *(letter(number) for number in range(104, 109)))
     letters.ok("dead-letters", "discard", "2")
     done = letters("dead-letters", "replay", "--worker", "mail", "--json").json

@@ -106,8 +106,8 @@ def test_a_role_that_may_operate_does_what_operators_do(as_role, postgres_url, c
 
 
 async def test_a_role_for_nodes_runs_one(as_role, postgres_url):
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.schema import upgrade
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.schema.migrate import upgrade
 
     await upgrade(Database.open(postgres_url))
     theirs = await asyncio.to_thread(as_role, "node")
@@ -126,8 +126,8 @@ async def test_a_role_for_nodes_runs_one(as_role, postgres_url):
 
 
 async def test_a_node_without_the_right_temporary_works_the_long_way_and_says_so_once(as_role, postgres_url, postgres):
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.schema import upgrade
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.schema.migrate import upgrade
 
     await upgrade(Database.open(postgres_url))
     theirs = make_url(await asyncio.to_thread(as_role, "node"))

@@ -50,7 +50,7 @@ def test_history_shows_several_outcomes_and_how_runs_ended(told):
 
 
 def test_several_outcomes_come_in_pages_each_row_once(told, monkeypatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 2)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 2)
     assert told("--outcome", "failed", "--outcome", "exhausted") == [5, 4, 3, 2]
     assert told("--since", "6h", "--until", "90m") == [4, 3, 2, 1]
 

@@ -26,8 +26,9 @@ from typer.main import get_command
 from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOrchestrator
 from jobrunner.cli.main import app
 from jobrunner.config import Settings
-from jobrunner.storage import dead_letters, operations
-from jobrunner.storage.tables import runs
+from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.tables.define import runs
+from jobrunner.storage.workers import operations
 from jobrunner.testing import run_until_idle
 from tests.cli.program import ROOT, jobrunner, start_jobrunner
 from tests.support.stage import ACTOR, Stage, scheduled, triggered

@@ -213,7 +213,7 @@ def test_ctrl_c_while_it_waits_is_exit_code_130_without_a_traceback(sqlite_cli: 
 
 
 def test_lists_in_json_are_whole_unless_a_limit_is_given(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 7)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 7)
     fill_history(cli, 120)
     letter = {"trigger": "manual", "priority": 1, "scheduled_for": NOW, "payload": {}, "attempts": 1, "errors": []}
     cli.insert("dead_letters", *({**letter, "worker": "mail", "run_id": n, "died_at": NOW} for n in range(1, 121)))
@@ -229,7 +229,7 @@ def test_lists_in_json_are_whole_unless_a_limit_is_given(cli: Cli, monkeypatch: 
 
 
 def test_history_in_pages_is_narrowed_as_history_is(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 7)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 7)
     fill_history(cli, 40)
     for options in (
         ["mail"],
@@ -246,7 +246,7 @@ def test_history_in_pages_is_narrowed_as_history_is(cli: Cli, monkeypatch: pytes
 
 
 def test_all_live_runs_come_in_order_whatever_is_due_at_one_time(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 7)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 7)
     waiting = [{"worker": name, "due_at": NOW, "priority": n % 4} for n, name in enumerate(["mail", "fetch"] * 20)]
     later = [{"worker": "mail", "due_at": NOW.replace(year=2099, second=n), "priority": 1} for n in range(10)]
     claim = {"state": "running", "fence": 1, "node_id": "n", "started_at": NOW}
@@ -261,7 +261,7 @@ def test_all_live_runs_come_in_order_whatever_is_due_at_one_time(cli: Cli, monke
 
 
 def test_all_that_is_upcoming_comes_in_order(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jobrunner.storage.pages.PAGE_ROWS", 7)
+    monkeypatch.setattr("jobrunner.storage.reading.pages.PAGE_ROWS", 7)
     for minutes in (30, 30, 200, 3000):
         cli.ok("trigger", "mail", "--in", f"{minutes}m")
     cli.ok("admin", "add", "off", "--command", "true", "--interval", "60s")

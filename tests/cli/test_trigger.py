@@ -111,8 +111,8 @@ def test_waiting_ends_with_the_run(cli, monkeypatch, outcome, ends_run, error, c
     import sqlalchemy as sa
 
     from jobrunner.runtime.clock import SystemClock
-    from jobrunner.storage import tables as t
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.tables import define as t
 
     async def end_it(clock, seconds):
         db = Database.open(cli.url)
@@ -154,8 +154,8 @@ def test_waiting_tells_the_result_or_what_broke_and_where_its_letter_is(cli, mon
     import sqlalchemy as sa
 
     from jobrunner.runtime.clock import SystemClock
-    from jobrunner.storage import tables as t
-    from jobrunner.storage.database import Database
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.tables import define as t
     from tests.cli.test_dead_letters import letter
 
     async def end_it(clock, seconds):

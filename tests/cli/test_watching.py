@@ -135,7 +135,7 @@ def _fields(node):
 def test_status_shows_the_probe_of_a_half_open_circuit(cli):
     import sqlalchemy as sa
 
-    from jobrunner.storage import tables as t
+    from jobrunner.storage.tables import define as t
 
     async def half_open(db, conn):
         values = {"is_enabled": False, "disabled_by": "circuit", "disabled_reason": "it kept failing"}

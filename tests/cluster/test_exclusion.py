@@ -1,6 +1,6 @@
 """Never together, on any number of nodes: judged from `run_history` alone.
 
-The mutation that shows that these tests can fail: with the two locking statements of `storage/claims.py` answering all
+The mutation that shows that these tests can fail: with the two locking statements of `runs/claims.py` answering all
 names without FOR UPDATE, and `uq_runs_worker_slot` dropped, four nodes break limits and blocks within seconds. It is
 done by `test_without_the_lock_and_the_constraint_it_goes_wrong`, on PostgreSQL (on SQLite, BEGIN IMMEDIATE is the lock
 and cannot be taken away from a statement).

@@ -12,12 +12,13 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable, JobrunnerError
-from jobrunner.storage import dead_letters, operations
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
-from jobrunner.storage.enqueue import Request, enqueue
-from jobrunner.storage.findings import Scope, Violation
-from jobrunner.storage.verify import verify
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.reading.findings import Scope, Violation
+from jobrunner.storage.reading.verify import verify
+from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs.enqueue import Request, enqueue
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.workers import operations
 from tests.cluster.conftest import Start
 from tests.support.cluster import Cluster
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
 from tests.cli.program import ROOT
 
 pytestmark = pytest.mark.crash

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from jobrunner import WorkerOrchestrator
 from jobrunner.model.unreadable import Unreadable
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
-from jobrunner.storage.explain import explain
-from jobrunner.storage.status import read_status
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.reading.status import read_status
+from jobrunner.storage.tables import define as t
 from jobrunner.telemetry import events as e
 from tests.cli.program import jobrunner
 from tests.support.hostile import VICTIMS, Hostility, open_client

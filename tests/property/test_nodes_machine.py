@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from jobrunner.model.run import OutcomeKind, Run
-from jobrunner.storage import nodes, operations
+from jobrunner.storage import nodes
+from jobrunner.storage.workers import operations
 from tests.conftest import sqlite_url_of
 from tests.support.checker import check
 from tests.support.stage import ACTOR, Stage, triggered

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import WorkerOrchestrator
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 

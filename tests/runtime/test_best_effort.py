@@ -10,7 +10,9 @@ import sqlalchemy as sa
 
 from jobrunner import RunContext
 from jobrunner.runtime import housekeeper
-from jobrunner.storage import retention, runs, wakeups
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.runs import live as runs
+from jobrunner.storage.runs import retention
 from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
 

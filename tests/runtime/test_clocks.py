@@ -11,8 +11,9 @@ import pytest
 
 from jobrunner import RetryAfter, RunContext, Snooze, WorkerOptions, WorkerOrchestrator
 from jobrunner.runtime import housekeeper
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.verify import Scope, verify
+from jobrunner.storage import nodes
+from jobrunner.storage.reading.verify import Scope, verify
+from jobrunner.storage.workers import operations
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House

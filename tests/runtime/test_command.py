@@ -17,7 +17,7 @@ import pytest
 from jobrunner import WorkerConfig, WorkerExecutionMode, WorkerOrchestrator
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.executors.command import CommandCode
-from jobrunner.storage import commands
+from jobrunner.storage.workers import commands
 from tests.runtime.conftest import House
 from tests.support.processes import alive, is_alive
 
@@ -213,7 +213,7 @@ async def test_what_it_leaves_in_the_background_does_not_hold_up_its_end(house: 
 
 
 async def test_cancelling_ends_it_within_a_second(house: House):
-    from jobrunner.storage import operations
+    from jobrunner.storage.workers import operations
 
     await add(house, "echo here; sleep 3600")
     orchestrator = await started(house)

@@ -18,7 +18,7 @@ import pytest
 from jobrunner.runtime import forks
 from jobrunner.runtime.executors.guards import Line
 from jobrunner.runtime.executors.process import ProcessPool
-from jobrunner.storage import forks as files
+from jobrunner.storage.database import forks as files
 from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
 from tests.runtime.test_process import PROCESS, document

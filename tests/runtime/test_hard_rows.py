@@ -11,10 +11,11 @@ import sqlalchemy as sa
 
 from jobrunner import WorkerOptions, WorkerOrchestrator
 from jobrunner.errors import Refused
-from jobrunner.storage import dead_letters, finishes, nodes
-from jobrunner.storage import tables as t
-from jobrunner.storage.dead_letters import Chosen
-from jobrunner.storage.explain import explain
+from jobrunner.storage import nodes
+from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.runs import dead_letters, finishes
+from jobrunner.storage.runs.dead_letters import Chosen
+from jobrunner.storage.tables import define as t
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House

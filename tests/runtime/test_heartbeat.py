@@ -24,8 +24,8 @@ from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity, start_ticks
 from jobrunner.storage import nodes
-from jobrunner.storage.claims import claim_due
 from jobrunner.storage.nodes import SeenNode
+from jobrunner.storage.runs.claims import claim_due
 from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
 

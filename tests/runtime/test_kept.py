@@ -10,7 +10,7 @@ import pytest
 from jobrunner import WorkerOrchestrator
 from jobrunner.errors import DatabaseError, JobrunnerError
 from jobrunner.runtime import kept
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
 from tests.runtime.conftest import House
 
 

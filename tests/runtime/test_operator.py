@@ -21,7 +21,7 @@ from jobrunner.errors import (
     WorkerNotFound,
 )
 from jobrunner.model.worker import JobPriority, Misfire
-from jobrunner.storage import tables as t
+from jobrunner.storage.tables import define as t
 from tests.runtime.conftest import House
 
 TRIGGERED: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 0}

@@ -243,7 +243,7 @@ async def test_cancelling_ends_it_within_a_second(house: House, tmp_path: Path):
     await house.until(lambda: alive(folder))
     from datetime import UTC, datetime
 
-    from jobrunner.storage import operations
+    from jobrunner.storage.workers import operations
 
     asked = time.monotonic()
     await operations.cancel(house.db, run_id, datetime.now(UTC), "ada")

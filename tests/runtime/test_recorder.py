@@ -16,7 +16,7 @@ from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.outbox import Outbox
 from jobrunner.runtime.recorder import Recorder
-from jobrunner.storage.finishes import Ended, finish
+from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.telemetry import events as e
 from tests.support.stage import Stage, triggered
 

@@ -10,7 +10,7 @@ import pytest
 from jobrunner import WorkerOrchestrator
 from jobrunner.config import Settings
 from jobrunner.errors import InvalidSetting
-from jobrunner.storage.explain import why_waits
+from jobrunner.storage.reading.explain import why_waits
 from tests.cli.program import jobrunner
 from tests.runtime.conftest import House
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobrunner import RunContext, StopRequested, WorkerOptions
 from jobrunner.runtime.attempt import Attempt, StopReason
-from jobrunner.storage import operations
+from jobrunner.storage.workers import operations
 from tests.runtime.conftest import House
 from tests.support import tasks
 

@@ -34,13 +34,13 @@ from jobrunner.runtime.outbox import Outbox
 from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
-from jobrunner.storage import operations
-from jobrunner.storage.claims import claim_due
-from jobrunner.storage.database import Database
-from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended
-from jobrunner.storage.looks import Claimer
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.runs.claims import claim_due
+from jobrunner.storage.runs.facts import Here
+from jobrunner.storage.runs.finishes import Ended
+from jobrunner.storage.runs.looks import Claimer
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned
+from jobrunner.storage.workers import operations
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House

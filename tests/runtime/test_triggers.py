@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, Refused, UsageError
-from jobrunner.storage import sqlite_driver
+from jobrunner.storage.database import sqlite_driver
 from jobrunner.telemetry import events as e
 from tests.cli.program import ROOT
 from tests.runtime.conftest import House

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
-    from jobrunner.storage.schema import upgrade_database
+    from jobrunner.storage.schema.migrate import upgrade_database
 
     began, failed, events = time.monotonic(), [], 0
     with tempfile.TemporaryDirectory(dir=folder()) as name:

@@ -1,7 +1,7 @@
 """The simulation's way to SQLite: jobrunner's statements, through SQLAlchemy, without what only real time needs.
 
-What is left out is the event loop's part: no greenlets, no threads, no pool. What is as in `storage.engine` is what the
-promises rest on: BEGIN IMMEDIATE for each write and a rollback after each error, reads without a transaction on a
+What is left out is the event loop's part: no greenlets, no threads, no pool. What is as in `database.engine` is what
+the promises rest on: BEGIN IMMEDIATE for each write and a rollback after each error, reads without a transaction on a
 connection that cannot write, the same pragmas but for syncing. One engine serves all the lives of a process, so that
 each statement is compiled once.
 """
@@ -18,10 +18,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.base import SQLiteIdentifierPreparer
 
-from jobrunner.storage.dialect import SqliteDialect
-from jobrunner.storage.engine import _to_json
-from jobrunner.storage.sqlite_driver import connect_plain
-from jobrunner.storage.tables import SCHEMA_TOKEN
+from jobrunner.storage.database.dialect import SqliteDialect
+from jobrunner.storage.database.engine import _to_json
+from jobrunner.storage.database.sqlite_driver import connect_plain
+from jobrunner.storage.tables.define import SCHEMA_TOKEN
 
 _WITHOUT_SCHEMA: dict[str, str] = {}
 

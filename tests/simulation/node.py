@@ -20,11 +20,11 @@ from jobrunner.runtime.heartbeat import BEATS_A_LEASE, LEFT_BEHIND_SECONDS, Hear
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.storage import nodes
-from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due
-from jobrunner.storage.database import Database
-from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.looks import Claimer, look
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.runs.claims import Claim, Claimed, Nothing, Passed, claim_due
+from jobrunner.storage.runs.facts import Here
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.runs.looks import Claimer, look
 from jobrunner.storage.turns.sqlite import SqliteFastPath
 from jobrunner.storage.turns.turn import Turned, claims_of, is_simple
 from jobrunner.telemetry.events import Event, Events, NodeLost

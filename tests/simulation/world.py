@@ -35,9 +35,9 @@ import sqlalchemy as sa
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import ClaimKey, OutcomeKind, Run
 from jobrunner.runtime.heartbeat import BEATS_A_LEASE
-from jobrunner.storage import operations
-from jobrunner.storage.enqueue import Request, enqueue
-from jobrunner.storage.workers import register
+from jobrunner.storage.runs.enqueue import Request, enqueue
+from jobrunner.storage.workers import operations
+from jobrunner.storage.workers.definitions import register
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.node import FENCE_SECONDS, LEASE, TICK, Execution, SimulatedNode
 from tests.simulation.table_judge import TableJudge, Violation

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from sqlalchemy.engine import make_url
 
-from jobrunner.storage.schema import upgrade_database
+from jobrunner.storage.schema.migrate import upgrade_database
 from tests.soak.clock import set_offset
 from tests.soak.proxy import Proxy
 from tests.support.cluster import ROOT, PlainSql, Row, until

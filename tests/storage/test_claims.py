@@ -13,9 +13,10 @@ from jobrunner.model.facts import Gate, Start
 from jobrunner.model.run import OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, JobPriority
 from jobrunner.policy.gates import View
-from jobrunner.storage import claims, operations
-from jobrunner.storage.claims import Nothing, Passed
-from jobrunner.storage.runs import read_claims
+from jobrunner.storage.runs import claims
+from jobrunner.storage.runs.claims import Nothing, Passed
+from jobrunner.storage.runs.live import read_claims
+from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 DECISIONS = "SELECT action FROM {p}audit_log WHERE worker = 'a' ORDER BY id"

@@ -10,11 +10,13 @@ import pytest
 
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.policy.ends import MAY_END
-from jobrunner.storage import dead_letters, nodes, operations
-from jobrunner.storage.findings import Scope
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.verify import verify
-from jobrunner.storage.workers import read_one, write_overrides
+from jobrunner.storage import nodes
+from jobrunner.storage.reading.findings import Scope
+from jobrunner.storage.reading.verify import verify
+from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.workers import operations
+from jobrunner.storage.workers.definitions import read_one, write_overrides
 from tests.support.planted import broken, furnished, only, plant, plant_letter
 from tests.support.stage import ACTOR, T0, Stage, triggered
 

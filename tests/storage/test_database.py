@@ -18,10 +18,10 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, InvalidDatabaseUrl, InvalidSetting, SchemaMissing
-from jobrunner.storage import sqlite_driver
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
-from jobrunner.storage.engine import parse_url
+from jobrunner.storage.database import sqlite_driver
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.engine import parse_url
+from jobrunner.storage.tables import define as t
 from tests.support.postgres import PASSWORD, PASSWORD_ROLE, LocalPostgres, PostgresServer
 
 WORKER = {"name": "w", "handler": "h", "execution_mode": "triggered", "definition_hash": "x"}
@@ -332,7 +332,7 @@ async def test_closing_ends_every_thread(sqlite_url):
 async def test_a_database_left_open_does_not_keep_the_interpreter(database_url):
     program = """
         import asyncio, sys, sqlalchemy as sa
-        from jobrunner.storage.database import Database
+        from jobrunner.storage.database.database import Database
 
         db = Database.open(sys.argv[1])
 
@@ -351,7 +351,7 @@ async def test_a_database_left_open_does_not_keep_the_interpreter(database_url):
 async def test_a_cancelled_main_task_closes_quietly(database_url):
     program = """
         import asyncio, sys, sqlalchemy as sa
-        from jobrunner.storage.database import Database
+        from jobrunner.storage.database.database import Database
 
         async def use():
             db = Database.open(sys.argv[1])
@@ -583,7 +583,7 @@ async def test_a_lock_not_had_in_time_and_a_deadlock_are_transient(postgres_url)
 
 
 async def test_a_pool_used_up_is_unavailable(postgres_url, monkeypatch):
-    monkeypatch.setattr("jobrunner.storage.engine.CONNECT_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("jobrunner.storage.database.engine.CONNECT_TIMEOUT_SECONDS", 0.1)
     db = Database.open(postgres_url, pool_size=1)
     async with db.peek(), db.peek():
         with pytest.raises(DatabaseUnavailable, match="connections are busy"):

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from jobrunner.errors import WorkerNotFound
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import JobPriority
-from jobrunner.storage.enqueue import WORKERS_OWN, Request, enqueue, enqueue_many
-from jobrunner.storage.tables import runs
+from jobrunner.storage.runs.enqueue import WORKERS_OWN, Request, enqueue, enqueue_many
+from jobrunner.storage.tables.define import runs
 from tests.support.stage import T0, Stage, triggered
 
 

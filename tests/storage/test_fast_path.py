@@ -14,13 +14,14 @@ from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import JobPriority
 from jobrunner.policy.fast_path import Eligible, find_eligible
 from jobrunner.policy.gates import decide_starts
-from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.finishes import Ended
-from jobrunner.storage.looks import Claimer, look
-from jobrunner.storage.runs import read_claims
+from jobrunner.storage import nodes
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.finishes import Ended
+from jobrunner.storage.runs.live import read_claims
+from jobrunner.storage.runs.looks import Claimer, look
 from jobrunner.storage.turns.fast_path import FastPath, open_fast_path
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, claims_of, is_simple
+from jobrunner.storage.workers import operations
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

@@ -14,13 +14,14 @@ from jobrunner.model.worker import JobPriority, Misfire, WorkerConfig
 from jobrunner.policy.firing import fire
 from jobrunner.policy.gates import decide_starts
 from jobrunner.policy.timetable import Timetable
-from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.claims import Claimed, claim_due
-from jobrunner.storage.finishes import Ended
-from jobrunner.storage.looks import Claimer
+from jobrunner.storage import nodes
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.claims import Claimed, claim_due
+from jobrunner.storage.runs.finishes import Ended
+from jobrunner.storage.runs.looks import Claimer
 from jobrunner.storage.turns.fast_path import FastPath, open_fast_path
 from jobrunner.storage.turns.turn import Turned, claims_of
+from jobrunner.storage.workers import operations
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, scheduled, triggered
 

@@ -12,12 +12,15 @@ import sqlalchemy as sa
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
-from jobrunner.storage import finishes, operations, rows, workers
-from jobrunner.storage import tables as t
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.history import MAX_TRACEBACK_BYTES, storable, tail
-from jobrunner.storage.runs import News, show_news
-from jobrunner.storage.tables import dead_letters
+from jobrunner.storage.records.history import MAX_TRACEBACK_BYTES, storable, tail
+from jobrunner.storage.runs import finishes
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.runs.live import News, show_news
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables import rows
+from jobrunner.storage.tables.define import dead_letters
+from jobrunner.storage.workers import definitions as workers
+from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 

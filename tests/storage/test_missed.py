@@ -12,10 +12,12 @@ from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.policy.schedule import COUNTED_AT_MOST
-from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes, operations, wakeups
-from jobrunner.storage.claims import claim_due
-from jobrunner.storage.looks import Claimer
+from jobrunner.storage import nodes
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.claims import claim_due
+from jobrunner.storage.runs.looks import Claimer
+from jobrunner.storage.workers import operations
 from tests.support.planted import broken
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

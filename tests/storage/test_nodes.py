@@ -9,9 +9,10 @@ from datetime import timedelta
 import pytest
 
 from jobrunner.model.run import EndsRun, OutcomeKind
-from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes, revisions
-from jobrunner.storage.finishes import Finished
+from jobrunner.storage import nodes
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.finishes import Finished
+from jobrunner.storage.schema import revisions
 from tests.support.plans import recorded
 from tests.support.stage import T0, Stage, scheduled, triggered
 

@@ -12,8 +12,9 @@ from jobrunner.errors import InvalidWorker, Refused, RunNotFound, WorkerNotFound
 from jobrunner.model.run import OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
 from jobrunner.policy.missed import UNTIL_RESUMED
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.enqueue import Request, enqueue
+from jobrunner.storage import nodes
+from jobrunner.storage.runs.enqueue import Request, enqueue
+from jobrunner.storage.workers import operations
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

@@ -10,9 +10,9 @@ import re
 from datetime import timedelta
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import facts as reading
 from jobrunner.storage import nodes
-from jobrunner.storage.runs import News, read_claims, show_news
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.live import News, read_claims, show_news
 from tests.support.plans import Sent, plan, recorded
 from tests.support.stage import T0, Stage, scheduled, triggered
 

@@ -15,17 +15,20 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import dead_letters, looks, nodes, repairs, retention, status
-from jobrunner.storage import facts as reading
-from jobrunner.storage import tables as t
-from jobrunner.storage.enqueue import WORKERS_OWN, enqueue_many
-from jobrunner.storage.explain import explain
-from jobrunner.storage.finishes import Ended
-from jobrunner.storage.history import read_history
-from jobrunner.storage.looks import Claimer
-from jobrunner.storage.standing import read_standing
+from jobrunner.storage import nodes
+from jobrunner.storage.reading import status
+from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.runs import dead_letters, looks, retention
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.enqueue import WORKERS_OWN, enqueue_many
+from jobrunner.storage.runs.finishes import Ended
+from jobrunner.storage.runs.looks import Claimer
+from jobrunner.storage.tables import define as t
 from jobrunner.storage.turns.fast_path import open_fast_path
 from jobrunner.storage.turns.turn import claims_of
+from jobrunner.storage.workers import repairs
 from tests.support.stage import T0, Stage, scheduled, triggered
 from tests.support.touched import Meter, PostgresMeter, SqliteMeter, Touched
 

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from jobrunner import WorkerOrchestrator
 from jobrunner.errors import DatabaseError, DatabaseUnavailable
-from jobrunner.storage import revisions, schema
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.schema import migrate as schema
+from jobrunner.storage.schema import revisions
 from tests.support.postgres import PostgresServer
 
 

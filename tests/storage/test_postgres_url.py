@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, InvalidDatabaseUrl
-from jobrunner.storage import postgres_url
-from jobrunner.storage.database import Database
-from jobrunner.storage.engine import parse_url
+from jobrunner.storage.database import postgres_url
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.engine import parse_url
 from tests.support.proxy import stalling
 
 

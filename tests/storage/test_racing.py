@@ -10,9 +10,10 @@ import random
 from datetime import UTC, datetime, timedelta
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.claims import Claim
-from jobrunner.storage.finishes import Ended, finish
+from jobrunner.storage import nodes
+from jobrunner.storage.runs.claims import Claim
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.workers import operations
 from tests.support.checker import check, read_tables
 from tests.support.stage import ACTOR, Stage, continuous, scheduled, triggered
 

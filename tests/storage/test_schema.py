@@ -18,10 +18,11 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
 from jobrunner.errors import DatabaseError, SchemaAhead, SchemaBehind, SchemaMissing, UsageError
-from jobrunner.storage import revisions, schema
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
-from jobrunner.storage.revisions import SchemaState
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.schema import migrate as schema
+from jobrunner.storage.schema import revisions
+from jobrunner.storage.schema.revisions import SchemaState
+from jobrunner.storage.tables import define as t
 from tests.support.shell import Shell, ShellError
 
 A_WORKER = (
@@ -254,7 +255,7 @@ def test_revisions_import_nothing_of_the_program():
 async def test_several_processes_upgrade_at_once_and_one_does_it(empty):
     program = """
         import sys
-        from jobrunner.storage.schema import upgrade_database
+        from jobrunner.storage.schema.migrate import upgrade_database
 
         sys.stdin.readline()
         upgrade_database(sys.argv[1])

@@ -19,9 +19,10 @@ from jobrunner.errors import RunNotFound
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy.missed import UNTIL_RESUMED
-from jobrunner.storage import nodes, operations
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.repairs import sweep
+from jobrunner.storage import nodes
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.workers import operations
+from jobrunner.storage.workers.repairs import sweep
 from tests.support.checker import check
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 

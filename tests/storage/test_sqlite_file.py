@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from jobrunner import WorkerOrchestrator
 from jobrunner.demo.file import make_fresh
 from jobrunner.errors import DatabaseGone
-from jobrunner.storage.database import Database
-from jobrunner.storage.engine import anchored
-from jobrunner.storage.schema import upgrade_database
-from jobrunner.storage.sqlite_file import WatchedFile
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.engine import anchored
+from jobrunner.storage.database.sqlite_file import WatchedFile
+from jobrunner.storage.schema.migrate import upgrade_database
 
 
 async def ask(db: Database) -> None:

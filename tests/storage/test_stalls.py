@@ -15,11 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
-from jobrunner.storage import postgres_driver, postgres_watch, wakeups
-from jobrunner.storage import tables as t
-from jobrunner.storage.database import Database
+from jobrunner.storage.database import postgres_driver, postgres_watch, wakeups
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.wakeups import PostgresWakeups
+from jobrunner.storage.tables import define as t
 from jobrunner.storage.turns.postgres import PostgresFastPath
-from jobrunner.storage.wakeups import PostgresWakeups
 from tests.support.proxy import StallingProxy, stalling
 
 PATIENCE = 1.0

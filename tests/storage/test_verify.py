@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage.clock_steps import ClockStep, note_steps
-from jobrunner.storage.findings import Scope
-from jobrunner.storage.verify import verify
+from jobrunner.storage.reading.findings import Scope
+from jobrunner.storage.reading.verify import verify
+from jobrunner.storage.workers.clock_steps import ClockStep, note_steps
 from tests.support.planted import broken, furnished, only, plant, plant_letter
 from tests.support.stage import Stage, triggered
 

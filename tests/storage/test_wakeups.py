@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
-from jobrunner.storage import wakeups, wal_events
-from jobrunner.storage.database import Database
-from jobrunner.storage.wakeups import NoWakeups, PostgresWakeups, SqliteWakeups, open_wakeups
+from jobrunner.storage.database import wakeups, wal_events
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.database.wakeups import NoWakeups, PostgresWakeups, SqliteWakeups, open_wakeups
 from tests.support.shell import Shell
 
 CHANNEL = "jobrunner_wakeup_jobrunner"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.storage import operations
-from jobrunner.storage.explain import explain, why_waits
-from jobrunner.storage.standing import read_standing
+from jobrunner.storage.reading.explain import explain, why_waits
+from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 NAMES = ("a", "b", "c")

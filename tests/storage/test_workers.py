@@ -12,9 +12,10 @@ from jobrunner.errors import DependencyCycle, InvalidWorker, WorkerNotFound
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import Dependency, DependencyCondition, JobPriority, WorkerConfig
 from jobrunner.policy.missed import UNTIL_RESUMED
-from jobrunner.storage import operations, workers
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.repairs import sweep
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.workers import definitions as workers
+from jobrunner.storage.workers import operations
+from jobrunner.storage.workers.repairs import sweep
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 

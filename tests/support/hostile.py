@@ -18,7 +18,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from jobrunner.storage import tables as t
+from jobrunner.storage.tables import define as t
 
 VICTIMS = tuple(f"victim-{n}" for n in range(12))
 _DEEP = tuple(f"'{{\"n\":{'[' * depth}{']' * depth}}}'" for depth in (50, 480, 520, 700))

@@ -21,8 +21,8 @@ from typing import Any
 import jobrunner.runtime.identity as identities
 from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
 from jobrunner.runtime import recorder, slots, tick
-from jobrunner.storage import claims, finishes
 from jobrunner.storage import nodes as node_store
+from jobrunner.storage.runs import claims, finishes
 from jobrunner.storage.turns.postgres import PostgresFastPath
 from jobrunner.storage.turns.sqlite import SqliteFastPath
 

@@ -12,13 +12,14 @@ from typing import Any
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.timeouts import Timeouts
-from jobrunner.storage import nodes, workers
-from jobrunner.storage.claims import Claim, Nothing, claim_due
-from jobrunner.storage.database import Database
-from jobrunner.storage.facts import Here
-from jobrunner.storage.finishes import Ended, finish
-from jobrunner.storage.history import read_history
-from jobrunner.storage.looks import Claimer
+from jobrunner.storage import nodes
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.runs.claims import Claim, Nothing, claim_due
+from jobrunner.storage.runs.facts import Here
+from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.runs.looks import Claimer
+from jobrunner.storage.workers import definitions as workers
 from jobrunner.testing import ManualClock
 from jobrunner.testing.simulation import _Inline, _shows_nothing
 

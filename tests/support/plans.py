@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobrunner.storage.database import Database
+from jobrunner.storage.database.database import Database
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobrunner.storage import tables as t
-from jobrunner.storage.findings import Scope, Violation
-from jobrunner.storage.verify import verify
+from jobrunner.storage.reading.findings import Scope, Violation
+from jobrunner.storage.reading.verify import verify
+from jobrunner.storage.tables import define as t
 from tests.support.stage import T0, Stage, triggered
 
 

@@ -16,13 +16,14 @@ from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.definitions import check_definition
 from jobrunner.policy.verdicts import explain
-from jobrunner.storage import facts as reading
-from jobrunner.storage import nodes, workers
-from jobrunner.storage.claims import Claim, Claimed, Nothing, Passed, claim_due
-from jobrunner.storage.database import Database
-from jobrunner.storage.enqueue import Request, enqueue
-from jobrunner.storage.finishes import Ended, Finished, finish
-from jobrunner.storage.looks import Claimer
+from jobrunner.storage import nodes
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.runs.claims import Claim, Claimed, Nothing, Passed, claim_due
+from jobrunner.storage.runs.enqueue import Request, enqueue
+from jobrunner.storage.runs.finishes import Ended, Finished, finish
+from jobrunner.storage.runs.looks import Claimer
+from jobrunner.storage.workers import definitions as workers
 
 T0 = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 ACTOR = "ann@desk"

@@ -36,7 +36,7 @@ from jobrunner.runtime.raised import (
     wanted_seconds,
 )
 from jobrunner.runtime.results import never_begun, storable_result
-from jobrunner.storage.forks import keep_private
+from jobrunner.storage.database.forks import keep_private
 
 if TYPE_CHECKING:
     import socket

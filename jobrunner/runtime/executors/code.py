@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.claims import Claim
+    from jobrunner.storage.runs.claims import Claim
 
 LONGEST_GRACE_SECONDS = 5.0
 """What a process or command is given between SIGTERM and SIGKILL; other code is given less."""

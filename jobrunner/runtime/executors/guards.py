@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobrunner.runtime.executors import guard
-from jobrunner.storage import forks
+from jobrunner.storage.database import forks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.executors.process import Child
     from jobrunner.runtime.executors.wrapped import Middleware
     from jobrunner.runtime.handlers import Handler
-    from jobrunner.storage.claims import Claim
+    from jobrunner.storage.runs.claims import Claim
 
 
 class Launcher:

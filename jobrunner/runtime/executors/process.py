@@ -23,7 +23,7 @@ from jobrunner.runtime.executors.child import End, PortableError, Task, child_ma
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, NotStarted, ProcessDied, start_thread
 from jobrunner.runtime.executors.guards import Line, name_of_exit
 from jobrunner.runtime.results import RemoteError
-from jobrunner.storage import forks
+from jobrunner.storage.database import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.policy.fast_path import Eligible
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.finishes import Ended
     from jobrunner.storage.turns.turn import Turned
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from jobrunner.errors import FastPathRefused
-from jobrunner.storage import postgres_driver
-from jobrunner.storage.history import storable
+from jobrunner.storage.database import postgres_driver
+from jobrunner.storage.records.history import storable
+from jobrunner.storage.tables.types import read_json
 from jobrunner.storage.turns import postgres_function
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json, revisions_of
-from jobrunner.storage.types import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import Run
     from jobrunner.policy.fast_path import Eligible
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.finishes import Ended
 
 _TURN = postgres_function.call()
 _PAYLOAD = 1 + list(CLAIM).index("payload")

@@ -11,7 +11,7 @@ is: every lookup here is by an index, of few rows.
 
 from __future__ import annotations
 
-from jobrunner.storage.tables import HAS_LEFT
+from jobrunner.storage.tables.define import HAS_LEFT
 from jobrunner.storage.turns import rules as r
 
 ARGUMENTS = (

@@ -6,11 +6,11 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.storage.history import storable
+from jobrunner.storage.records.history import storable
+from jobrunner.storage.tables.types import Garbled, from_text, read_json, to_text
 from jobrunner.storage.turns import sqlite_trigger
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
 from jobrunner.storage.turns.turn import Turned, result_json, revisions_of
-from jobrunner.storage.types import Garbled, from_text, read_json, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import Run
     from jobrunner.policy.fast_path import Eligible
-    from jobrunner.storage.database import Database
-    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.finishes import Ended
 
 _PAYLOAD = list(CLAIM).index("payload")
 _FLAG = list(CLAIM).index("is_forced")

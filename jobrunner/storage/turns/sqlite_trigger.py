@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobrunner.storage.tables import HAS_LEFT
+from jobrunner.storage.tables.define import HAS_LEFT
 from jobrunner.storage.turns import rules as r
 
 if TYPE_CHECKING:

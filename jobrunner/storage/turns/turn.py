@@ -44,13 +44,13 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.fast_path import Eligible, simple_under
-from jobrunner.storage.claims import Claim
+from jobrunner.storage.runs.claims import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from jobrunner.model.run import Run
-    from jobrunner.storage.finishes import Ended
+    from jobrunner.storage.runs.finishes import Ended
 
 LOOK_AGAIN_SECONDS = 0.2
 """A look takes some 10 ms when workers with 300,000 waiting runs are stuck."""

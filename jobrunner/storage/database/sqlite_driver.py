@@ -1,0 +1,209 @@
+"""SQLite behind asyncio: aiosqlite's thread, visited once per statement instead of four times.
+
+aiosqlite crosses to its thread for cursor, execute, fetchall and close each; here one visit does all of it and always
+reads the rows to the end, so that no statement is left open at COMMIT. Measured through SQLAlchemy on a small virtual
+machine: 0.13 ms a statement instead of 0.26 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiosqlite
+
+from jobrunner.storage.database import forks
+from jobrunner.storage.database.dialect import BUSY_TIMEOUT_SECONDS
+from jobrunner.storage.tables.types import Garbled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+def connect_plain(
+    path: Path, *, synchronous: str = "FULL", read_only: bool = False, foreign_keys: bool = True
+) -> sqlite3.Connection:
+    """Open an existing file, with our pragmas, in the calling thread; transactions are begun by hand.
+
+    Args:
+        path: The database file. It is not created: a missing one is an error.
+        synchronous: `FULL` or `NORMAL`.
+        read_only: Refuse statements that write.
+        foreign_keys: Enforce them; only migrations do not.
+
+    Raises:
+        sqlite3.Error: The file is missing, is no database, or is locked for longer than the busy timeout.
+    """
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,  # aiosqlite interrupts from the loop's thread; statements stay in one
+    )
+    connection.text_factory = _read_text
+    try:
+        _use_wal(connection)
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
+        connection.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT_BYTES}")
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _read_text(raw: bytes) -> str:
+    """Read a text value as SQLite has it, which need not be UTF-8: any program may have put it there."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return Garbled(raw.decode("utf-8", "replace"))
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, once per file; SQLite does not wait for others in this one statement, so we do."""
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+        return
+    give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+class Connection(aiosqlite.Connection):
+    """aiosqlite's connection with our cursor; COMMIT and ROLLBACK cost nothing when there is no transaction."""
+
+    stopping: asyncio.Future[Any] | None = None
+    is_in_loop = False  # statements run in the loop's own thread: twice as fast, and nothing else runs meanwhile
+
+    @property
+    def is_open(self) -> bool:
+        """Has it not been closed?"""
+        return self._running and self._connection is not None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """End the connection's thread."""
+        self.stopping = super().stop()
+        return self.stopping
+
+    def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy asks no more of it than ours gives
+        """A cursor that visits the thread once per statement."""
+        return Cursor(self)
+
+    async def commit(self) -> None:
+        """Commit the transaction, if there is one."""
+        if self._conn.in_transaction:
+            await (self.visit(self._conn.commit) if self.is_in_loop else super().commit())
+
+    async def rollback(self) -> None:
+        """Roll the transaction back, if there is one."""
+        if self._conn.in_transaction:
+            await (self.visit(self._conn.rollback) if self.is_in_loop else super().rollback())
+
+    async def visit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do `work` in the connection's thread; a caller who is cancelled ends the statement, too."""
+        if self.is_in_loop:
+            work(*arguments)
+            return
+        try:
+            await self._execute(work, *arguments)  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            if self._connection is not None:
+                self._connection.interrupt()
+            raise
+
+
+class Cursor:
+    """Runs one statement and keeps all its rows."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rows: list[Any] = []
+        self.description: Any = None
+        self.rowcount = -1
+        self.lastrowid: int | None = None
+        self.arraysize = 1
+
+    def __await__(self) -> Generator[Any, None, Cursor]:  # SQLAlchemy 2.0 awaits it, 2.1 enters it
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Cursor:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Cursor:
+        """Run a statement and read its rows to the end."""
+        await self._connection.visit(self._run, "execute", sql, parameters)
+        return self
+
+    async def executemany(self, sql: str, parameters: Sequence[Sequence[Any]]) -> Cursor:
+        """Run a statement for each set of parameters."""
+        await self._connection.visit(self._run, "executemany", sql, parameters)
+        return self
+
+    def _run(self, how: str, sql: str, parameters: Sequence[Any]) -> None:
+        cursor = self._connection._conn.cursor()  # in that connection's own thread
+        try:
+            getattr(cursor, how)(sql, parameters)
+            self._rows = cursor.fetchall()
+            self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
+        finally:
+            cursor.close()
+
+    async def fetchone(self) -> Any:
+        """The next row, or None."""
+        return self._rows.pop(0) if self._rows else None
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        """Up to `size` rows."""
+        count = size or self.arraysize
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        return rows
+
+    async def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    async def close(self) -> None:
+        """Forget the rows."""
+        self._rows = []
+
+
+async def connect(path: Path, *, synchronous: str, is_in_loop: bool = False, **pragmas: bool) -> Connection:
+    """Open `path` as `connect_plain` does, in a thread of its own that never keeps the interpreter from ending."""
+
+    def opened() -> sqlite3.Connection:
+        return connect_plain(path, synchronous=synchronous, **pragmas)
+
+    connection = Connection(opened, iter_chunk_size=64)
+    connection.is_in_loop = is_in_loop
+    forks.keep_unclosed(connection, lambda opened: opened._connection)
+    connection._thread.daemon = True  # as SQLAlchemy does with those it opens itself
+    try:
+        await connection
+    except BaseException:
+        if connection.stopping is not None:
+            await asyncio.wait([connection.stopping])  # or its thread would report to a loop that is closed by then
+        raise
+    return connection

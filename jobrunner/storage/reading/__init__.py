@@ -1,0 +1,1 @@
+"""What people ask: status, why, what will be, whether all is in order."""

@@ -1,0 +1,224 @@
+"""Why a worker does not start, or that it does: what `jobrunner explain` shows.
+
+The gates are judged by `policy.gates`, which the tick uses too, on facts read as the tick reads them: everything that
+is due, and everything it is related to; beside it is read what waits for its time. A node starts only what it has code
+for and has slots for, so the question is asked for each live node that has the handler, with that node's handlers and
+free slots, and the answer shown is that of the node where the run comes furthest.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import WorkerNotFound
+from jobrunner.model.facts import Candidate, Facts, Gate, Verdict, WorkerFacts
+from jobrunner.model.worker import Isolation
+from jobrunner.policy import verdicts as judging
+from jobrunner.policy.gates import GATES, show_problem
+from jobrunner.storage.reading.waiting import read_later
+from jobrunner.storage.runs import facts as reading
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.rows import names_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.database.dialect import Dialect
+
+_PAGE = 1000  # due schedules looked at, for each priority
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A live node as it judges: what it can run, and how much more of it."""
+
+    id: str
+    free_slots: int
+    allows_commands: bool
+    handlers: frozenset[str]
+
+    def has(self, worker: WorkerFacts) -> bool:
+        """Say whether the node can run this worker."""
+        if worker.config.isolation is Isolation.COMMAND:
+            return self.allows_commands
+        return worker.config.name in self.handlers
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    node_id: str | None
+    candidate: Candidate | None
+    verdicts: Sequence[Verdict]
+
+    @property
+    def first_shut(self) -> int:
+        """The place of the first shut gate; past the last when all are open."""
+        shut = (place for place, verdict in enumerate(self.verdicts) if not verdict.is_open)
+        return next(shut, len(self.verdicts))
+
+
+async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
+    """Judge every gate for the run of `name` that would start first.
+
+    Args:
+        db: the database.
+        name: the worker.
+        now: the time now, UTC.
+
+    Returns:
+        `worker`, `starts` (all gates are open on some node), `node_id` (that node, or the one where it comes furthest),
+        `candidate` (None when nothing is waiting and no time is set), `why` (what the shut gate that matters says, None
+        when it starts) and `gates`: objects of `gate`, `open`, `forced` and `reason`, in order.
+
+    Raises:
+        WorkerNotFound: there is no such worker.
+    """
+    async with db.read() as conn:
+        due = await reading.read_due(conn, db.dialect, now, _PAGE)
+        nodes, facts = await _read_all(conn, db.dialect, now, due.names | {name})
+        if name not in facts.workers:
+            raise WorkerNotFound(name)
+        later = await read_later(conn, db.dialect, now, name)
+    worker = replace(facts.workers[name], later=later)
+    facts = replace(facts, workers={**facts.workers, name: worker})
+    answers = [_judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
+    best = max(answers, key=lambda answer: answer.first_shut, default=None) or _nowhere(facts, name, bool(nodes))
+    return _document(worker, best)
+
+
+async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
+    """Say why this run does not start now (a run for later: at its time): what the shut gate that matters says.
+
+    None if all gates are open, or it waits no more. Unlike `explain` it looks only at the run's worker and at what that
+    is related to, so that it costs the same however much else is due; the slots that others may take are left out.
+    """
+    r = t.runs
+    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
+    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
+    async with db.read() as conn:
+        row = (await conn.execute(waiting)).first()
+        if row is None:
+            return None
+        nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
+    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    worker = facts.workers[run.worker]
+    shut = [judging.why_not(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
+    if None in shut:
+        return None
+    places = [gate for gate, _ in GATES]
+    best = max(filter(None, shut), key=lambda verdict: places.index(verdict.gate), default=None)
+    best = best or judging.why_not(replace(facts, free_slots=1), run)
+    if best is None or (best.gate is Gate.HANDLER and not worker.has_handler):
+        return _no_handler(worker, bool(nodes))
+    return best.reason
+
+
+async def why_due_waits(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
+) -> dict[str, str]:
+    """Say why these workers, of which something is due, do not start: what the shut gate that matters says.
+
+    Like `why_waits` it looks only at them and what they are related to. A worker of which all gates are open is left
+    out. Nodes with the same handlers are judged as one, with the slots of that with the most.
+    """
+    nodes, facts = await _read_all(conn, dialect, now, names)
+    known = [name for name in names if name in facts.workers]
+    alike = {(node.handlers, node.allows_commands): node for node in sorted(nodes, key=lambda node: node.free_slots)}
+    answers: defaultdict[str, list[_Answer]] = defaultdict(list)
+    for node in alike.values():
+        mine = [name for name in known if node.has(facts.workers[name])]
+        for name, verdicts in judging.explain_due(_as_seen_by(facts, node), mine).items():
+            answers[name].append(_Answer(node.id, None, verdicts))
+    homeless = [name for name in known if not any(node.has(facts.workers[name]) for node in nodes)]
+    for name, verdicts in judging.explain_due(replace(facts, free_slots=1), homeless).items():
+        answers[name].append(_Answer(None, None, _without_node(facts.workers[name], verdicts, bool(nodes))))
+    best = {name: max(each, key=lambda answer: answer.first_shut) for name, each in answers.items()}
+    shut = {name: judging.headline(answer.verdicts) for name, answer in best.items()}
+    return {name: verdict.reason for name, verdict in shut.items() if verdict is not None}
+
+
+async def _read_all(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
+) -> tuple[list[_Node], Facts]:
+    """Read the live nodes, and the facts about `names` and what they are related to, as any of the nodes sees them."""
+    n, h, r = t.nodes, t.node_handlers, t.runs
+    is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
+    held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, sa.literal_column("runs.state <> 'pending'"))
+    live = sa.select(n.c.id, n.c.max_concurrent, n.c.allows_commands, held.scalar_subquery().label("held"))
+    rows = (await conn.execute(live.where(is_active).order_by(n.c.id))).all()
+    free = {row.id: max(row.max_concurrent - row.held, 0) for row in rows}
+    edges = await reading.read_edges(conn, dialect, names)
+    anywhere = reading.Here(handlers=None)
+    facts = await reading.read_facts(conn, dialect, now, names, edges, anywhere, max(free.values(), default=0))
+    given = dialect.rows("names", name=sa.Text())
+    known = sa.select(h.c.node_id, h.c.worker).join(n, n.c.id == h.c.node_id).where(is_active)
+    known = known.where(h.c.worker.in_(sa.select(given.c.name)))
+    handlers: defaultdict[str, set[str]] = defaultdict(set)
+    for node_id, worker in await conn.execute(known, {"names": names_json(facts.workers)}):
+        handlers[node_id].add(worker)
+    nodes = [_Node(row.id, free[row.id], bool(row.allows_commands), frozenset(handlers[row.id])) for row in rows]
+    return nodes, facts
+
+
+def _as_seen_by(facts: Facts, node: _Node) -> Facts:
+    """Return the facts as `node` has them itself; `has_handler` of `facts` says what any node has."""
+    seen = {
+        other: worker if node.has(worker) else replace(worker, has_handler=False)
+        for other, worker in facts.workers.items()
+    }
+    return Facts(facts.now, seen, node.free_slots)
+
+
+def _judge(facts: Facts, node: _Node, name: str) -> _Answer:
+    candidate, verdicts = judging.explain(_as_seen_by(facts, node), name)
+    return _Answer(node.id, candidate, verdicts)
+
+
+def _nowhere(facts: Facts, name: str, is_any_node: bool) -> _Answer:
+    candidate, verdicts = judging.explain(replace(facts, free_slots=1), name)
+    return _Answer(None, candidate, _without_node(facts.workers[name], verdicts, is_any_node))
+
+
+def _without_node(worker: WorkerFacts, verdicts: Sequence[Verdict], is_any_node: bool) -> list[Verdict]:
+    """Return the verdicts where no live node has the handler: handler and slot are shut, the rest is as judged."""
+    said = _no_handler(worker, is_any_node)
+    shut = {Gate.HANDLER: True, Gate.SLOT: False}
+    return [replace(v, is_open=False, reason=said, is_lasting=shut[v.gate]) if v.gate in shut else v for v in verdicts]
+
+
+def _no_handler(worker: WorkerFacts, is_any_node: bool) -> str:
+    if worker.problem is not None:
+        return show_problem(worker.problem)
+    if worker.config.isolation is Isolation.COMMAND:
+        return "a command: only nodes started with --allow-commands run it, and none of these is live"
+    return "no live node has the handler" if is_any_node else "no node is running; `jobrunner run MODULE` starts one"
+
+
+def _document(worker: WorkerFacts, answer: _Answer) -> dict[str, Any]:
+    candidate = answer.candidate
+    shut = judging.headline(answer.verdicts)
+    return {
+        "worker": worker.config.name,
+        "starts": candidate is not None and shut is None,
+        "node_id": answer.node_id,
+        "candidate": candidate
+        and {
+            "run_id": candidate.id,
+            "priority": candidate.priority,
+            "due_at": candidate.due_at,
+            "attempt": candidate.attempt,
+            "is_forced": candidate.is_forced,
+        },
+        "why": shut and shut.reason,
+        "gates": [
+            {"gate": str(v.gate), "open": v.is_open, "forced": v.is_forced, "reason": v.reason} for v in answer.verdicts
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Migrations, what a schema of ours consists of, and who may use it."""

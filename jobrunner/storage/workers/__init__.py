@@ -1,0 +1,1 @@
+"""Definitions, state, and what operators do with them."""

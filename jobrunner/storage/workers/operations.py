@@ -1,0 +1,278 @@
+"""What operators do to workers and runs. Each is one transaction: the change and its `audit_log` row, or neither.
+
+Every function takes the row lock of the worker's state before it decides, as claims and finishes do; so no claim
+commits after a disable has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import InvalidWorker, Refused, RunNotFound
+from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
+from jobrunner.model.unreadable import Unreadable
+from jobrunner.policy import definitions, switches
+from jobrunner.policy.transitions import decide_finish
+from jobrunner.policy.words import counted
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.records.audit import audit_row, write_audits
+from jobrunner.storage.records.gaps import read_gaps
+from jobrunner.storage.records.history import attempt_row, missed_row, storable, storable_outcome, write_missed
+from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
+from jobrunner.storage.tables.types import to_json as time_to_json
+from jobrunner.storage.workers import definitions as workers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from jobrunner.model.schedule import Missed
+    from jobrunner.model.worker import WorkerConfig, WorkerState
+    from jobrunner.policy.missed import Gap
+    from jobrunner.storage.database.database import Database
+    from jobrunner.storage.database.dialect import Dialect
+
+
+async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
+    """Enable a worker, zero its streak, close its circuit. Raises `WorkerNotFound`."""
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        has_loop_run = await workers.has_loop_run(conn, name)
+        after, missed = switches.enable(stored.state, stored.config, now, has_loop_run=has_loop_run)
+        detail = {"was_enabled": stored.state.is_enabled, "consecutive_failures": stored.state.consecutive_failures}
+        await _switch(db, conn, after, missed, audit_row("enable", name, detail, now, actor))
+        await _mark_streak(conn, name)
+        return after
+
+
+async def _mark_streak(conn: AsyncConnection, name: str) -> None:
+    """Note from which history row on the streak counts anew."""
+    s, h = t.worker_state, t.run_history
+    last = sa.select(sa.func.coalesce(sa.func.max(h.c.id), 0)).where(h.c.worker == name).scalar_subquery()
+    await conn.execute(sa.update(s).where(s.c.worker == name).values(streak_since_id=last))
+
+
+async def disable(db: Database, name: str, now: datetime, actor: str, reason: str | None) -> WorkerState:
+    """Disable a worker; what was missed so far is recorded. Raises `WorkerNotFound`."""
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        gap = await _gap(conn, db.dialect, stored, now)
+        after, missed = switches.disable(stored.state, stored.config, now, reason, storable(actor), gap)
+        await _switch(
+            db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
+        )
+        return after
+
+
+async def pause(
+    db: Database,
+    name: str,
+    now: datetime,
+    actor: str,
+    until: datetime,
+    reason: str | None,
+    *,
+    is_length: bool = False,
+) -> WorkerState:
+    """Pause a worker until `until`, and note why; `is_length`: that is so long from now, no time that was named.
+
+    Raises `WorkerNotFound`.
+    """
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        gap, who = await _gap(conn, db.dialect, stored, now), storable(actor)
+        after, missed = switches.pause(
+            stored.state, stored.config, now, until, reason, is_length=is_length, actor=who, gap=gap
+        )
+        detail = {"until": time_to_json(until), "reason": reason}
+        await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
+        return after
+
+
+async def resume(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
+    """End a worker's pause. Raises `WorkerNotFound`."""
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        has_loop_run = await workers.has_loop_run(conn, name)
+        after, missed = switches.resume(stored.state, stored.config, now, has_loop_run=has_loop_run)
+        was = stored.state.paused_until
+        detail = {"was_paused_until": None if was is None else time_to_json(was)}
+        await _switch(db, conn, after, missed, audit_row("resume", name, detail, now, actor))
+        return after
+
+
+async def _gap(conn: AsyncConnection, dialect: Dialect, stored: workers.Stored, now: datetime) -> Gap | None:
+    """Return when no live node could run a worker that has something due."""
+    next_run_at = stored.state.next_run_at
+    if next_run_at is None or next_run_at > now:
+        return None
+    return (await read_gaps(conn, dialect, [stored.config], now)).get(stored.config.name)
+
+
+async def _switch(
+    db: Database, conn: AsyncConnection, after: WorkerState, missed: Sequence[Missed], audit: dict[str, Any]
+) -> None:
+    await _write_state(conn, after)
+    await write_missed(conn, [missed_row(after.worker, each, audit["at"]) for each in missed])
+    await write_audits(conn, [audit])
+    await wakeups.notify(db, conn)
+
+
+async def _write_state(conn: AsyncConnection, state: WorkerState) -> None:
+    await conn.execute(write_state_statement(), [state_values(state)])
+
+
+async def set_values(db: Database, name: str, values: Mapping[str, Any], now: datetime, actor: str) -> WorkerConfig:
+    """Lay `values` over a worker's definition; deploys do not undo them.
+
+    Raises:
+        WorkerNotFound: there is no such worker.
+        InvalidWorker: a field cannot be set, or the result does not hold together; nothing was changed.
+    """
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        _check_fields(name, values)
+        _refuse_unreadable(stored)
+        overrides = {**stored.overrides, **values}
+        if values.get("interval_seconds") is not None:
+            overrides.pop("cron", None)
+        if values.get("cron") is not None:
+            overrides.pop("interval_seconds", None)
+        merged = await workers.write_overrides(conn, stored, overrides, now)
+        old = {field: _plain(getattr(stored.config, field)) for field in values}
+        new = {field: _plain(getattr(merged, field)) for field in values}
+        await write_audits(conn, [audit_row("set", name, {"old": old, "new": new}, now, actor)])
+        await wakeups.notify(db, conn)
+        return merged
+
+
+async def unset_values(db: Database, name: str, fields: Sequence[str], now: datetime, actor: str) -> WorkerConfig:
+    """Take overrides away, so that what code said holds again. Raises as `set_values`, and `Refused` if none is set."""
+    async with db.write() as conn:
+        stored = await workers.read_one(conn, db.dialect, name, lock=True)
+        _check_fields(name, dict.fromkeys(fields))
+        _refuse_unreadable(stored)
+        missing = [field for field in fields if field not in stored.overrides]
+        if missing:
+            raise Refused(f"worker {name!r} has no override of {', '.join(missing)}; `jobrunner admin show {name}`")
+        overrides = {field: value for field, value in stored.overrides.items() if field not in fields}
+        merged = await workers.write_overrides(conn, stored, overrides, now)
+        old = {field: stored.overrides[field] for field in fields}
+        new = {field: _plain(getattr(merged, field)) for field in fields}
+        await write_audits(conn, [audit_row("unset", name, {"old": old, "new": new}, now, actor)])
+        await wakeups.notify(db, conn)
+        return merged
+
+
+def _check_fields(name: str, values: Mapping[str, Any]) -> None:
+    if values.get("interval_seconds") is not None and values.get("cron") is not None:
+        raise InvalidWorker(name, "is given both interval_seconds and cron; keep one")
+    for field in values:
+        if field not in definitions.OVERRIDABLE:
+            raise InvalidWorker(name, f"{field!r} cannot be set; these can: {', '.join(definitions.OVERRIDABLE)}")
+
+
+def _refuse_unreadable(stored: workers.Stored) -> None:
+    """Refuse to write over overrides that cannot be read: they would be lost."""
+    if isinstance(stored.overrides, Unreadable):
+        name = stored.config.name
+        problem = stored.overrides.problem
+        raise Refused(f"the overrides of worker {name!r} cannot be read: {problem}; mend its row in `workers` first")
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str | dict) else str(value)
+
+
+async def cancel(db: Database, run_id: int, now: datetime, actor: str, reason: str | None = None) -> RunState:
+    """Cancel a run: one that waits ends at once, one that runs is asked to stop. Returns the state it was in.
+
+    Raises:
+        RunNotFound: no such run is live.
+    """
+    async with db.write() as conn:
+        run = await _lock_run(conn, db, run_id)
+        reason = storable(reason)
+        said = reason or storable(f"cancelled by {actor}")
+        detail = {"run_id": run_id, "state": str(run.state), "reason": reason}
+        if run.state is RunState.PENDING:
+            await _end_waiting(conn, db, run, now, said)
+        else:
+            r = t.runs
+            asked = sa.update(r).where(r.c.id == run_id).values(cancel_requested_at=now, cancel_reason=said)
+            await conn.execute(asked)
+        await write_audits(conn, [audit_row("cancel", run.worker, detail, now, actor)])
+        await wakeups.notify(db, conn)
+        return run.state
+
+
+async def _lock_run(conn: AsyncConnection, db: Database, run_id: int) -> Run:
+    """Lock the run's worker, then read the run: in that order, as everyone does."""
+    r = t.runs
+    name = (await conn.execute(sa.select(r.c.worker).where(r.c.id == run_id))).scalar()
+    if name is None:
+        raise RunNotFound(run_id)
+    await workers.read_one(conn, db.dialect, name, lock=True)
+    row = (await conn.execute(sa.select(*RUN_COLUMNS).where(r.c.id == run_id))).first()
+    if row is None:
+        raise RunNotFound(run_id)
+    return run_of(row)
+
+
+async def _end_waiting(conn: AsyncConnection, db: Database, run: Run, now: datetime, reason: str | None) -> None:
+    stored = await workers.read_one(conn, db.dialect, run.worker)
+    outcome = Outcome(OutcomeKind.CANCELLED, now, reason=reason)
+    decided = decide_finish(run, storable_outcome(outcome), stored.config, stored.config, stored.state, 0.0)
+    r = t.runs
+    gone = await conn.execute(
+        sa.delete(r).where(r.c.id == run.id, sa.literal_column("runs.state = 'pending'")).returning(r.c.id)
+    )
+    if gone.first() is None:
+        raise RunNotFound(run.id)
+    await conn.execute(sa.insert(t.run_history), [attempt_row(run, decided)])
+    await _write_state(conn, decided.state)
+
+
+async def remove(db: Database, name: str, now: datetime, actor: str) -> None:
+    """Remove a worker's definition and state; its history and dead letters stay.
+
+    Raises:
+        WorkerNotFound: there is no such worker.
+        Refused: runs of it are live, a live node has its code, or other workers depend on it or block it.
+    """
+    async with db.write() as conn:
+        await workers.read_one(conn, db.dialect, name, lock=True)
+        # Enqueuers hold a key lock on this row: wait for those under way, so that their runs are counted.
+        await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == name).with_for_update())
+        await _refuse_removal(conn, name)
+        d, b = t.worker_dependencies, t.worker_blocks
+        await conn.execute(sa.delete(d).where(d.c.worker == name))
+        await conn.execute(sa.delete(b).where(b.c.worker == name))
+        await conn.execute(sa.delete(t.worker_state).where(t.worker_state.c.worker == name))
+        await conn.execute(sa.delete(t.workers).where(t.workers.c.name == name))
+        await write_audits(conn, [audit_row("remove", name, {}, now, actor)])
+
+
+async def _refuse_removal(conn: AsyncConnection, name: str) -> None:
+    r, h, d, b = t.runs, t.node_handlers, t.worker_dependencies, t.worker_blocks
+    live = (await conn.execute(sa.select(sa.func.count()).select_from(r).where(r.c.worker == name))).scalar_one()
+    if live:
+        raise Refused(f"worker {name!r} has {counted(live, 'live run')}; cancel or let end, then remove it")
+    node = (
+        await conn.execute(
+            sa.select(t.nodes.c.hostname, t.nodes.c.pid)
+            .join(h, h.c.node_id == t.nodes.c.id)
+            .where(h.c.worker == name, t.nodes.c.state.in_(("active", "draining")))
+        )
+    ).first()
+    if node is not None:
+        raise Refused(f"a node ({node.hostname}, pid {node.pid}) has the code of {name!r}; stop it, then remove it")
+    tied = (await conn.execute(sa.select(d.c.worker).where(d.c.depends_on == name))).scalars().all()
+    tied = [*tied, *(await conn.execute(sa.select(b.c.worker).where(b.c.blocks == name))).scalars().all()]
+    if tied:
+        raise Refused(f"{', '.join(sorted(set(tied)))} depends on {name!r} or blocks it; remove or change that first")
