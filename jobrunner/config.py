@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
+from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.policy.durations import read_seconds
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DATABASE_URL = "sqlite+aiosqlite:///jobrunner.db"
 PREFIX = "JOBRUNNER_"
-_LONGEST_SECONDS = 100 * 366 * 86400.0
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -35,7 +35,7 @@ def _seconds(value: object, *, above: float | None = None) -> float:
     number = read_seconds(value) if isinstance(value, str | timedelta) else _number(value)
     if above is not None and number <= above:
         raise InvalidSetting(f"must be more than {above:g} seconds, not {number:g}")
-    if number < 0 or number > _LONGEST_SECONDS:
+    if number < 0 or number > LONGEST_SECONDS:
         raise InvalidSetting(f"must be between 0 seconds and 100 years, not {number:g}")
     return number
 
@@ -46,7 +46,7 @@ def _positive_seconds(value: object) -> float:
 
 def _days(value: object) -> float:
     number = _number(value)
-    if not 0 <= number <= _LONGEST_SECONDS / 86400:
+    if not 0 <= number <= LONGEST_SECONDS / 86400:
         raise InvalidSetting(f"must be between 0 and 36,600 days, not {number:g}")
     return number
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobrunner.errors import InvalidSchedule
+from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.model.unreadable import UNREADABLE_TIME
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy import schedule as schedules
@@ -100,7 +101,7 @@ def _end_pause_sooner(state: WorkerState, now: datetime) -> WorkerState:
 def _cool_down_anew(config: WorkerConfig, state: WorkerState, now: datetime) -> WorkerState:
     if state.circuit_state is not CircuitState.OPEN or state.probe_at is None:
         return state
-    cooldown = timedelta(seconds=min(state.cooldown_current_seconds or 0.0, schedules.LONGEST_SECONDS))
+    cooldown = timedelta(seconds=min(state.cooldown_current_seconds or 0.0, LONGEST_SECONDS))
     if not is_ahead(state.probe_at - cooldown, now):
         return state
     return with_cooldown(replace(state, circuit_opened_at=now), config, now)

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobrunner.errors import InvalidPayload, InvalidSchedule, InvalidWorker
+from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.model.worker import (
     Dependency,
     DependencyCondition,
@@ -26,13 +27,12 @@ from jobrunner.model.worker import (
 )
 from jobrunner.policy import cron
 from jobrunner.policy.documents import refuse_nesting
+from jobrunner.policy.schedule import DEFAULT_INTERVAL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_INTERVAL_SECONDS = 300.0
 DEFAULT_PAUSE_SECONDS = 1.0
-LONGEST_SECONDS = 100 * 366 * 86400.0
 LONGEST_KEY = 200
 MAX_PAYLOAD_BYTES = 1024 * 1024
 _MAX_COUNT = 2**31 - 1

@@ -7,13 +7,13 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from jobrunner.errors import InvalidSetting, seconds_of
+from jobrunner.model.limits import LONGEST_SECONDS
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smhdw])", re.ASCII)
 _WHOLE = re.compile(rf"(?:{_PART.pattern}\s*)+", re.ASCII)
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
-_LONGEST_SECONDS = 100 * 366 * 86400.0
 _HINT = "give seconds, or a number with s, m, h, d or w, such as 90s, 15m or 1h30m"
 _TIME_HINT = "give a time such as 2026-03-01T12:00:00Z (without a zone it is UTC)"
 
@@ -35,7 +35,7 @@ def parse_duration(text: str) -> float:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     else:
         raise InvalidSetting(f"{text!r} is no duration; {_HINT}")
-    if not math.isfinite(seconds) or seconds > _LONGEST_SECONDS:
+    if not math.isfinite(seconds) or seconds > LONGEST_SECONDS:
         raise InvalidSetting(f"{text!r} is longer than 100 years; {_HINT}")
     return seconds
 

@@ -18,6 +18,7 @@ from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, assert_never
 
 from jobrunner.errors import InvalidSchedule
+from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.model.schedule import CronSchedule, Firing, IntervalSchedule, Missed, Schedule
 from jobrunner.model.worker import Misfire, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy import cron
@@ -34,7 +35,6 @@ COUNTED_AT_MOST = 1000
 
 _MICROSECOND = timedelta(microseconds=1)
 _SAMPLED_FROM = datetime(2026, 1, 1, tzinfo=UTC)
-LONGEST_SECONDS = 100 * 366 * 86400.0
 _HASH_BITS = 48
 
 

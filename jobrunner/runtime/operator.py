@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
+from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy import definitions, switches
 from jobrunner.policy.durations import read_seconds
@@ -244,7 +245,7 @@ def _seconds(name: str, value: object) -> float:
         seconds = read_seconds(value)
     except InvalidSetting as error:
         raise InvalidSetting(f"{name}: {error}") from None
-    if not 0 <= seconds <= definitions.LONGEST_SECONDS:
+    if not 0 <= seconds <= LONGEST_SECONDS:
         raise InvalidSetting(f"{name}: {seconds:g} s is not between 0 seconds and 100 years")
     return seconds
 

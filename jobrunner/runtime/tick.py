@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseError, FastPathRefused
 from jobrunner.runtime.fast_path import FastPathKnowledge
+from jobrunner.storage.database.wakeups import RESCAN_AFTER_SECONDS
 from jobrunner.storage.runs.claims import Claim, Claimed, Nothing, Passed, claim_due, warm_up
 from jobrunner.storage.runs.facts import read_due
 from jobrunner.storage.runs.looks import look
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.runs.looks import Claimer, Look
     from jobrunner.storage.turns.fast_path import FastPath
 
-SECOND_LOOK_SECONDS = 0.012
 LOCKED_PAUSE_SECONDS = 0.01
 MOST_TRIED_ALONE = 1000
 MOST_A_TURN = 250
@@ -133,7 +133,7 @@ class Ticker:
         """Tick now, and once more a moment later; see the module."""
         self._woken.set()
         if self._second_look is None:
-            self._second_look = asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look_again)
+            self._second_look = asyncio.get_running_loop().call_later(RESCAN_AFTER_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
         self._second_look = None

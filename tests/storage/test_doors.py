@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from jobrunner.storage.tables.constraints import LONGEST_SECONDS
+from jobrunner.model.limits import LONGEST_SECONDS
 from tests.storage.test_schema import A_WORKER
 from tests.support.shell import Shell, ShellError
 

@@ -61,9 +61,8 @@ async def test_a_payload_over_one_mebibyte_is_refused_by_the_database_too(stage:
 async def test_an_unknown_worker_is_refused(stage: Stage):
     with pytest.raises(WorkerNotFound, match="no worker named 'nobody'"):
         await stage.trigger("nobody")
-    with pytest.raises(sa.exc.IntegrityError) as caught:
+    with pytest.raises(sa.exc.IntegrityError, match=r"unknown worker|foreign key"):
         await stage.sql("INSERT INTO {p}runs (worker) VALUES ('nobody')")
-    assert stage.db.dialect.is_unknown_worker(caught.value)
 
 
 async def test_a_trigger_for_a_disabled_worker_is_accepted_and_waits(stage: Stage):

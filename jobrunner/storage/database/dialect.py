@@ -37,8 +37,6 @@ class Dialect(Protocol):
         """Statements are built once for each database and kept by it."""
 
     name: str
-    explain_prefix: str
-    """What to write before a SELECT to see its plan."""
     has_writing_ctes: bool
     """Can a SELECT begin with `WITH … AS (UPDATE … RETURNING …)`?"""
 
@@ -91,14 +89,8 @@ class Dialect(Protocol):
     def is_unique_violation(self, exc: BaseException) -> bool:
         """Did a UNIQUE or primary key constraint refuse the row?"""
 
-    def is_unknown_worker(self, exc: BaseException) -> bool:
-        """Did the database refuse a row because the row it points to (a run's worker) does not exist?"""
-
     def is_disconnect(self, exc: BaseException) -> bool:
         """Is the connection gone, or of no more use?"""
-
-    def is_transient(self, exc: BaseException) -> bool:
-        """May the same transaction succeed when it is tried again later?"""
 
     def failure(self, exc: BaseException, where: str) -> DatabaseError | SchemaMissing | None:
         """Say in our words what is wrong with the database or the connection.
@@ -134,7 +126,6 @@ class SqliteDialect(SqliteRows):
     """SQLite: one file, one writer at a time, BEGIN IMMEDIATE is the lock."""
 
     name = "sqlite"
-    explain_prefix = "EXPLAIN QUERY PLAN "
     has_writing_ctes = False
 
     _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
@@ -178,10 +169,6 @@ class SqliteDialect(SqliteRows):
             sqlite3.SQLITE_CONSTRAINT_ROWID,
         }
 
-    def is_unknown_worker(self, exc: BaseException) -> bool:
-        """Did our trigger (or a foreign key) refuse a row for a worker that does not exist?"""
-        return self._code(exc) in {sqlite3.SQLITE_CONSTRAINT_TRIGGER, sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY}
-
     def is_disconnect(self, exc: BaseException) -> bool:
         """A file does not hang up, but a connection whose file was moved or damaged is of no more use."""
         code = self._code(exc)
@@ -189,11 +176,6 @@ class SqliteDialect(SqliteRows):
             sqlite3.SQLITE_CORRUPT,
             sqlite3.SQLITE_NOTADB,
         }
-
-    def is_transient(self, exc: BaseException) -> bool:
-        """Busy, locked, disk full, an I/O error."""
-        code = self._code(exc)
-        return isinstance(exc, DatabaseUnavailable) or (code is not None and code & 0xFF in self._PASSING)
 
     def failure(self, exc: BaseException, where: str) -> DatabaseError | SchemaMissing | None:
         """Say what is wrong with the file."""
@@ -252,7 +234,6 @@ class PostgresDialect(PostgresRows):
     """PostgreSQL through asyncpg: many machines, row locks, SQLSTATEs."""
 
     name = "postgresql"
-    explain_prefix = "EXPLAIN "
     has_writing_ctes = True
 
     def __init__(self, *, has_pooler: bool = False) -> None:
@@ -282,20 +263,12 @@ class PostgresDialect(PostgresRows):
         """SQLSTATE 23505."""
         return self._sqlstate(exc) == "23505"
 
-    def is_unknown_worker(self, exc: BaseException) -> bool:
-        """SQLSTATE 23503, a foreign key violation."""
-        return self._sqlstate(exc) == "23503"
-
     def is_disconnect(self, exc: BaseException) -> bool:
         """The server hung up, is going down, or turned read-only under us (a fail-over)."""
         state = self._sqlstate(exc)
         if state is None:
             return any(isinstance(link, OSError | asyncpg.InternalClientError) for link in links(exc))
         return state[:2] == "08" or state in _HUNG_UP or state == "25006"
-
-    def is_transient(self, exc: BaseException) -> bool:
-        """Deadlock, serialization, out of resources, disconnected, unreachable."""
-        return isinstance(exc, DatabaseUnavailable) or isinstance(self.failure(exc, ""), DatabaseUnavailable)
 
     def failure(self, exc: BaseException, where: str) -> DatabaseError | None:
         """Say what is wrong with the server or the connection."""

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database.database import Database
 
-RESCAN_AFTER_SECONDS = 0.010
-"""How long after a wake-up a node must look again: twice the throttle of migration 0001."""
+RESCAN_AFTER_SECONDS = 0.012
+"""How long after a wake-up a node looks again: more than twice the throttle of migration 0001, which is 5 ms."""
 LISTENERS_PATIENCE_SECONDS = 10.0
 """How long an answer to the listener may take."""
 ASK_AGAIN_SECONDS = 60.0

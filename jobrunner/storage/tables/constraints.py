@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from jobrunner.model.limits import MAX_COUNT
+from jobrunner.model.limits import LONGEST_SECONDS, MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
-LONGEST_SECONDS = 3162240000
 LONGEST_KEY = 200
 _TIME_SHAPE = (
     "{c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
@@ -55,7 +54,7 @@ def real_times(*columns: str, is_copied: bool = False) -> list[sa.CheckConstrain
 def seconds(*columns: str, above: bool = False) -> list[sa.CheckConstraint]:
     """The columns hold numbers of seconds from 0 (`above`: more than 0) to a century; NaN is none of them."""
     least = "> 0" if above else ">= 0"
-    return [sa.CheckConstraint(f"{c} {least} AND {c} <= {LONGEST_SECONDS}", name=c) for c in columns]
+    return [sa.CheckConstraint(f"{c} {least} AND {c} <= {LONGEST_SECONDS:.0f}", name=c) for c in columns]
 
 
 def counts(least: int, *columns: str, most: int = MAX_COUNT) -> list[sa.CheckConstraint]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from jobrunner.model.limits import MAX_BIG_COUNT, MAX_COUNT
+from jobrunner.model.limits import LONGEST_SECONDS, MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
-    LONGEST_SECONDS,
     counts,
     json_kind,
     json_object,
@@ -92,11 +91,11 @@ workers = sa.Table(
         " OR (execution_mode = 'continuous' AND interval_seconds >= 0 AND cron IS NULL)",
         name="schedule",
     ),
-    sa.CheckConstraint(f"interval_seconds <= {LONGEST_SECONDS}", name="interval_seconds"),
+    sa.CheckConstraint(f"interval_seconds <= {LONGEST_SECONDS:.0f}", name="interval_seconds"),
     *counts(0, "priority", most=3),
     *seconds("jitter_seconds", "retry_delay_seconds", "retry_max_delay_seconds"),
     *seconds("timeout_seconds", "cooldown_seconds", above=True),
-    sa.CheckConstraint(f"retry_backoff >= 1 AND retry_backoff <= {LONGEST_SECONDS}", name="retry_backoff"),
+    sa.CheckConstraint(f"retry_backoff >= 1 AND retry_backoff <= {LONGEST_SECONDS:.0f}", name="retry_backoff"),
     *counts(0, "max_retries"),
     *counts(0, "revision", most=MAX_BIG_COUNT),
     *counts(1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
