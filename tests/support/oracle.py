@@ -7,13 +7,15 @@ must have been made with that file and with the clock, so that its triggers beco
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from sqlalchemy.engine import make_url
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.runtime.attempt import Attempt
 from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.storage import nodes
-from jobrunner.storage.database.database import Database
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.claims import Claim, Nothing, claim_due
 from jobrunner.storage.runs.facts import Here
@@ -22,6 +24,7 @@ from jobrunner.storage.runs.looks import Claimer
 from jobrunner.storage.workers import definitions as workers
 from jobrunner.testing import ManualClock
 from jobrunner.testing.simulation import _Inline, _shows_nothing
+from tests.simulation.database import SimulatedDatabase
 
 
 async def live_in_tables(
@@ -29,7 +32,7 @@ async def live_in_tables(
 ) -> list[dict[str, Any]]:
     """Run the workers through `days` days on the orchestrator's own (migrated, empty) file; return the history."""
     url = orchestrator.settings.database_url
-    db = Database.open(url, sqlite_synchronous="NORMAL", sqlite_in_loop=True)
+    db: Any = SimulatedDatabase(Path(str(make_url(url).database)), lambda _: None)
     handlers = orchestrator.handlers
     end = clock.now() + timedelta(days=days)
     identity = nodes.NodeIdentity("n", "host", 1, "boot", clock.now(), "0", slots)
@@ -56,4 +59,4 @@ async def live_in_tables(
         async with db.peek() as conn:
             return list(reversed(await read_history(conn, limit=1_000_000)))
     finally:
-        await db.close()
+        db.close()

@@ -79,7 +79,6 @@ class Database:
         sqlite_synchronous: str = "FULL",
         pooler: str | None = None,
         pool_size: int = 5,
-        sqlite_in_loop: bool = False,
         patience: float = PATIENCE_SECONDS,
     ) -> Database:
         """Prepare to use a database; nothing is opened or created before the first use.
@@ -90,8 +89,6 @@ class Database:
             sqlite_synchronous: `FULL`, or `NORMAL` (faster; a power cut may lose the last commits).
             pooler: `transaction` behind a transaction-pooling proxy such as PgBouncer, else None.
             pool_size: PostgreSQL connections kept; as many more are opened at peaks.
-            sqlite_in_loop: Run SQLite's statements in the event loop's own thread: for simulations, where nothing else
-                has to go on meanwhile.
             patience: Seconds that a statement may take on PostgreSQL; the server is told four fifths of it.
 
         Raises:
@@ -111,7 +108,6 @@ class Database:
                 sqlite_synchronous=sqlite_synchronous.upper(),
                 pooler=pooler or None,
                 pool_size=pool_size,
-                sqlite_in_loop=sqlite_in_loop,
                 patience=patience,
             )
         )

@@ -124,7 +124,6 @@ class Options:
     sqlite_synchronous: str
     pooler: str | None
     pool_size: int
-    sqlite_in_loop: bool = False
     patience: float = postgres_driver.PATIENCE_SECONDS
 
 
@@ -155,9 +154,7 @@ def _open_sqlite(options: Options) -> Engines:
     def opened(begin: str, pool_size: int, **pragmas: bool) -> AsyncEngine:
         async def connect(*_: Any, **__: Any) -> Any:
             file.check()  # what opens now may be another file
-            connection = await sqlite_driver.connect(
-                path, synchronous=options.sqlite_synchronous, is_in_loop=options.sqlite_in_loop, **pragmas
-            )
+            connection = await sqlite_driver.connect(path, synchronous=options.sqlite_synchronous, **pragmas)
             file.opened()
             return connection
 

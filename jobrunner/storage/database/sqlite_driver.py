@@ -90,7 +90,6 @@ class Connection(aiosqlite.Connection):
     """aiosqlite's connection with our cursor; COMMIT and ROLLBACK cost nothing when there is no transaction."""
 
     stopping: asyncio.Future[Any] | None = None
-    is_in_loop = False  # statements run in the loop's own thread: twice as fast, and nothing else runs meanwhile
 
     @property
     def is_open(self) -> bool:
@@ -109,18 +108,15 @@ class Connection(aiosqlite.Connection):
     async def commit(self) -> None:
         """Commit the transaction, if there is one."""
         if self._conn.in_transaction:
-            await (self.visit(self._conn.commit) if self.is_in_loop else super().commit())
+            await super().commit()
 
     async def rollback(self) -> None:
         """Roll the transaction back, if there is one."""
         if self._conn.in_transaction:
-            await (self.visit(self._conn.rollback) if self.is_in_loop else super().rollback())
+            await super().rollback()
 
     async def visit(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in the connection's thread; a caller who is cancelled ends the statement, too."""
-        if self.is_in_loop:
-            work(*arguments)
-            return
         try:
             await self._execute(work, *arguments)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
@@ -190,14 +186,13 @@ class Cursor:
         self._rows = []
 
 
-async def connect(path: Path, *, synchronous: str, is_in_loop: bool = False, **pragmas: bool) -> Connection:
+async def connect(path: Path, *, synchronous: str, **pragmas: bool) -> Connection:
     """Open `path` as `connect_plain` does, in a thread of its own that never keeps the interpreter from ending."""
 
     def opened() -> sqlite3.Connection:
         return connect_plain(path, synchronous=synchronous, **pragmas)
 
     connection = Connection(opened, iter_chunk_size=64)
-    connection.is_in_loop = is_in_loop
     forks.keep_unclosed(connection, lambda opened: opened._connection)
     connection._thread.daemon = True  # as SQLAlchemy does with those it opens itself
     try:
