@@ -30,6 +30,7 @@ from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import run_pages, upcoming_pages
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
+    from jobrunner.policy.liveness import NodesHeard
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.runs.transaction import AsyncConnection
 
@@ -83,10 +85,11 @@ def status(
 
     async def read(
         db: Database,
-    ) -> tuple[list[dict[str, Any]], tuple[int, OpenLetters], dict[str, list[dict[str, Any]]]]:
+    ) -> tuple[list[dict[str, Any]], tuple[NodesHeard, OpenLetters], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
             rows = await read_standing(conn, db.dialect, context.now(), worker)
-            counts = await reading.count_live_nodes(conn), await count_open(conn)
+            heard, _ = await read_nodes_heard(conn, context.now())
+            counts = heard, await count_open(conn)
             return rows, counts, await reading.read_progress(conn)
 
     rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
@@ -113,8 +116,9 @@ def status(
         say("")
         say_folded(
             f"{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
-            f"{counted(nodes, 'live node')}, {show_open(letters)}"
+            f"{counted(nodes.live, 'live node')}, {show_open(letters)}"
         )
+        _say_silent(nodes)
 
 
 @app.command("runs")
@@ -150,11 +154,14 @@ def runs(
         return
 
     async def read(db: Database) -> None:
+        async with db.peek() as conn:
+            heard, _ = await read_nodes_heard(conn, context.now())
         listing = Listing(
             lambda conn, most: reading.read_runs(conn, worker=worker, limit=most),
             lambda: run_pages(db, worker),
             [
-                *columns("id", "worker", "state"),
+                *columns("id", "worker"),
+                Column("state", "state", lambda row: row["state"] + ", silent" * (row["node_id"] in heard.silent)),
                 *columns("trigger", importance=3),
                 priority(importance=3),
                 *columns("attempt", importance=5),
@@ -168,8 +175,16 @@ def runs(
             order="first",
         )
         await listing.show(db, limit, as_json=as_json)
+        if not as_json:
+            _say_silent(heard)
 
     context.with_database(ctx, database_url, read)
+
+
+def _say_silent(heard: NodesHeard) -> None:
+    silent = heard.show_silent()
+    if silent:
+        say_folded(f"{silent}; another node, or the next to start, takes over what it ran")
 
 
 @app.command("explain")

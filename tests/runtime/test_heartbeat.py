@@ -463,7 +463,7 @@ def test_a_node_that_comes_later_is_watched_from_then_on():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's start does not move with the clock")
 def test_a_clock_that_was_set_makes_no_living_process_gone():
-    here = new_identity(5, allows_commands=False)
+    here = new_identity(5, allows_commands=False, lease=30.0)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         ticks = start_ticks(child.pid)
@@ -478,7 +478,7 @@ def test_a_clock_that_was_set_makes_no_living_process_gone():
 
 
 def test_only_a_process_that_has_certainly_ended_is_gone():
-    here = new_identity(5, allows_commands=False)
+    here = new_identity(5, allows_commands=False, lease=30.0)
     me = SeenNode("me", here.hostname, here.pid, here.boot_id, here.process_started_at, 0)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
