@@ -354,7 +354,7 @@ async def test_a_claim_without_code_is_given_back(house: House):
 
 async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House, monkeypatch: pytest.MonkeyPatch):
     """The commit is done, but the node's loop does not know of it yet: a busy loop, a slow network."""
-    real, holding, answered = claim_due, asyncio.Event(), asyncio.Event()
+    real, holding, answered = tick.Ticker._claim, asyncio.Event(), asyncio.Event()
 
     async def slow(*arguments: Any) -> Any:
         claimed = await real(*arguments)
@@ -363,7 +363,7 @@ async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House
             await answered.wait()
         return claimed
 
-    monkeypatch.setattr(tick, "claim_due", slow)
+    monkeypatch.setattr(tick.Ticker, "_claim", slow)
     monkeypatch.setattr(heartbeat, "longest_silence", lambda *_: 3600.0)  # so that it beats on meanwhile
     node = await begun(house, nothing, tick_interval=0.02)
     await node.trigger_worker("it")
