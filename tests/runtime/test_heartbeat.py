@@ -19,9 +19,9 @@ import pytest
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.errors import DatabaseUnavailable
+from jobrunner.policy.leases import Watch
 from jobrunner.runtime import heartbeat, tick
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity, start_ticks
 from jobrunner.storage import nodes
 from jobrunner.storage.nodes import SeenNode
