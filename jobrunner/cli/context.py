@@ -126,13 +126,7 @@ def open_database(settings: Settings) -> Database:
     """Prepare to use the database of the settings; nothing is opened yet."""
     from jobrunner.storage.database.database import Database  # noqa: PLC0415 - `--help` must not wait for it
 
-    return Database.open(
-        settings.database_url,
-        schema=settings.schema,
-        sqlite_synchronous=settings.sqlite_synchronous,
-        pooler=settings.pooler,
-        pool_size=settings.pool_size,
-    )
+    return Database.of(settings)
 
 
 async def _prepare(db: Database, access: Access) -> None:

@@ -273,15 +273,7 @@ class WorkerOrchestrator(Operator):
             self._leaving = asyncio.ensure_future(self._leave(self._node, drain_timeout))
 
     def _open_database(self, pool_size: int, patience: float = PATIENCE_SECONDS) -> Database:
-        s = self.settings
-        return Database.open(
-            s.database_url,
-            schema=s.schema,
-            sqlite_synchronous=s.sqlite_synchronous,
-            pooler=s.pooler,
-            pool_size=pool_size,
-            patience=patience,
-        )
+        return Database.of(self.settings, pool_size=pool_size, patience=patience)
 
     def _new_databases(self) -> KeptDatabases:
         open_database = partial(self._open_database, self.settings.pool_size)

@@ -183,8 +183,7 @@ async def run_until_idle(orchestrator: WorkerOrchestrator) -> list[dict[str, Any
 
 
 async def _history(orchestrator: WorkerOrchestrator) -> list[dict[str, Any]]:
-    settings = orchestrator.settings
-    db = Database.open(settings.database_url, schema=settings.schema)
+    db = Database.of(orchestrator.settings)
     try:
         if (await revisions.status(db)).state is revisions.SchemaState.MISSING:
             return []

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from jobrunner.config import Settings
     from jobrunner.storage.database.dialect import Dialect
     from jobrunner.storage.database.sqlite_driver import Connection as SqliteConnection
 
@@ -115,6 +116,18 @@ class Database:
     def reopened(self) -> Database:
         """The same database again, with connections of its own, for another thread and its event loop."""
         return Database(self._options)
+
+    @classmethod
+    def of(cls, settings: Settings, *, pool_size: int | None = None, patience: float = PATIENCE_SECONDS) -> Database:
+        """Prepare to use the database of the settings, as `open` does; `patience` in seconds."""
+        return cls.open(
+            settings.database_url,
+            schema=settings.schema,
+            sqlite_synchronous=settings.sqlite_synchronous,
+            pooler=settings.pooler,
+            pool_size=settings.pool_size if pool_size is None else pool_size,
+            patience=patience,
+        )
 
     @property
     def shown_url(self) -> str:

@@ -154,11 +154,8 @@ async def _read_all(
     """Read what nodes there are, those that take runs, and the facts about `names` and what these are related to."""
     h = t.node_handlers
     heard, rooms = await read_nodes_heard(conn, now)
-    edges = await reading.read_edges(conn, dialect, names)
-    anywhere = reading.Here(handlers=None)
-    facts = await reading.read_facts(
-        conn, dialect, now, names, edges, anywhere, max((room.free_slots for room in rooms), default=0)
-    )
+    most = max((room.free_slots for room in rooms), default=0)
+    facts, _ = await reading.read_around(conn, dialect, now, names, reading.Here(handlers=None), most)
     given = dialect.rows("names", name=sa.Text())
     known = sa.select(h.c.node_id, h.c.worker).where(h.c.worker.in_(sa.select(given.c.name)))
     handlers: defaultdict[str, set[str]] = defaultdict(set)

@@ -1,7 +1,7 @@
 """Reading what the gates judge: the workers that may be due, and everything they are related to.
 
 Two steps. `read_due` finds which workers may have something due: a loose index scan over the waiting runs (one index
-probe a worker, however many runs it has waiting) and, priority by priority, the first due schedules. `read_facts` then
+probe a worker, however many runs it has waiting) and, priority by priority, the first due schedules. `read_around` then
 reads those workers, their whole neighbourhood of dependencies and blocks, their active runs, and the first few waiting
 runs of each, as many as could start at most. So a worker with a million waiting runs costs what one with ten does.
 
@@ -140,25 +140,6 @@ async def read_around(
     await _add_runs(conn, dialect, now, known, free_slots)
     await _add_handlers(conn, dialect, known, here)
     return Facts(now, known, free_slots), edges
-
-
-async def read_facts(
-    conn: AsyncConnection,
-    dialect: Dialect,
-    now: datetime,
-    names: Collection[str],
-    edges: Edges,
-    here: Here,
-    free_slots: int,
-) -> Facts:
-    """Read all that the gates need of `names` and of the workers that `edges` tie to them."""
-    if not names:
-        return Facts(now, {}, free_slots)
-    known, _ = await _read_workers(conn, dialect, _neighbourhood(names, edges))
-    _relate(known, edges)
-    await _add_runs(conn, dialect, now, known, free_slots)
-    await _add_handlers(conn, dialect, known, here)
-    return Facts(now, known, free_slots)
 
 
 def _neighbourhood(names: Collection[str], edges: Edges) -> set[str]:

@@ -136,6 +136,5 @@ async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, here:
     names = (await reading.read_due(conn, dialect, now, 1000)).names
     if not names:
         return False
-    edges = await reading.read_edges(conn, dialect, names)
-    facts = await reading.read_facts(conn, dialect, now, names, edges, here, 1)
+    facts, _ = await reading.read_around(conn, dialect, now, names, here, 1)
     return bool(decide_starts(facts))
