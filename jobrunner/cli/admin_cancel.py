@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, Access, Actor, DatabaseUrl, Reason
+from jobrunner.cli.context import Access, Actor, DatabaseUrl, Reason
 from jobrunner.cli.output import note, say
 from jobrunner.errors import RunNotFound, UsageError
 from jobrunner.model.run import RunState
 from jobrunner.model.worker import Isolation
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.storage.reading.pages import to_cancel
 from jobrunner.storage.reading.status import read_holder, read_live, require_workers
 from jobrunner.storage.workers import operations

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload
 from jobrunner.cli.layout import ERROR, Column, columns
 from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import letter_pages

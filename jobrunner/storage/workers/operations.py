@@ -62,7 +62,7 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         gap = await _gap(conn, db.dialect, stored, now)
-        after, missed = switches.disable(stored.state, stored.config, now, reason, storable(actor), gap)
+        after, missed = switches.disable(stored.state, stored.config, now, storable(reason), storable(actor), gap)
         await _switch(
             db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
         )
@@ -85,7 +85,7 @@ async def pause(
     """
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        gap, who = await _gap(conn, db.dialect, stored, now), storable(actor)
+        gap, who, reason = await _gap(conn, db.dialect, stored, now), storable(actor), storable(reason)
         after, missed = switches.pause(
             stored.state, stored.config, now, until, reason, is_length=is_length, actor=who, gap=gap
         )
