@@ -15,10 +15,10 @@ from jobrunner.config import Settings
 from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
-from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.kept import KeptDatabases
+from jobrunner.runtime.moments import read_length
 from jobrunner.runtime.node import Node
 from jobrunner.runtime.operator import Operator
 from jobrunner.runtime.options import refuse_unknown
@@ -292,12 +292,16 @@ class WorkerOrchestrator(Operator):
 
         Called again while it stops, it waits for the same end. Where no node has run, it closes the connection that
         triggers have opened in this event loop; the end of the loop does so, too.
+
+        Raises:
+            InvalidSetting: `drain_timeout` is no length of time.
         """
         if self._node is None:
             await self._databases.close()
             return
         if self._leaving is None:
-            seconds = self.settings.drain_timeout if drain_timeout is None else read_seconds(drain_timeout)
+            given = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+            seconds = read_length("drain_timeout", given)
             self._leaving = asyncio.ensure_future(self._leave(self._node, seconds))
         await asyncio.shield(self._leaving)
 
