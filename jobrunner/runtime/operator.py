@@ -219,7 +219,7 @@ class Operator(Triggers):
         """
         who = _checked(name, actor)
         plain = {field: _plain(name, field, value) for field, value in values.items()}
-        return await self._change(lambda db: operations.set_values(db, name, plain, self._clock.now(), who))
+        return (await self._change(lambda db: operations.set_values(db, name, plain, self._clock.now(), who))).after
 
     async def unset_override(self, name: str, *fields: str, actor: str = API) -> WorkerConfig:
         """Take overrides away, so that what the code says holds again; return the definition that holds now.
@@ -232,7 +232,8 @@ class Operator(Triggers):
         """
         who = _checked(name, actor)
         distinct = list(dict.fromkeys(check_text("a field", field) for field in fields))
-        return await self._change(lambda db: operations.unset_values(db, name, distinct, self._clock.now(), who))
+        now = self._clock.now()
+        return (await self._change(lambda db: operations.unset_values(db, name, distinct, now, who))).after
 
     async def get_status(self) -> dict[str, Any]:
         """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""

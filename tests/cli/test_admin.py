@@ -289,6 +289,26 @@ def test_set_and_unset_answer_in_words(sqlite_cli):
     assert "CRITICAL" in cli.ok("admin", "list").out
 
 
+def test_an_interval_that_takes_the_place_of_a_cron_says_so_and_the_other_way_round(cli):
+    cli.register(scheduled("nightly", cron="0 3 * * *"))
+
+    def said(*words: str) -> list[str]:
+        return cli.ok("admin", *words).lines
+
+    taken = "nightly: interval_seconds is 30, instead of cron 0 3 * * *"
+    assert said("set", "nightly", "interval_seconds=30") == [taken]
+    assert said("unset", "nightly", "interval_seconds") == [
+        "nightly: interval_seconds is unset again; cron is 0 3 * * *"
+    ]
+    assert said("set", "fetch", "cron=0 0 * * *", "max_retries=1") == [
+        "fetch: cron is 0 0 * * *, instead of interval_seconds 60",
+        "fetch: max_retries is 1",
+    ]
+    assert said("unset", "fetch", "cron") == ["fetch: cron is unset again; interval_seconds is 60"]
+    assert said("set", "nightly", "cron=0 4 * * *") == ["nightly: cron is 0 4 * * *"]
+    assert said("set", "nightly", "cron=null") == ["nightly: cron is unset; interval_seconds is 300"]
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -6,6 +6,7 @@ commits after a disable has.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -127,7 +128,15 @@ async def _write_state(conn: AsyncConnection, state: WorkerState) -> None:
     await conn.execute(write_state_statement(), [state_values(state)])
 
 
-async def set_values(db: Database, name: str, values: Mapping[str, Any], now: datetime, actor: str) -> WorkerConfig:
+@dataclass(frozen=True, slots=True)
+class Redefined:
+    """A worker's definition before and after overrides of it have changed."""
+
+    before: WorkerConfig
+    after: WorkerConfig
+
+
+async def set_values(db: Database, name: str, values: Mapping[str, Any], now: datetime, actor: str) -> Redefined:
     """Lay `values` over a worker's definition; deploys do not undo them.
 
     Raises:
@@ -143,15 +152,16 @@ async def set_values(db: Database, name: str, values: Mapping[str, Any], now: da
             overrides.pop("cron", None)
         if values.get("cron") is not None:
             overrides.pop("interval_seconds", None)
-        merged = await workers.write_overrides(conn, stored, overrides, now)
-        old = {field: _plain(getattr(stored.config, field)) for field in values}
-        new = {field: _plain(getattr(merged, field)) for field in values}
+        changed = Redefined(stored.config, await workers.write_overrides(conn, stored, overrides, now))
+        fields = definitions.with_replaced(changed.before, changed.after, values)
+        old = {field: _plain(getattr(changed.before, field)) for field in fields}
+        new = {field: _plain(getattr(changed.after, field)) for field in fields}
         await write_audits(conn, [audit_row("set", name, {"old": old, "new": new}, now, actor)])
         await wakeups.notify(db, conn)
-        return merged
+        return changed
 
 
-async def unset_values(db: Database, name: str, fields: Sequence[str], now: datetime, actor: str) -> WorkerConfig:
+async def unset_values(db: Database, name: str, fields: Sequence[str], now: datetime, actor: str) -> Redefined:
     """Take overrides away, so that what code said holds again. Raises as `set_values`, and `Refused` if none is set."""
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
@@ -161,12 +171,14 @@ async def unset_values(db: Database, name: str, fields: Sequence[str], now: date
         if missing:
             raise Refused(f"worker {name!r} has no override of {', '.join(missing)}; `jobrunner admin show {name}`")
         overrides = {field: value for field, value in stored.overrides.items() if field not in fields}
-        merged = await workers.write_overrides(conn, stored, overrides, now)
+        changed = Redefined(stored.config, await workers.write_overrides(conn, stored, overrides, now))
         old = {field: stored.overrides[field] for field in fields}
-        new = {field: _plain(getattr(merged, field)) for field in fields}
+        said = definitions.with_replaced(changed.before, changed.after, fields)
+        old |= {field: _plain(getattr(changed.before, field)) for field in said if field not in fields}
+        new = {field: _plain(getattr(changed.after, field)) for field in said}
         await write_audits(conn, [audit_row("unset", name, {"old": old, "new": new}, now, actor)])
         await wakeups.notify(db, conn)
-        return merged
+        return changed
 
 
 def _check_fields(name: str, values: Mapping[str, Any]) -> None:
