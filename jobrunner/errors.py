@@ -81,9 +81,11 @@ class NotFound(JobrunnerError, LookupError):
 class WorkerNotFound(NotFound):
     """No worker of that name is registered in the database."""
 
-    def __init__(self, worker: str, advice: str = "`jobrunner admin list` shows the names") -> None:
-        super().__init__(f"no worker named {worker!r}; {advice}")
+    def __init__(self, worker: str, advice: str | None = None) -> None:
+        """`advice` is what to do, if that is more than to look at the names."""
+        super().__init__(f"no worker named {worker!r}; {advice or '`jobrunner admin list` shows the names'}")
         self.worker = worker
+        self.is_advised = advice is not None
 
 
 class RunNotFound(NotFound):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from jobrunner.config import Settings
+from jobrunner.errors import WorkerNotFound
 from jobrunner.policy.arguments import check_actor
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
     try:
         await _prepare(db, access)
         return await work(db)
+    except WorkerNotFound as unknown:
+        from jobrunner.storage.workers.near import with_near_name  # noqa: PLC0415 - `--help` must not wait for it
+
+        raise await with_near_name(db, unknown) from None
     except Exception as error:
         trouble = None
         if access is not Access.ANY:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jobrunner.config import Settings
-from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused
+from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused, WorkerNotFound
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
 from jobrunner.runtime.clock import SystemClock
@@ -31,6 +31,7 @@ from jobrunner.storage.database.engine import anchored
 from jobrunner.storage.database.postgres_driver import PATIENCE_SECONDS
 from jobrunner.storage.schema import revisions
 from jobrunner.storage.schema.parts import trouble_behind
+from jobrunner.storage.workers.near import with_near_name
 from jobrunner.storage.workers.registering import register_all
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
@@ -355,9 +356,15 @@ class WorkerOrchestrator(Operator):
             raise Refused("a simulation has no database: only triggers are simulated")
         if self._node is not None and self._node.loop is asyncio.get_running_loop():
             refuse_inside_transaction(self._node.db)
-            yield self._node.db
-            return
-        yield await self._databases.get()
+            db = self._node.db
+        else:
+            db = await self._databases.get()
+        try:
+            yield db
+        except WorkerNotFound as unknown:
+            if unknown.is_advised:
+                raise
+            raise await with_near_name(db, unknown, self._configs) from None
 
 
 async def _prepare(db: Database, *, is_migrating: bool) -> None:

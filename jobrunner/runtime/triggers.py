@@ -12,6 +12,7 @@ from jobrunner.policy.arguments import check_text
 from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
+from jobrunner.storage.workers.near import naming_a_near_one
 from jobrunner.storage.workers.registering import register_missing
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Triggers:
             try:
                 added = await write()
             except WorkerNotFound as unknown:
-                self._refuse_if_not_ours(unknown)
+                if unknown.worker not in self._configs:
+                    raise
                 await self._register_missing(unknown.worker)
                 added = await write()
             if self._node is not None:
@@ -166,7 +168,8 @@ class Triggers:
         try:
             return await add(conn, db.dialect, *arguments)
         except WorkerNotFound as unknown:
-            self._refuse_if_not_ours(unknown)
+            if unknown.worker not in self._configs:
+                raise await naming_a_near_one(conn, unknown, self._configs) from None
             name = unknown.worker
         if db.is_sqlite:  # the caller may hold the file's write lock, for which another connection would wait in vain
             await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
@@ -180,10 +183,6 @@ class Triggers:
             raise Refused(
                 f"worker {name!r} is registered now, but this transaction began before; trigger it in a new one"
             ) from None
-
-    def _refuse_if_not_ours(self, unknown: WorkerNotFound) -> None:
-        if unknown.worker not in self._configs:
-            raise unknown
 
     async def _register_missing(self, name: str) -> None:
         try:

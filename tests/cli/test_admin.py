@@ -366,3 +366,31 @@ def test_upcoming_says_why_a_schedule_is_paused(cli):
     cli.ok("admin", "pause", "fetch", "--reason", "moving house")
     (row,) = cli("upcoming", "--json").json
     assert (row["due_at"], row["note"]) == (None, "paused until resumed: moving house")
+
+
+def test_a_mistyped_worker_or_field_is_told_with_the_one_that_was_meant(cli):
+    cli.register(triggered("pay-bill"))
+    for words in (
+        ("trigger", "pay-bil"),
+        ("status", "pay-bil"),
+        ("explain", "pay-bil"),
+        ("upcoming", "pay-bil"),
+        ("history", "pay-bil"),
+        ("runs", "--worker", "pay-bil"),
+        ("dead-letters", "list", "--worker", "pay-bil"),
+        ("dead-letters", "replay", "--worker", "pay-bil"),
+        ("admin", "enable", "fetch", "pay-bil"),
+        ("admin", "cancel", "--worker", "pay-bil"),
+        ("admin", "show", "pay-bil"),
+        ("admin", "set", "pay-bil", "max_retries=1"),
+    ):
+        assert cli.refused(3, *words) == "no worker named 'pay-bil'; did you mean 'pay-bill'?", words
+    unlike = "no worker named 'weather'; `jobrunner admin list` shows the names"
+    assert cli.refused(3, "trigger", "weather") == unlike
+    for words, meant in (
+        (("set", "pay-bill", "max_retires=1"), "'max_retires' cannot be set; did you mean max_retries?"),
+        (("set", "pay-bill", "timeout=1m"), "'timeout' cannot be set; did you mean timeout_seconds?"),
+        (("unset", "pay-bill", "max_retires"), "'max_retires' cannot be set; did you mean max_retries?"),
+        (("set", "pay-bill", "handler=x"), "'handler' cannot be set; there are interval_seconds, cron, "),
+    ):
+        assert meant in cli.refused(2, "admin", *words)

@@ -15,6 +15,7 @@ from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
 from jobrunner.model.unreadable import Unreadable
 from jobrunner.policy import definitions, switches
+from jobrunner.policy.near import did_you_mean
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
 from jobrunner.storage.database import wakeups
@@ -186,7 +187,7 @@ def _check_fields(name: str, values: Mapping[str, Any]) -> None:
         raise InvalidWorker(name, "is given both interval_seconds and cron; keep one")
     for field in values:
         if field not in definitions.OVERRIDABLE:
-            raise InvalidWorker(name, f"{field!r} cannot be set; these can: {', '.join(definitions.OVERRIDABLE)}")
+            raise InvalidWorker(name, f"{field!r} cannot be set; {did_you_mean(field, definitions.OVERRIDABLE)}")
 
 
 def _refuse_unreadable(stored: workers.Stored) -> None:
