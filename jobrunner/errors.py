@@ -105,6 +105,10 @@ class DeadLetterNotFound(NotFound):
         self.letter_id = letter_id
 
 
+class WaitedTooLong(JobrunnerError):
+    """A run has not ended by the time that was set for it to be waited for; it goes on."""
+
+
 class Refused(JobrunnerError):
     """The request is well formed, but the state of things forbids it; nothing was changed."""
 

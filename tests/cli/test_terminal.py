@@ -175,3 +175,17 @@ def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
     assert (code, cli.rows("runs")) == (130, [])
     said, code = typed("y", command)
     assert (code, said.count("replayed letter")) == (0, 3)
+
+
+def test_on_a_terminal_what_a_trigger_says_and_an_error_are_folded_on_words(cli):
+    cli.ok("admin", "disable", "mail", "--reason", REASON)
+    command = f"--database-url {cli.url}"
+    said, code = typed("", f"trigger mail --wait --wait-timeout 0 {command}")
+    assert code == 1
+    assert REASON in " ".join(said.split())
+    assert "error: run 1 of mail has not ended after 0 s, and stays: `jobrunner runs" in said
+    long = "such-a-worker-" * 10
+    for words in (f"trigger {long}", "trigger mail --in 1h --wait --wait-timeout 0"):
+        more, _ = typed("", f"{words} {command}")
+        said += more
+    assert [line for line in said.splitlines() if len(line) > 80] == []
