@@ -9,8 +9,8 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
 from jobrunner.cli.inputs import read_span
-from jobrunner.cli.layout import ERROR, Column, columns
-from jobrunner.cli.output import Listing, show_duration
+from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
+from jobrunner.cli.output import Listing, short, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.words import counted
@@ -73,7 +73,7 @@ def history(
                 *columns("ends_run", importance=6),
                 *columns("finished_at", finished_at="finished", importance=8),
                 Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
-                Column("error", "why", _why, longest=ERROR),
+                Column("error", "why", _why, longest=WHOLE),
             ],
             empty="no history that fits",
         )
@@ -83,8 +83,9 @@ def history(
 
 
 def _why(row: Mapping[str, Any]) -> str:
+    """Show why times were missed, or an attempt ended so: a reason whole, of an error the beginning."""
     if row["occurrences"] is not None:
         return f"{counted(row['occurrences'], 'time')}: {row['reason']}"
     if row["error"]:
-        return f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
+        return short(f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"]), ERROR)
     return row["reason"] or ""
