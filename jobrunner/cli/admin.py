@@ -10,7 +10,7 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.admin_cancel import cancel
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason, Since, WorkerFilter, WorkerName
-from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time
+from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time, require_one
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
@@ -48,8 +48,7 @@ def _each(
     said: str,
 ) -> None:
     """Change each worker in a transaction of its own; if one of the names is unknown, none."""
-    if bool(names) == is_all:
-        raise UsageError("give the names of workers, or --all for every one, not both")
+    require_one(bool(names), is_all, "give the names of workers, or --all for every one")
 
     async def work(db: Database) -> None:
         distinct = list(dict.fromkeys(names or ()))

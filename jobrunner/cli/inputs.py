@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.cli.output import note
-from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker
+from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, UsageError
 from jobrunner.policy import definitions
 from jobrunner.policy.durations import is_clock_time, parse_duration, parse_time
 from jobrunner.policy.words import show_time
@@ -81,6 +81,12 @@ def read_duration(option: str, given: str | None) -> float | None:
 def read_time(option: str, given: str | None) -> datetime | None:
     """Return the time given to `option`. Raises `InvalidSetting`, naming the option."""
     return None if given is None else _named(option, lambda: parse_time(given))
+
+
+def require_one(is_first: bool, is_second: bool, advice: str) -> None:
+    """Raise `UsageError` unless one of two ways to name things was taken; `advice` names both."""
+    if is_first == is_second:
+        raise UsageError(f"{advice}, not both" if is_first else advice)
 
 
 def read_past(option: str, given: str | None, now: datetime) -> datetime | None:

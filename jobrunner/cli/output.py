@@ -83,7 +83,8 @@ def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") ->
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say_folded(show_value(value, timezone), f"{key:<{width}}  ")
+            shown = show_field(key, value) if key == "priority" else show_value(value, timezone)
+            say_folded(shown, f"{key:<{width}}  ")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -60,6 +61,13 @@ def test_one_of_a_thing_is_not_said_to_be_several(cli):
     cli.join("mail")
     cli.insert("dead_letters", letter(7))
     assert cli.ok("status").lines[-1] == "2 workers, 0 running, 1 waiting; 1 live node, 1 open dead letter"
+
+
+def test_one_worker_has_the_name_of_its_priority_and_its_number_for_programs(cli):
+    for command in ("status", "admin show"):
+        assert re.search(r"^priority +NORMAL$", cli.ok(*command.split(), "mail").out, re.MULTILINE)
+        found = cli(*command.split(), "mail", "--json").json
+        assert (found if isinstance(found, dict) else found[0])["priority"] == 1
 
 
 def test_runs_show_the_name_of_a_priority_and_its_number_to_programs(cli):
