@@ -150,8 +150,17 @@ def runs(
         return
 
     async def read(db: Database) -> None:
+        async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
+            rows = await reading.read_runs(conn, worker=worker, limit=most)
+            if as_json:
+                return rows
+            now = context.now()
+            due = {row["worker"] for row in rows if _is_held_up(row, now)}
+            why = await explaining.why_due_waits(conn, db.dialect, now, sorted(due)) if due else {}
+            return [{**row, "why": why.get(row["worker"]) if _is_held_up(row, now) else None} for row in rows]
+
         listing = Listing(
-            lambda conn, most: reading.read_runs(conn, worker=worker, limit=most),
+            first,
             lambda: run_pages(db, worker),
             [
                 *columns("id", "worker", "state"),
@@ -163,6 +172,7 @@ def runs(
                 *columns("key", importance=4),
                 *columns("node_id", node_id="node", importance=2),
                 Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
+                Column("why", "why", longest=WHOLE),
             ],
             empty="no live runs",
             order="first",
@@ -170,6 +180,11 @@ def runs(
         await listing.show(db, limit, as_json=as_json)
 
     context.with_database(ctx, database_url, read)
+
+
+def _is_held_up(row: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether a run waits although its time has come: why, its worker's gates say. What is forced passes them."""
+    return row["state"] == "pending" and row["due_at"] <= now and not row["is_forced"]
 
 
 @app.command("explain")

@@ -326,3 +326,17 @@ def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):
     result = cli.ok("upcoming", "--limit", "5")
     assert len(result.lines) == 6
     assert "--limit shows more" in result.err
+
+
+def test_runs_say_why_a_run_waits_whose_time_has_come(cli):
+    cli.ok("trigger", "mail")
+    cli.ok("trigger", "mail", "--in", "2h")
+    assert cli.ok("runs").lines[1].endswith("  no node is running; `jobrunner run MODULE` starts one")
+    cli.join("mail", "fetch")
+    cli.ok("admin", "disable", "mail", "--reason", "API is down", "--actor", "ann")
+    titles, due, later = cli.ok("runs").lines
+    assert titles.endswith("WHY")
+    assert due.endswith("disabled by ann: API is down")
+    assert later.endswith("  -")
+    assert "why" not in cli("runs", "--json").json[0]
+    assert "why" not in cli("runs", "--json", "--limit", "1").json[0]

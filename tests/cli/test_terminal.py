@@ -166,6 +166,31 @@ def test_a_table_fits_the_terminal_and_breaks_no_name_and_drops_no_error(full, c
         assert is_dated == any(word.rstrip(":;,") == "UTC" for word in words), (table, lines)
 
 
+def test_one_long_name_costs_the_others_no_column(cli):
+    long = "the-nightly-import-of-all-customers-and-contracts"
+    cli.register(triggered(long), triggered("sync"))
+    cli.ok("trigger", "sync", "--in", "2h")
+    cli.ok("trigger", long)
+    cli.insert("run_history", ended(1, "sync"))
+    cli.use(
+        lambda db, conn: conn.exec_driver_sql(
+            f"UPDATE {db.schema_prefix}worker_state SET last_run_outcome = 'failed', last_error = 'no luck', "
+            f"consecutive_failures = 3, last_run_at = next_run_at WHERE worker = 'fetch'"
+        )
+    )
+    shown = on_a_terminal(80, [[words, "--database-url", cli.url] for words in ("status", "runs")])
+    status, runs = shown.values()
+    titles = " ".join(status[:2]).split()
+    assert {"NEXT", "RUN", "LAST", "STREAK", "RUNNING", "WAITING"} <= set(titles), status
+    assert long in status
+    titles = " ".join(runs[:2]).split()
+    assert {"ATTEMPT", "DUE", "STATE", "TRIGGER"} <= set(titles), runs
+    assert [line for line in (*status, *runs) if len(line) > 80] == []
+    assert [line for line in runs if line.strip().startswith("why: ")] == [
+        "    why: no node is running; `jobrunner run MODULE` starts one"
+    ]
+
+
 def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
     firings = [letter(number, "fetch", trigger="schedule") for number in (1, 2, 3)]
     cli.insert("dead_letters", *firings)
