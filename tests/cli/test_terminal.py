@@ -191,6 +191,30 @@ def test_one_long_name_costs_the_others_no_column(cli):
     ]
 
 
+def test_on_a_terminal_upcoming_shows_a_few_times_of_each_worker(cli):
+    cli.register(scheduled("tick", interval_seconds=5), scheduled("nightly", cron="0 3 * * *"))
+    for hours in range(1, 6):
+        cli.ok("trigger", "mail", "--in", f"{hours}h")
+    end = ["--database-url", cli.url]
+    commands = [["upcoming", *end], ["upcoming", "tick", *end], ["upcoming", "--limit", "40", *end]]
+    few, one, limited = (
+        [line for line in lines if re.match(r"\d\d:\d\d:\d\d|\d\d-\d\d ", line)]
+        for lines in on_a_terminal(80, commands).values()
+    )
+    for name, times in (("tick", 3), ("fetch", 3), ("mail", 3), ("nightly", 1)):
+        assert sum(name in line for line in few) == times, (name, few)
+    assert len(one) == 100
+    assert len(limited) == 40
+    assert all("tick" in line or "fetch" in line for line in limited)
+    (said,) = [" ".join(lines) for lines in on_a_terminal(80, commands[:1]).values()]
+    assert (
+        "and more than 100 more of fetch, 2 more of mail, more than 100 more of tick; `jobrunner upcoming WORKER` or "
+        "--limit shows them"
+    ) in said
+    assert len(cli("upcoming", "--json", "--limit", "200").json) == 200
+    assert len(cli.ok("upcoming").lines) == 101
+
+
 def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
     firings = [letter(number, "fetch", trigger="schedule") for number in (1, 2, 3)]
     cli.insert("dead_letters", *firings)
