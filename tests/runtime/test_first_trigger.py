@@ -100,6 +100,9 @@ async def test_a_mistyped_worker_is_told_with_the_one_that_was_meant(house: Hous
         await connection.commit()
     await engine.dispose()
     assert await waiting(house) == 1
+    refused = pytest.raises(WorkerNotFound, match=re.escape(meant))
+    with sync_engine(house.url) as sync, sync.connect() as connection, refused:
+        await asyncio.to_thread(other.trigger_sync, "mial", connection=connection)
     with pytest.raises(InvalidWorker, match="did you mean max_retries"):
         await other.set_override("mail", max_retires=1)
     sender.register_worker("next", nothing, depends_on=["aftre"], **TRIGGERED)
