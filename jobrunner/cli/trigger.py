@@ -87,6 +87,7 @@ def trigger(
 
     async def work(db: Database) -> dict[str, Any] | None:
         run_id, is_new = await _enqueue(db, request, now)
+        waits_for.extend([run_id] if wait else [])
         if not as_json:
             say_folded(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
         elif not wait:
@@ -95,7 +96,6 @@ def trigger(
             await _note_what_it_waits_for(db, request.worker, run_id)
         if not wait:
             return None
-        waits_for.append(run_id)
         ended = await _end_of(db, run_id, worker, seconds, is_quiet=as_json)
         async with db.peek() as conn:
             return {**ended, "dead_letter_id": await find_letter(conn, run_id)}
