@@ -1,7 +1,7 @@
 """Every error jobrunner raises on purpose: one tree, a sentence each.
 
 A message says what is wrong and what to do next, in one line. The facts a program may want are attributes.
-`exit_code` is what the command line returns for it (DESIGN section 5).
+`exit_code` is what the command line returns for it (docs/operating.md, "Exit codes").
 """
 
 from __future__ import annotations

@@ -249,11 +249,13 @@ def nodes(
 
     async def read(db: Database) -> Sequence[dict[str, Any]]:
         async with db.read() as conn:
-            return await list_nodes(conn, is_all=is_all)
+            return await list_nodes(conn, context.now(), is_all=is_all)
 
     rows = context.with_database(ctx, database_url, read)
     shown = [
-        *columns("id", "state", "hostname"),
+        *columns("id"),
+        Column("state", "state", lambda row: row["state"] if row["silent_seconds"] is None else "silent"),
+        *columns("hostname"),
         *columns("pid", importance=8),
         *columns("started_at", started_at="started", importance=5),
         *columns("heartbeat_at", heartbeat_at="heartbeat", importance=7),

@@ -33,6 +33,7 @@ from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import run_pages, upcoming_pages
 from jobrunner.storage.reading.soon import read_few
 from jobrunner.storage.reading.standing import read_standing
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
+    from jobrunner.policy.liveness import NodesHeard
     from jobrunner.policy.upcoming import Few
     from jobrunner.storage.database.database import Database
+    from jobrunner.storage.database.dialect import Dialect
     from jobrunner.storage.runs.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
@@ -90,10 +93,11 @@ def status(
 
     async def read(
         db: Database,
-    ) -> tuple[list[dict[str, Any]], tuple[int, OpenLetters], dict[str, list[dict[str, Any]]]]:
+    ) -> tuple[list[dict[str, Any]], tuple[NodesHeard, OpenLetters], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
             rows = await read_standing(conn, db.dialect, context.now(), worker)
-            counts = await reading.count_live_nodes(conn), await count_open(conn)
+            heard, _ = await read_nodes_heard(conn, context.now())
+            counts = heard, await count_open(conn)
             return rows, counts, await reading.read_progress(conn)
 
     rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
@@ -120,8 +124,9 @@ def status(
         say("")
         say_folded(
             f"{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
-            f"{counted(nodes, 'live node')}, {show_open(letters)}"
+            f"{counted(nodes.live, 'live node')}, {show_open(letters)}"
         )
+        _say_silent(nodes)
 
 
 @app.command("runs")
@@ -157,20 +162,19 @@ def runs(
         return
 
     async def read(db: Database) -> None:
+        async with db.peek() as conn:
+            heard, _ = await read_nodes_heard(conn, context.now())
+
         async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
             rows = await reading.read_runs(conn, worker=worker, limit=most)
-            if as_json:
-                return rows
-            now = context.now()
-            due = {row["worker"] for row in rows if _is_held_up(row, now)}
-            why = await explaining.why_due_waits(conn, db.dialect, now, sorted(due)) if due else {}
-            return [{**row, "why": why.get(row["worker"]) if _is_held_up(row, now) else None} for row in rows]
+            return rows if as_json else await _with_why(conn, db.dialect, rows)
 
         listing = Listing(
             first,
             lambda: run_pages(db, worker),
             [
-                *columns("id", "worker", "state"),
+                *columns("id", "worker"),
+                Column("state", "state", lambda row: row["state"] + ", silent" * (row["node_id"] in heard.silent)),
                 *columns("trigger", importance=3),
                 priority(importance=3),
                 *columns("attempt", importance=5),
@@ -185,13 +189,29 @@ def runs(
             order="first",
         )
         await listing.show(db, limit, as_json=as_json)
+        if not as_json:
+            _say_silent(heard)
 
     context.with_database(ctx, database_url, read)
 
 
+async def _with_why(conn: AsyncConnection, dialect: Dialect, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to live runs why they wait although their time has come: what the gates of their worker say."""
+    now = context.now()
+    due = {row["id"]: row["worker"] for row in rows if _is_held_up(row, now)}
+    why = await explaining.why_due_waits(conn, dialect, now, sorted(set(due.values()))) if due else {}
+    return [{**row, "why": why.get(due.get(row["id"], ""))} for row in rows]
+
+
 def _is_held_up(row: Mapping[str, Any], now: datetime) -> bool:
-    """Say whether a run waits although its time has come: why, its worker's gates say. What is forced passes them."""
+    """Say whether a run's time has come while it waits; what is forced passes most gates."""
     return row["state"] == "pending" and row["due_at"] <= now and not row["is_forced"]
+
+
+def _say_silent(heard: NodesHeard) -> None:
+    silent = heard.show_silent()
+    if silent:
+        say_folded(f"{silent}; another node, or the next to start, takes over what it ran")
 
 
 @app.command("explain")

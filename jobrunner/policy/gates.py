@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Facts, Gate, Start, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
-from jobrunner.policy.missed import show_end_of_pause, why_disabled
-from jobrunner.policy.words import first_line, show_time
+from jobrunner.policy.missed import show_pause, why_disabled
+from jobrunner.policy.words import counted, first_line, show_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,8 +121,7 @@ def _why_paused(worker: WorkerFacts, now: datetime) -> str | None:
     state = worker.state
     if state.paused_until is None or state.paused_until <= now:
         return None
-    said = f"paused {show_end_of_pause(state.paused_until, worker.config.timezone)}"
-    return f"{said}: {state.paused_reason}" if state.paused_reason else said
+    return show_pause(state, state.paused_until, worker.config.timezone)
 
 
 def why_switched_off(worker: WorkerFacts, now: datetime) -> str | None:
@@ -158,12 +157,15 @@ def _not_due(worker: WorkerFacts, candidate: Candidate) -> str:
 
 
 def why_retried(worker: WorkerFacts, now: datetime) -> str | None:
-    """Say in a few words that the worker's next run is a retry, for when and why; None if it is none."""
+    """Say in a few words that the worker's next run was tried or snoozed, for when it waits and why; else None."""
     run = worker.later.first[0] if worker.later is not None and worker.later.first else None
-    if run is None or worker.later is None or run.attempt == 1:
+    if run is None or worker.later is None:
         return None
     error = worker.later.errors.get(run.id or 0)
-    said = f"attempt {run.attempt} at {show_time(run.due_at, worker.config.timezone, today=now)}"
+    if run.attempt == 1 and not error:
+        return None
+    what = f"attempt {run.attempt}" if run.attempt > 1 else f"run {run.id} again"
+    said = f"{what} at {show_time(run.due_at, worker.config.timezone, today=now)}"
     return f"{said}: {first_line(error)}" if error else said
 
 
@@ -274,7 +276,12 @@ def _blocks(view: View, candidate: Candidate) -> str | None:
 
 
 def _slot(view: View, _candidate: Candidate) -> str | None:
-    return None if view.free_slots > 0 else "all slots of the node are taken"
+    if view.free_slots > 0:
+        return None
+    free = view.facts.free_slots
+    if free <= 0:
+        return "all slots of the node are taken"
+    return f"others that are due go first, and take the {counted(free, 'slot')} that the node has free"
 
 
 GATES: tuple[tuple[Gate, Callable[[View, Candidate], str | None]], ...] = (

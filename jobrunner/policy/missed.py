@@ -61,7 +61,14 @@ def why_off(state: WorkerState) -> str:
         return why_disabled(state)
     if state.paused_until is None:
         return "switched off by hand, in the database"
-    said = f"paused by {state.paused_by or 'an operator'} {show_end_of_pause(state.paused_until)}"
+    return show_pause(state, state.paused_until)
+
+
+def show_pause(state: WorkerState, until: datetime, timezone: str = "UTC") -> str:
+    """Say until when a worker is paused, by whom and why: `paused until resumed, by root@vm: too many errors`."""
+    said = f"paused {show_end_of_pause(until, timezone)}"
+    if state.paused_by:
+        said += f", by {state.paused_by}"
     return f"{said}: {state.paused_reason}" if state.paused_reason else said
 
 

@@ -1,4 +1,4 @@
-"""What history says about time: promises 3 and 4 of the design, judged from the newest end back to the oldest.
+"""What history says about time: promises 3 and 4 of README.md, judged from the newest end back to the oldest.
 
 Walking back in time an attempt appears at its end and vanishes at its start, so that only attempts that overlap the
 moment are kept: memory grows with how many ran at once, not with how long history is. Two walks:

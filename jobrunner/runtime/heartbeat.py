@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError, SchemaAhead
 from jobrunner.model.run import Outcome, OutcomeKind
+from jobrunner.policy.leases import BEATS_A_LEASE, Watch
 from jobrunner.policy.liveness import longest_silence
 from jobrunner.runtime import forks
 from jobrunner.runtime.ends import tell_ends
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from jobrunner.runtime.service_manager import ServiceManager
     from jobrunner.storage.database.database import Database
 
-BEATS_A_LEASE = 6
 SPACING = 1.005  # a hair more than a sixth, so that the sixth look after the first finds that the lease is over
 LEFT_BEHIND_SECONDS = 5.0  # after which others take the runs whose code a stopped node could not end
 
@@ -93,43 +93,6 @@ def posting(loop: asyncio.AbstractEventLoop, callback: Callable[..., None]) -> C
             loop.call_soon_threadsafe(callback, *arguments)
 
     return post
-
-
-class Watch:
-    """Who has been seen with which beat, since when: the judgement of who is lost, without any I/O."""
-
-    def __init__(self, lease: float) -> None:
-        self._lease = lease
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._last_beat: float | None = None
-
-    def beat(self, now: float) -> None:
-        """Note that our own beat was written; a gap of two beats starts the watch afresh."""
-        if self._last_beat is None or now - self._last_beat > 2.5 * self._lease / BEATS_A_LEASE:
-            self._seen.clear()
-        self._last_beat = now
-
-    def missed(self) -> None:
-        """Note that our own beat could not be written: what we did not see proves nothing."""
-        self._last_beat = None
-
-    def look(self, others: Sequence[nodes.SeenNode], before: float, after: float) -> list[nodes.SeenNode]:
-        """Return the nodes that have shown the same beat for a whole lease.
-
-        Args:
-            others: the other nodes that live by their rows.
-            before: the time before they were read, on our monotonic clock.
-            after: the time after.
-        """
-        lost = []
-        known = {}
-        for node in others:
-            beat, since = self._seen.get(node.id, (node.beat, after))
-            known[node.id] = (node.beat, since if beat == node.beat else after)
-            if before - known[node.id][1] >= self._lease:
-                lost.append(node)
-        self._seen = known
-        return lost
 
 
 class Heartbeat:

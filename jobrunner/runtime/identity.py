@@ -27,8 +27,8 @@ with the wall clock whenever that is set, and so the ticks since the boot are co
 """
 
 
-def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
-    """Return a new identity for this process: a UUID for each start of a node."""
+def new_identity(max_concurrent: int, *, allows_commands: bool, lease: float) -> NodeIdentity:
+    """Return a new identity for this process: a UUID for each start of a node. `lease` in seconds."""
     return NodeIdentity(
         id=str(uuid4()),
         hostname=socket.gethostname(),
@@ -39,6 +39,7 @@ def new_identity(max_concurrent: int, *, allows_commands: bool) -> NodeIdentity:
         max_concurrent=max_concurrent,
         allows_commands=allows_commands,
         start_ticks=_own_start_ticks(os.getpid()),
+        lease_seconds=lease,
     )
 
 

@@ -70,7 +70,7 @@ class Node:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.db = open_database(settings.pool_size, node_patience(settings.lease))
-        self.identity: NodeIdentity = new_identity(settings.max_concurrent, allows_commands=settings.allow_commands)
+        self.identity: NodeIdentity = self._new_identity(settings)
         self.has_stuck_code = False
         self._settings = settings
         self._open_database = open_database
@@ -99,6 +99,10 @@ class Node:
         self._heartbeat = self._new_heartbeat()
         self._on_crash = on_crash
         self.crashed: asyncio.Future[None] | None = None
+
+    @staticmethod
+    def _new_identity(of: Settings) -> NodeIdentity:
+        return new_identity(of.max_concurrent, allows_commands=of.allow_commands, lease=of.lease)
 
     async def start(self) -> None:
         """Register the workers, join, take over from dead predecessors, and begin to tick."""
@@ -263,7 +267,7 @@ class Node:
 
         async def join() -> None:
             # A new id for every try: the answer to the one before may have been lost, and its row be written.
-            self.identity = new_identity(self._settings.max_concurrent, allows_commands=self._settings.allow_commands)
+            self.identity = self._new_identity(self._settings)
             self._heartbeat = self._new_heartbeat()  # before the row is seen: its lease counts from here
             async with self.db.write() as conn:
                 await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), self._clock.now())

@@ -1,4 +1,4 @@
-"""The house rules of HOUSE.md that no other tool checks."""
+"""The rules of the house that no other tool checks."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def test_what_the_fast_path_may_do_is_judged_by_policy_alone_and_is_no_part_of_t
     switches = re.compile(r"is_enabled|paused_until|circuit_state|missed_from|worker_dependencies|worker_blocks")
     assert lines_matching(switches, texts) == []
     assert lines_matching(re.compile("take_turn|turn_taken"), sources("migrations")) == []
+
+
+def test_nothing_refers_to_a_page_that_whoever_clones_this_does_not_have():
+    here = Path(__file__).resolve()
+    texts = [path for path in sources("jobrunner", "migrations", "tests") if path != here]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pyproject.toml"]
+    assert lines_matching(re.compile(r"\bDESIGN\b|\bHOUSE\b|\b[Ii]ssue \d"), [*texts, *pages]) == []
 
 
 def test_every_ignore_says_which_rule_it_ignores():

@@ -45,7 +45,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "chart": chart.run,
 }
 
-BEGIN = "<!-- bench: begin; made by `scripts/bench --all --readme` -->"
+BEGIN = "<!-- bench: begin; made by `scripts/bench --all --page` -->"
 END = "<!-- bench: end -->"
 
 
@@ -65,12 +65,12 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--quick", action="store_true", help="fewer and smaller measurements; alone: in under 3 minutes")
     it.add_argument("--seconds", type=float, default=0.0, help="how long to watch, where a case has a time")
     it.add_argument("--json", type=Path, metavar="FILE", help="write all samples, and what machine it was")
-    it.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
-    it.add_argument("--readme", action="store_true", help="write the table into README.md, between its marks")
+    it.add_argument("--markdown", action="store_true", help="print the table as docs/bench.md has it")
+    it.add_argument("--page", action="store_true", help="write the table into docs/bench.md, between its marks")
     return it
 
 
-def write_readme(text: str, path: Path) -> None:
+def write_page(text: str, path: Path) -> None:
     """Replace what stands between the two marks in the file."""
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     facts = machine.facts()
     print(markdown(rows)) if options.markdown else show(rows, console)
     console.print(machine.sentence(facts, time.monotonic() - began))
-    if options.readme:
-        write_readme(f"{markdown(rows)}\n\n{machine.sentence(facts, time.monotonic() - began)}", ROOT / "README.md")
+    if options.page:
+        write_page(f"{markdown(rows)}\n\n{machine.sentence(facts, time.monotonic() - began)}", ROOT / "docs/bench.md")
     if options.json:
         document = {"machine": facts, "seconds": time.monotonic() - began, "rows": [row.as_json() for row in rows]}
         options.json.write_text(json.dumps(document, indent=2) + "\n")

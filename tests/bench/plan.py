@@ -1,4 +1,4 @@
-"""All that the issue's table asks for: `--all` in under twenty minutes, `--quick` in under three.
+"""All rows of the table in docs/bench.md: `--all` in under twenty minutes, `--quick` in under three.
 
 What takes long comes last, so that a slow machine leaves out as little as it must.
 
@@ -25,7 +25,7 @@ SQLITE_PEERS = ("huey", "apscheduler")
 
 
 def parts(bench: Bench) -> Iterator[Part]:
-    """The rows of the issue's table, each with what it takes to measure it."""
+    """The rows of the table, each with what it takes to measure it."""
     postgres, sqlite = _peers(bench, POSTGRES_PEERS, "postgres"), _peers(bench, SQLITE_PEERS, "sqlite")
     pgqueuer = [peer for peer in postgres if peer.program == "pgqueuer_"]
     with_uvloop = [peer for peer in pgqueuer if peer.options]
@@ -50,7 +50,7 @@ def parts(bench: Bench) -> Iterator[Part]:
     yield "idle", 55, lambda: idle.both(bench)
     if not quick:
         yield from _long(bench)
-    for kind in ("postgres", "sqlite"):  # not in the issue's table, and so the first to be left out
+    for kind in ("postgres", "sqlite"):  # the first to be left out
         yield f"recovery, {kind}", 20 if kind == "postgres" else 12, partial(recovery.rows, bench, kind)
 
 

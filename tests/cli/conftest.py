@@ -21,7 +21,7 @@ from jobrunner.storage.tables import define as t
 from jobrunner.storage.workers import definitions as workers
 
 NOW = datetime.now(UTC)  # the commands read the real clock
-NODE = nodes.NodeIdentity("node-one", "host", 4711, "boot", NOW, "0.1.0", 5)
+NODE = nodes.NodeIdentity("node-one", "host", 4711, "boot", NOW, "0.1.0", 5, lease_seconds=1e9)  # it does not beat
 
 
 @dataclass(frozen=True)

@@ -330,9 +330,9 @@ def test_times_inside_documents_look_like_those_of_columns(cli):
 
 
 def test_why_a_worker_is_paused_is_shown_wherever_it_is_while_it_is(cli):
-    cli.ok("admin", "pause", "mail", "--for", "2h", "--reason", "moving house")
+    cli.ok("admin", "pause", "mail", "--for", "2h", "--reason", "moving house", "--actor", "ann")
     (line,) = [line for line in cli.ok("status").lines if line.startswith("mail")]
-    assert line.endswith("UTC: moving house")
+    assert line.endswith("UTC, by ann: moving house")
     assert "paused until " in line
     assert "moving house" in cli.ok("explain", "mail").out
     assert "moving house" in cli.ok("trigger", "mail").err
@@ -363,9 +363,9 @@ def test_the_reason_of_a_pause_that_is_over_is_not_shown(cli):
 
 
 def test_upcoming_says_why_a_schedule_is_paused(cli):
-    cli.ok("admin", "pause", "fetch", "--reason", "moving house")
+    cli.ok("admin", "pause", "fetch", "--reason", "moving house", "--actor", "ann")
     (row,) = cli("upcoming", "--json").json
-    assert (row["due_at"], row["note"]) == (None, "paused until resumed: moving house")
+    assert (row["due_at"], row["note"]) == (None, "paused until resumed, by ann: moving house")
 
 
 def test_a_mistyped_worker_or_field_is_told_with_the_one_that_was_meant(cli):

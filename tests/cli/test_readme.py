@@ -1,4 +1,4 @@
-"""What README.md shows works: its SQL on both databases, its worker file, its commands, its settings."""
+"""What README.md and the pages in docs/ show works: SQL on both databases, worker files, commands, settings, links."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import pytest
 import sqlalchemy as sa
 from typer.main import get_command
 
-from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOrchestrator
+from jobrunner import Discard, RetryAfter, RunContext, Snooze, WorkerOrchestrator, errors
 from jobrunner.cli.main import app
 from jobrunner.config import Settings
 from jobrunner.storage.runs import dead_letters
@@ -33,27 +33,33 @@ from jobrunner.testing import run_until_idle
 from tests.cli.program import ROOT, jobrunner, start_jobrunner
 from tests.support.stage import ACTOR, Stage, scheduled, triggered
 
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 NOT_BUILT_YET = {"http_token"}  # settings that nothing reads yet
+CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
-def section(title: str) -> str:
+def page(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def section(title: str, text: str) -> str:
     """Return the text under a heading, up to the next of its level."""
     marks = title.split(" ", 1)[0]
-    _, _, rest = README.partition(f"\n{title}\n")
-    assert rest, f"README.md has no heading {title!r}"
+    _, _, rest = text.partition(f"\n{title}\n")
+    assert rest, f"there is no heading {title!r}"
     return re.split(rf"\n{marks} ", rest)[0]
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-QUERIES = blocks("sql", section("## SQL cookbook"))
+README = page("README.md")
+QUERIES = blocks("sql", page("docs/sql.md"))
 
 
 def test_the_cookbook_has_enough_recipes():
-    assert len(QUERIES) >= 12
+    assert len(QUERIES) >= 19
     assert all(query.count(";") == 1 for query in QUERIES)
 
 
@@ -139,7 +145,7 @@ async def test_what_the_recipes_find_is_true(lived_in: Stage):
 
 
 async def test_the_insert_that_it_shows_is_a_trigger(lived_in: Stage):
-    (statement,) = [block for block in blocks("sql") if block not in QUERIES]
+    (statement,) = [block for block in blocks("sql", README) if block not in QUERIES]
     assert statement.startswith("INSERT INTO runs")
     before = await lived_in.value("SELECT count(*) FROM {p}runs")
     async with lived_in.db.write() as conn:
@@ -152,7 +158,7 @@ async def test_the_insert_that_it_shows_is_a_trigger(lived_in: Stage):
 @pytest.fixture
 def first_workers(tmp_path: Path) -> Path:
     """A folder with the worker file that the README tells to write."""
-    source = blocks("python", section("## Your first workers"))[0]
+    source = blocks("python", section("## Your first workers", README))[0]
     assert len(source.splitlines()) <= 20
     (tmp_path / "app.py").write_text(source)
     return tmp_path
@@ -192,7 +198,7 @@ def _history_so_far(folder: Path) -> dict[str, str]:
 
 
 def test_the_first_commands_work_beside_a_running_node(first_workers: Path, running_node: subprocess.Popen[str]):
-    _, commands = blocks("sh", section("## Your first workers"))
+    _, commands = blocks("sh", section("## Your first workers", README))
     for line in commands.splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "jobrunner":
@@ -207,14 +213,15 @@ def test_the_first_commands_work_beside_a_running_node(first_workers: Path, runn
 
 
 def mentioned_commands() -> list[str]:
-    """Return every `jobrunner …` in inline code and shell blocks."""
-    inline = [code for code in re.findall(r"`([^`\n]+)`", README) if code.startswith("jobrunner ")]
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("jobrunner ")]
-    return sorted({*inline, *lines})
+    """Return every `jobrunner …` in inline code and shell blocks, of all pages."""
+    texts = [page(name) for name in PAGES]
+    inline = [code for text in texts for code in re.findall(r"`([^`\n]+)`", text)]
+    lines = [line for text in texts for block in blocks("sh", text) for line in block.splitlines()]
+    return sorted({code for code in (*inline, *lines) if code.startswith("jobrunner ")})
 
 
 @pytest.mark.parametrize("mentioned", mentioned_commands())
-def test_every_command_it_names_exists(mentioned: str):
+def test_every_command_that_a_page_names_exists(mentioned: str):
     command = get_command(app)
     words = [word for word in shlex.split(mentioned, comments=True)[1:] if word != "…"]
     while words and hasattr(command, "commands"):
@@ -224,8 +231,9 @@ def test_every_command_it_names_exists(mentioned: str):
     assert [word for word in words if word.startswith("--") and word not in known] == []
 
 
-def test_its_table_of_settings_is_complete_and_true():
-    rows = dict(re.findall(r"^\| `JOBRUNNER_(\w+)` \|\s*`?([^`|]*?)`?\s*\|", section("### Settings"), re.MULTILINE))
+def test_the_table_of_settings_is_complete_and_true():
+    table = section("## Settings", page("docs/operating.md"))
+    rows = dict(re.findall(r"^\| `JOBRUNNER_(\w+)` \|\s*`?([^`|]*?)`?\s*\|", table, re.MULTILINE))
     fields = [field for field in dataclasses.fields(Settings) if field.name not in NOT_BUILT_YET]
 
     def shown(default: object) -> str:
@@ -236,9 +244,9 @@ def test_its_table_of_settings_is_complete_and_true():
     assert rows == {field.name.upper(): shown(field.default) for field in fields}
 
 
-def test_its_middleware_reports_errors_and_not_what_was_said_on_purpose(tmp_path: Path):
+def test_the_middleware_reports_errors_and_not_what_was_said_on_purpose(tmp_path: Path):
     """The block as it stands, with a reporter that writes down what Sentry would get."""
-    source = next(block for block in blocks("python") if "sentry_sdk" in block)
+    source = next(block for block in blocks("python", page("docs/options.md")) if "sentry_sdk" in block)
     reported: list[object] = []
     scope = types.SimpleNamespace(
         set_tag=lambda *tag: reported.append(tag), set_context=lambda name, context: reported.append(context)
@@ -264,8 +272,8 @@ def test_its_middleware_reports_errors_and_not_what_was_said_on_purpose(tmp_path
     assert [what for what in reported if isinstance(what, str)] == ["no luck"]
 
 
-async def test_its_transaction_works(tmp_path: Path):
-    source = next(block for block in blocks("python") if "run.transaction()" in block)
+async def test_the_transaction_works(tmp_path: Path):
+    source = next(block for block in blocks("python", page("docs/options.md")) if "run.transaction()" in block)
     orchestrator = WorkerOrchestrator(f"sqlite:///{tmp_path / 'jobs.db'}")
     exec(source, {"orchestrator": orchestrator, "RunContext": RunContext, "text": sa.text})
     await orchestrator.start()
@@ -280,9 +288,9 @@ async def test_its_transaction_works(tmp_path: Path):
     assert ended == [("succeeded", '{"booked":7}')]
 
 
-def test_its_tests_of_workers_pass(first_workers: Path):
-    (settings,) = blocks("toml", section("## Testing your workers"))
-    (source,) = blocks("python", section("## Testing your workers"))
+def test_the_tests_of_workers_pass(first_workers: Path):
+    (settings,) = blocks("toml", page("docs/testing.md"))
+    (source,) = blocks("python", page("docs/testing.md"))
     (first_workers / "pyproject.toml").write_text(settings)
     (first_workers / "conftest.py").write_text('pytest_plugins = ["jobrunner.testing.plugin"]\n')
     (first_workers / "test_app.py").write_text(source)
@@ -296,8 +304,9 @@ def test_its_tests_of_workers_pass(first_workers: Path):
 
 
 def test_the_insert_by_the_sqlite_shell_waits_for_a_node_that_writes(first_workers: Path):
-    """The shell is not everywhere; Python's own module stands in for it, with the timeout that the README gives it."""
-    (line,) = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sqlite3 -cmd")]
+    """The shell is not everywhere; Python's own module stands in for it, with the timeout that the page gives it."""
+    shown = [line for block in blocks("sh", page("docs/operating.md")) for line in block.splitlines()]
+    (line,) = [line for line in shown if line.startswith("sqlite3 -cmd")]
     _, _, dot_command, file, statement = shlex.split(line)
     assert jobrunner("run app --until-idle", first_workers).returncode == 0
     with closing(sqlite3.connect(first_workers / file, timeout=int(dot_command.split()[1]) / 1000)) as shell:
@@ -308,8 +317,8 @@ def test_the_insert_by_the_sqlite_shell_waits_for_a_node_that_writes(first_worke
         ]
 
 
-async def test_the_times_that_it_shows_can_be_written_by_hand(lived_in: Stage):
-    by_postgres, by_sqlite = re.findall(r"`'(2030-[^`]*)'`", section("## SQL cookbook"))
+async def test_the_times_that_the_cookbook_shows_can_be_written_by_hand(lived_in: Stage):
+    by_postgres, by_sqlite = re.findall(r"`'(2030-[^`]*)'`", page("docs/sql.md"))
     moment = by_sqlite if lived_in.db.is_sqlite else by_postgres
     async with lived_in.db.write() as conn:
         await conn.exec_driver_sql(
@@ -317,3 +326,64 @@ async def test_the_times_that_it_shows_can_be_written_by_hand(lived_in: Stage):
         )
         found = await conn.execute(sa.select(runs.c.due_at).where(runs.c.due_at > datetime(2029, 1, 1, tzinfo=UTC)))
         assert found.scalars().all() == [datetime(2030, 1, 31, 9, tzinfo=UTC)]
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    rows = re.findall(r"^\| (\d+) \|", section("## Exit codes", page("docs/operating.md")), re.MULTILINE)
+    said = {int(code) for code in rows}
+    raised = {kind.exit_code for kind in _descendants(errors.JobrunnerError)}
+    assert raised <= said
+
+
+def _descendants(kind: type[errors.JobrunnerError]) -> Iterator[type[errors.JobrunnerError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _descendants(child)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_table():
+    """After `scripts/bench --all --page` the README wants a look, too."""
+    figures = re.findall(r"\d+,\d{3}|\d+\.\d+", section("## How fast it is", README))
+    assert len(figures) >= 5
+    assert [figure for figure in figures if figure not in page("docs/bench.md")] == []
+
+
+def test_the_words_are_in_order_and_each_is_there_once():
+    words = [found.lower() for found in re.findall(r"^- [^*\n]*\*([^*]+)\*", page("docs/words.md"), re.MULTILINE)]
+    assert words == sorted(set(words))
+    assert {"claim", "dead letter", "eligible", "fence", "look", "long way", "revision", "simple end", "stuck"} <= {
+        *words
+    }
+
+
+def anchors(text: str) -> set[str]:
+    """Return what the headings of a page can be linked as."""
+    found = re.findall(r"^#+ (.+)$", CODE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(name: str):
+    text = CODE.sub("", page(name))
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / place if place else ROOT / name
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_file_that_contributors_are_sent_to_is_there():
+    named = re.findall(
+        r"(?<![\w/.])((?:jobrunner|tests|migrations|scripts)/[\w/]+(?:\.py)?)", page("docs/contributing.md")
+    )
+    floors = re.findall(
+        r"`((?:cli|runtime|storage|telemetry|policy|model)/[\w/]+(?:\.py)?)`", page("docs/architecture.md")
+    )
+    assert len(named) > 20
+    assert len(floors) > 20
+    named += [f"jobrunner/{name}" for name in floors]
+    assert [name for name in named if "NNNN" not in name and not (ROOT / name).exists()] == []

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
+from jobrunner.storage.tables import define as t
 from tests.cli.conftest import NODE, NOW, scheduled, triggered
 from tests.cli.test_dead_letters import letter
 
@@ -186,7 +189,7 @@ def test_explain_says_that_no_node_has_the_code(cli):
         "gate": "handler",
         "open": False,
         "forced": False,
-        "reason": "no live node has the handler",
+        "reason": "no live node has the handler: node node-one runs other workers only (another MODULE, or --workers)",
     }
 
 
@@ -340,3 +343,29 @@ def test_runs_say_why_a_run_waits_whose_time_has_come(cli):
     assert later.endswith("  -")
     assert "why" not in cli("runs", "--json").json[0]
     assert "why" not in cli("runs", "--json", "--limit", "1").json[0]
+
+
+def test_a_node_that_was_not_heard_of_for_its_lease_is_silent_wherever_it_shows(cli):
+    gone = replace(NODE, id="0badcafe-gone", lease_seconds=30.0)
+    cli.register(triggered("mail"))
+    cli.join("mail", node=gone)
+    cli.ok("trigger", "mail")
+    running = {"state": "running", "slot": 0, "fence": 1, "node_id": gone.id, "started_at": NOW, "is_ours": True}
+    cli.insert("runs", {"worker": "mail", **running})
+
+    async def beat(db, conn, at):
+        await conn.execute(sa.update(t.nodes).values(heartbeat_at=at))
+
+    cli.use(lambda db, conn: beat(db, conn, datetime.now(UTC) - timedelta(seconds=95)))
+    said = re.compile(r"node 0badcafe was last heard of (9\d|10\d) s ago")
+    for words in ("status", "explain mail", "runs", "trigger mail"):
+        result = cli.ok(*words.split())
+        assert said.search(result.out + result.err), result
+    assert "0 live nodes" in cli.ok("status").out
+    assert "running, silent" in cli.ok("runs").out
+    (row,) = cli("admin", "nodes", "--json").json
+    assert (row["state"], 90 < row["silent_seconds"] < 120) == ("active", True)
+    assert " silent " in cli.ok("admin", "nodes").out
+    cli.use(lambda db, conn: beat(db, conn, datetime.now(UTC)))
+    assert "1 live node," in cli.ok("status").out
+    assert "last heard" not in cli.ok("status").out + cli.ok("runs").out + cli.ok("explain", "mail").out

@@ -19,9 +19,9 @@ import pytest
 
 from jobrunner import RunContext, WorkerOrchestrator
 from jobrunner.errors import DatabaseUnavailable
+from jobrunner.policy.leases import Watch
 from jobrunner.runtime import heartbeat, tick
 from jobrunner.runtime.clock import SystemClock
-from jobrunner.runtime.heartbeat import Watch
 from jobrunner.runtime.identity import boot_id, is_gone, new_identity, start_ticks
 from jobrunner.storage import nodes
 from jobrunner.storage.nodes import SeenNode
@@ -354,7 +354,7 @@ async def test_a_claim_without_code_is_given_back(house: House):
 
 async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House, monkeypatch: pytest.MonkeyPatch):
     """The commit is done, but the node's loop does not know of it yet: a busy loop, a slow network."""
-    real, holding, answered = claim_due, asyncio.Event(), asyncio.Event()
+    real, holding, answered = tick.Ticker._claim, asyncio.Event(), asyncio.Event()
 
     async def slow(*arguments: Any) -> Any:
         claimed = await real(*arguments)
@@ -363,7 +363,7 @@ async def test_a_claim_whose_answer_is_on_its_way_is_not_given_back(house: House
             await answered.wait()
         return claimed
 
-    monkeypatch.setattr(tick, "claim_due", slow)
+    monkeypatch.setattr(tick.Ticker, "_claim", slow)
     monkeypatch.setattr(heartbeat, "longest_silence", lambda *_: 3600.0)  # so that it beats on meanwhile
     node = await begun(house, nothing, tick_interval=0.02)
     await node.trigger_worker("it")
@@ -463,7 +463,7 @@ def test_a_node_that_comes_later_is_watched_from_then_on():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's start does not move with the clock")
 def test_a_clock_that_was_set_makes_no_living_process_gone():
-    here = new_identity(5, allows_commands=False)
+    here = new_identity(5, allows_commands=False, lease=30.0)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         ticks = start_ticks(child.pid)
@@ -478,7 +478,7 @@ def test_a_clock_that_was_set_makes_no_living_process_gone():
 
 
 def test_only_a_process_that_has_certainly_ended_is_gone():
-    here = new_identity(5, allows_commands=False)
+    here = new_identity(5, allows_commands=False, lease=30.0)
     me = SeenNode("me", here.hostname, here.pid, here.boot_id, here.process_started_at, 0)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

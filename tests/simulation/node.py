@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import ClaimKey, Outcome, OutcomeKind, Run
 from jobrunner.policy.fast_path import Eligible
+from jobrunner.policy.leases import BEATS_A_LEASE
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.fast_path import FastPathKnowledge
-from jobrunner.runtime.heartbeat import BEATS_A_LEASE, LEFT_BEHIND_SECONDS, Heartbeat, Hooks
+from jobrunner.runtime.heartbeat import LEFT_BEHIND_SECONDS, Heartbeat, Hooks
 from jobrunner.runtime.outage import Outage
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.storage import nodes

@@ -34,7 +34,7 @@ import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import ClaimKey, OutcomeKind, Run
-from jobrunner.runtime.heartbeat import BEATS_A_LEASE
+from jobrunner.policy.leases import BEATS_A_LEASE
 from jobrunner.storage.runs.enqueue import Request, enqueue
 from jobrunner.storage.workers import operations
 from jobrunner.storage.workers.definitions import register

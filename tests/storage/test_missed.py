@@ -122,7 +122,7 @@ async def test_resuming_records_what_passed_while_paused(stage: Stage):
     await operations.pause(stage.db, "a", stage.now, OTHER, UNTIL_RESUMED, "deploy")
     stage.after(600)
     await operations.resume(stage.db, "a", stage.now, ACTOR)
-    assert await missed(stage) == [(60, 600, 10, "paused by root@vm until resumed: deploy")]
+    assert await missed(stage) == [(60, 600, 10, "paused until resumed, by root@vm: deploy")]
     assert (await stage.state("a")).paused_by is None
 
 
@@ -135,7 +135,7 @@ async def test_the_first_claim_after_a_pause_records_what_passed_and_clears_it(s
     stage.after(1 + 125)  # two more are passed over, once the pause has ended
     assert (await stage.run_once())[0].scheduled_for == T0 + seconds(3720)
     told = [
-        (60, 3540, 59, "paused by root@vm until 2026-03-02 12:59:50 UTC"),
+        (60, 3540, 59, "paused until 2026-03-02 12:59:50 UTC, by root@vm"),
         (3600, 3660, 2, "passed over for a later time (misfire run_once)"),
     ]
     assert await missed(stage) == told
@@ -152,7 +152,7 @@ async def test_a_waiting_run_may_be_the_first_claim_after_a_pause(stage: Stage):
     await stage.trigger("a")
     stage.after(140)
     await stage.run_once()
-    told = [(60, 120, 2, "paused by root@vm until 2026-03-02 12:02:10 UTC: deploy")]
+    told = [(60, 120, 2, "paused until 2026-03-02 12:02:10 UTC, by root@vm: deploy")]
     assert await missed(stage) == told
     stage.after(45)
     assert (await stage.run_once())[0].scheduled_for == T0 + seconds(180)
@@ -178,7 +178,7 @@ async def test_disabled_while_paused_says_each_for_its_time(stage: Stage):
     await operations.enable(stage.db, "a", stage.now, ACTOR)
     stage.after(470)
     await stage.run_once()
-    paused = "paused by root@vm until 2026-03-02 12:10:00 UTC: deploy"
+    paused = "paused until 2026-03-02 12:10:00 UTC, by root@vm: deploy"
     assert [row for row in await missed(stage) if not row[3].startswith("passed over")] == [
         (60, 120, 2, paused),
         (180, 240, 2, "disabled by ann@desk: maintenance"),

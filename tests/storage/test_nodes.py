@@ -137,8 +137,8 @@ async def test_the_other_nodes_are_those_alive(stage: Stage):
     await declare_lost(stage, next(node for node in others if node.id == "n4"))
     async with stage.db.peek() as conn:
         assert {node.id for node in await nodes.others(conn, "n1")} == {"n2", "n5"}
-        assert {row["id"] for row in await nodes.list_nodes(conn)} == {"n1", "n2", "n5"}
-        assert len(await nodes.list_nodes(conn, is_all=True)) == 5
+        assert {row["id"] for row in await nodes.list_nodes(conn, stage.now)} == {"n1", "n2", "n5"}
+        assert len(await nodes.list_nodes(conn, stage.now, is_all=True)) == 5
 
 
 async def test_a_stopped_node_leaves_no_code_behind(stage: Stage):

@@ -146,7 +146,7 @@ async def test_pausing_records_what_was_missed_so_far(stage: Stage):
     stage.after(61)
     await operations.pause(stage.db, "a", stage.now, ACTOR, UNTIL_RESUMED, None)
     (row,) = await stage.rows("SELECT * FROM {p}run_history")
-    assert (row["outcome"], row["occurrences"], row["reason"]) == ("missed", 2, "paused by ann@desk until resumed")
+    assert (row["outcome"], row["occurrences"], row["reason"]) == ("missed", 2, "paused until resumed, by ann@desk")
 
 
 async def test_resuming_ends_a_pause(stage: Stage):

@@ -234,15 +234,15 @@ async def test_the_commit_of_a_long_use_has_a_deadline(db, proxy):
 
 
 async def test_a_turn_without_an_answer_is_given_up_and_the_next_one_goes_elsewhere(db, proxy):
-    flow = PostgresFastPath(db)
+    fast_path = PostgresFastPath(db)
     (now,) = await _now(db)
-    await flow.turn("n", now, 1, None, [])
+    await fast_path.turn("n", now, 1, None, [])
     assert proxy.stall_those_that_said("take_turn") == 1
     async with asyncio.timeout(LONG_ENOUGH):
         with pytest.raises(DatabaseUnavailable, match="does not answer"):
-            await flow.turn("n", now, 1, None, [])
-        await flow.turn("n", now, 1, None, [])
-    await flow.close()
+            await fast_path.turn("n", now, 1, None, [])
+        await fast_path.turn("n", now, 1, None, [])
+    await fast_path.close()
 
 
 async def _now(db: Database) -> Any:

@@ -16,6 +16,8 @@ from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, trigger
 
 NAMES = ("a", "b", "c")
 
+OTHERS = "runs other workers only (another MODULE, or --workers)"
+
 
 async def headline(stage: Stage, worker: str) -> tuple[int | None, str | None]:
     """The run that `explain` shows, and what it says first."""
@@ -59,7 +61,10 @@ async def test_a_run_for_later_is_judged_at_its_time(stage: Stage):
     await operations.pause(stage.db, "a", stage.now, ACTOR, T0 + timedelta(hours=1), "moving house")
     before = await stage.trigger("a", due_at=T0 + timedelta(minutes=59))
     after = await stage.trigger("a", due_at=T0 + timedelta(hours=1))
-    assert await why_waits(stage.db, before, stage.now) == "paused until 2026-03-02 13:00:00 UTC: moving house"
+    assert (
+        await why_waits(stage.db, before, stage.now)
+        == "paused until 2026-03-02 13:00:00 UTC, by ann@desk: moving house"
+    )
     assert await why_waits(stage.db, after, stage.now) is None
 
 
@@ -142,9 +147,9 @@ async def test_a_retry_is_explained_with_its_attempt_and_the_error_of_the_one_be
     await stage.join("n1")
     run_id = await stage.trigger("a")
     await stage.fail(await stage.start_one(), error="smtp down\nat mail.example.org")
-    said = f"not due until 2026-03-02 12:00:05 UTC (13:00:05 CET): run {run_id}, attempt 2: smtp down"
+    said = f"not due until 2026-03-02 12:00:05 UTC (13:00:05 CET): run {run_id}, attempt 2: ValueError: smtp down"
     assert await headline(stage, "a") == (run_id, said)
-    assert await why(stage, "a") == "attempt 2 at 12:00:05 UTC (13:00:05 CET): smtp down"
+    assert await why(stage, "a") == "attempt 2 at 12:00:05 UTC (13:00:05 CET): ValueError: smtp down"
     assert (await standing(stage, "a"))["next_at"] == T0 + timedelta(seconds=5)
     stage.after(5)
     await stage.fail(await stage.start_one(), error="no route")
@@ -168,10 +173,13 @@ async def test_a_retry_that_its_schedule_waits_for_is_what_comes_next(stage: Sta
     run = await stage.start_one()
     await stage.fail(run)
     stage.after(20)  # the schedule has been due long since
-    said = f"not due until 2026-03-02 12:01:00 UTC: run {run.id}, attempt 2: no luck"
+    said = f"not due until 2026-03-02 12:01:00 UTC: run {run.id}, attempt 2: ValueError: no luck"
     assert await headline(stage, "a") == (run.id, said)
     row = await standing(stage, "a")
-    assert (row["next_at"], row["why"]) == (T0 + timedelta(seconds=60), "attempt 2 at 12:01:00 UTC: no luck")
+    assert (row["next_at"], row["why"]) == (
+        T0 + timedelta(seconds=60),
+        "attempt 2 at 12:01:00 UTC: ValueError: no luck",
+    )
 
 
 async def test_a_run_that_is_due_comes_before_one_for_later_and_a_firing_before_either(stage: Stage):
@@ -204,7 +212,7 @@ async def test_what_lasts_is_said_before_not_due(stage: Stage):
     await stage.register(triggered("fetch"), triggered("a", depends_on=["fetch"]))
     await stage.join("n1", ["fetch"])
     run_id = await stage.trigger("a", due_at=T0 + timedelta(hours=1))
-    assert await headline(stage, "a") == (run_id, "no live node has the handler")
+    assert await headline(stage, "a") == (run_id, f"no live node has the handler: node n1 {OTHERS}")
     await stage.join("n2")
     await stage.trigger("fetch")
     await stage.run_once()
@@ -242,7 +250,7 @@ async def test_an_overdue_worker_that_no_node_can_run_says_so(stage: Stage):
     stage.after(5)
     assert await why(stage, "a") == "no node is running; `jobrunner run MODULE` starts one"
     await stage.join("n1", ["b"])
-    assert await why(stage, "a") == "no live node has the handler"
+    assert await why(stage, "a") == f"no live node has the handler: node n1 {OTHERS}"
     said = "a command: only nodes started with --allow-commands run it, and none of these is live"
     assert await why(stage, "c") == said
     assert (await headline(stage, "c"))[1] == said

@@ -1,4 +1,4 @@
-"""An independent check of the promises (DESIGN section 8, 1 to 5 and 7) on a database at rest.
+"""An independent check of README.md's promises 1 to 5 and 7, on a database at rest.
 
 It reads the tables with plain SQL and shares no code with jobrunner, so that the two cannot be wrong together.
 `check(url)` returns one line for each violation. It takes for granted that nothing was pruned, that blocks,

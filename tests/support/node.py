@@ -20,7 +20,7 @@ from typing import Any
 
 import jobrunner.runtime.identity as identities
 from jobrunner import Discard, RunContext, Snooze, WorkerOrchestrator
-from jobrunner.runtime import recorder, slots, tick
+from jobrunner.runtime import outbox, recorder, slots, tick
 from jobrunner.storage import nodes as node_store
 from jobrunner.storage.runs import claims, finishes
 from jobrunner.storage.turns.postgres import PostgresFastPath
@@ -222,10 +222,10 @@ POINTS: dict[str, Callable[[], None]] = {
     "turn, after the commit of claims": _in_turn(lambda *a: bool(a[-1].runs), after=True),
     "claim, before the write": _around(claims, "_write", _has_starts, after=False),
     "claim, before the commit": _around(claims, "_write", _has_starts, after=True),
-    "claim, after the commit": _around(tick, "claim_due", lambda *a: bool(a[-1].claims), after=True),
+    "claim, after the commit": _around(tick.Ticker, "_claim", lambda *a: bool(a[-1].claims), after=True),
     "start, before the code": _in_method(slots.Slots, "begin", after=True),
-    "end of the code, before it is handed over": _in_method(recorder.Recorder, "put", after=False),
-    "end of the code, handed over": _in_method(recorder.Recorder, "put", after=True),
+    "end of the code, before it is handed over": _in_method(outbox.Outbox, "put", after=False),
+    "end of the code, handed over": _in_method(outbox.Outbox, "put", after=True),
     "finish, before the write": _around(finishes, "_write", lambda *a: bool(a[2].written), after=False),
     "finish, before the commit": _around(finishes, "_write", lambda *a: bool(a[2].written), after=True),
     "finish, after the commit": _around(recorder, "finish", lambda *a: bool(a[-1].written), after=True),
@@ -236,11 +236,11 @@ POINTS: dict[str, Callable[[], None]] = {
 
 
 LONG_WAY = ("claim, before", "finish")
-"""Points of the long way, which nodes go that have no short one."""
+"""Points of the long way, which nodes go that have no fast path."""
 
 
 def go_the_long_way() -> None:
-    tick.open_flow = lambda _db: None
+    tick.open_fast_path = lambda _db: None
 
 
 def take_the_locks_away() -> None:

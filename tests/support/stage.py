@@ -47,6 +47,7 @@ def continuous(name: str, **more: Any) -> WorkerConfig:
 def identity(node: str, **more: Any) -> nodes.NodeIdentity:
     """A node's identity; `node` is its id and its host's name."""
     facts = {"pid": 4711, "boot_id": "boot", "process_started_at": T0, "version": "0", "max_concurrent": 5}
+    facts["lease_seconds"] = 1e9  # it does not beat
     return nodes.NodeIdentity(node, node, **{**facts, **more})
 
 

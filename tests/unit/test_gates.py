@@ -519,3 +519,17 @@ def test_explain_chooses_the_run_that_starts():
 def test_without_any_work_nothing_is_decided():
     assert decide_starts(Facts(NOW, {}, 5)) == []
     assert names(decide(worker("a"))) == []
+
+
+def test_a_slot_that_others_take_first_is_no_full_node():
+    busy = [worker(name, waits(name, number)) for number, name in enumerate("ab", 1)]
+    late = worker("c", waits("c", 9))
+    assert why("c", Gate.SLOT, *busy, late, slots=2) == (
+        "others that are due go first, and take the 2 slots that the node has free"
+    )
+    assert why("c", Gate.SLOT, late, slots=0) == "all slots of the node are taken"
+
+
+def test_who_paused_a_worker_is_said():
+    paused = worker("a", waits("a", 1), paused_until=at(60), paused_by="root@vm", paused_reason="deploy")
+    assert why("a", Gate.PAUSED, paused) == "paused until 2026-03-02 12:01:00 UTC, by root@vm: deploy"

@@ -142,7 +142,7 @@ def test_a_time_exactly_at_the_end_of_the_pause_is_kept():
 
 def test_pausing_writes_what_was_missed_so_far():
     _, missed = pause(WorkerState("a", next_run_at=at(-70), last_due_at=at(-130)), MINUTELY, NOW, at(90))
-    assert missed == (Missed(at(-70), at(-10), 2, f"paused by an operator {show_end_of_pause(at(90))}"),)
+    assert missed == (Missed(at(-70), at(-10), 2, f"paused {show_end_of_pause(at(90))}"),)
 
 
 def test_pausing_until_resumed_plans_nothing():

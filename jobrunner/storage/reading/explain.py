@@ -19,6 +19,7 @@ from jobrunner.model.facts import Candidate, Facts, Gate, Verdict, WorkerFacts
 from jobrunner.model.worker import Isolation
 from jobrunner.policy import verdicts as judging
 from jobrunner.policy.gates import GATES, show_problem
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.waiting import read_later
 from jobrunner.storage.runs import facts as reading
 from jobrunner.storage.tables import define as t
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.policy.liveness import NodesHeard
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.database.dialect import Dialect
 
@@ -83,14 +85,14 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
     """
     async with db.read() as conn:
         due = await reading.read_due(conn, db.dialect, now, _PAGE)
-        nodes, facts = await _read_all(conn, db.dialect, now, due.names | {name})
+        heard, nodes, facts = await _read_all(conn, db.dialect, now, due.names | {name})
         if name not in facts.workers:
             raise WorkerNotFound(name)
         later = await read_later(conn, db.dialect, now, name)
     worker = replace(facts.workers[name], later=later)
     facts = replace(facts, workers={**facts.workers, name: worker})
     answers = [_judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
-    best = max(answers, key=lambda answer: answer.first_shut, default=None) or _nowhere(facts, name, bool(nodes))
+    best = max(answers, key=lambda answer: answer.first_shut, default=None) or _nowhere(facts, name, heard)
     return _document(worker, best)
 
 
@@ -107,18 +109,19 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
         row = (await conn.execute(waiting)).first()
         if row is None:
             return None
-        nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
+        heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
     run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
     worker = facts.workers[run.worker]
     shut = [judging.why_not(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
     if None in shut:
         return None
-    places = [gate for gate, _ in GATES]
-    best = max(filter(None, shut), key=lambda verdict: places.index(verdict.gate), default=None)
-    best = best or judging.why_not(replace(facts, free_slots=1), run)
-    if best is None or (best.gate is Gate.HANDLER and not worker.has_handler):
-        return _no_handler(worker, bool(nodes))
-    return best.reason
+    if shut:
+        places = [gate for gate, _ in GATES]
+        return max(filter(None, shut), key=lambda verdict: places.index(verdict.gate)).reason
+    anywhere = judging.why_not(replace(facts, free_slots=1), run)
+    if anywhere is None or anywhere.gate is Gate.HANDLER or not anywhere.is_lasting:
+        return _no_handler(worker, heard)
+    return anywhere.reason
 
 
 async def why_due_waits(
@@ -129,7 +132,7 @@ async def why_due_waits(
     Like `why_waits` it looks only at them and what they are related to. A worker of which all gates are open is left
     out. Nodes with the same handlers are judged as one, with the slots of that with the most.
     """
-    nodes, facts = await _read_all(conn, dialect, now, names)
+    heard, nodes, facts = await _read_all(conn, dialect, now, names)
     known = [name for name in names if name in facts.workers]
     alike = {(node.handlers, node.allows_commands): node for node in sorted(nodes, key=lambda node: node.free_slots)}
     answers: defaultdict[str, list[_Answer]] = defaultdict(list)
@@ -139,7 +142,7 @@ async def why_due_waits(
             answers[name].append(_Answer(node.id, None, verdicts))
     homeless = [name for name in known if not any(node.has(facts.workers[name]) for node in nodes)]
     for name, verdicts in judging.explain_due(replace(facts, free_slots=1), homeless).items():
-        answers[name].append(_Answer(None, None, _without_node(facts.workers[name], verdicts, bool(nodes))))
+        answers[name].append(_Answer(None, None, _without_node(facts.workers[name], verdicts, heard)))
     best = {name: max(each, key=lambda answer: answer.first_shut) for name, each in answers.items()}
     shut = {name: judging.headline(answer.verdicts) for name, answer in best.items()}
     return {name: verdict.reason for name, verdict in shut.items() if verdict is not None}
@@ -147,25 +150,24 @@ async def why_due_waits(
 
 async def _read_all(
     conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
-) -> tuple[list[_Node], Facts]:
-    """Read the live nodes, and the facts about `names` and what they are related to, as any of the nodes sees them."""
-    n, h, r = t.nodes, t.node_handlers, t.runs
-    is_active: sa.ColumnElement[bool] = sa.literal_column("nodes.state = 'active'")
-    held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, sa.literal_column("runs.state <> 'pending'"))
-    live = sa.select(n.c.id, n.c.max_concurrent, n.c.allows_commands, held.scalar_subquery().label("held"))
-    rows = (await conn.execute(live.where(is_active).order_by(n.c.id))).all()
-    free = {row.id: max(row.max_concurrent - row.held, 0) for row in rows}
+) -> tuple[NodesHeard, list[_Node], Facts]:
+    """Read what nodes there are, those that take runs, and the facts about `names` and what these are related to."""
+    h = t.node_handlers
+    heard, rooms = await read_nodes_heard(conn, now)
     edges = await reading.read_edges(conn, dialect, names)
     anywhere = reading.Here(handlers=None)
-    facts = await reading.read_facts(conn, dialect, now, names, edges, anywhere, max(free.values(), default=0))
+    facts = await reading.read_facts(
+        conn, dialect, now, names, edges, anywhere, max((room.free_slots for room in rooms), default=0)
+    )
     given = dialect.rows("names", name=sa.Text())
-    known = sa.select(h.c.node_id, h.c.worker).join(n, n.c.id == h.c.node_id).where(is_active)
-    known = known.where(h.c.worker.in_(sa.select(given.c.name)))
+    known = sa.select(h.c.node_id, h.c.worker).where(h.c.worker.in_(sa.select(given.c.name)))
     handlers: defaultdict[str, set[str]] = defaultdict(set)
     for node_id, worker in await conn.execute(known, {"names": names_json(facts.workers)}):
         handlers[node_id].add(worker)
-    nodes = [_Node(row.id, free[row.id], bool(row.allows_commands), frozenset(handlers[row.id])) for row in rows]
-    return nodes, facts
+    nodes = [
+        _Node(room.node_id, room.free_slots, room.allows_commands, frozenset(handlers[room.node_id])) for room in rooms
+    ]
+    return heard, nodes, facts
 
 
 def _as_seen_by(facts: Facts, node: _Node) -> Facts:
@@ -182,24 +184,24 @@ def _judge(facts: Facts, node: _Node, name: str) -> _Answer:
     return _Answer(node.id, candidate, verdicts)
 
 
-def _nowhere(facts: Facts, name: str, is_any_node: bool) -> _Answer:
+def _nowhere(facts: Facts, name: str, heard: NodesHeard) -> _Answer:
     candidate, verdicts = judging.explain(replace(facts, free_slots=1), name)
-    return _Answer(None, candidate, _without_node(facts.workers[name], verdicts, is_any_node))
+    return _Answer(None, candidate, _without_node(facts.workers[name], verdicts, heard))
 
 
-def _without_node(worker: WorkerFacts, verdicts: Sequence[Verdict], is_any_node: bool) -> list[Verdict]:
+def _without_node(worker: WorkerFacts, verdicts: Sequence[Verdict], heard: NodesHeard) -> list[Verdict]:
     """Return the verdicts where no live node has the handler: handler and slot are shut, the rest is as judged."""
-    said = _no_handler(worker, is_any_node)
+    said = _no_handler(worker, heard)
     shut = {Gate.HANDLER: True, Gate.SLOT: False}
     return [replace(v, is_open=False, reason=said, is_lasting=shut[v.gate]) if v.gate in shut else v for v in verdicts]
 
 
-def _no_handler(worker: WorkerFacts, is_any_node: bool) -> str:
+def _no_handler(worker: WorkerFacts, heard: NodesHeard) -> str:
     if worker.problem is not None:
         return show_problem(worker.problem)
-    if worker.config.isolation is Isolation.COMMAND:
+    if worker.config.isolation is Isolation.COMMAND and heard.active:
         return "a command: only nodes started with --allow-commands run it, and none of these is live"
-    return "no live node has the handler" if is_any_node else "no node is running; `jobrunner run MODULE` starts one"
+    return heard.why_no_handler()
 
 
 def _document(worker: WorkerFacts, answer: _Answer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken promise: its number in the design, what is wrong, and the rows that show it."""
+    """A broken promise: its number in README.md, what is wrong, and the rows that show it."""
 
     promise: int
     problem: str

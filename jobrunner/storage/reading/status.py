@@ -76,13 +76,6 @@ def state_in(row: Mapping[str, Any]) -> WorkerState | None:
     return state_of({**row, "worker": row["name"]}.get(field) for field in STATE_FIELDS)
 
 
-async def count_live_nodes(conn: AsyncConnection) -> int:
-    """Count the nodes that live."""
-    live = sa.select(sa.func.count()).where(t.nodes.c.state.in_(("active", "draining")))
-    count: int = (await conn.execute(live)).scalar_one()
-    return count
-
-
 async def read_runs(
     conn: AsyncConnection, *, worker: str | None = None, limit: int = 50, has_output: bool = True
 ) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`jobrunner db verify`: promises 1 to 6 of the design, checked on live data.
+"""`jobrunner db verify`: promises 1 to 6 of README.md, checked on live data.
 
 All checks see one snapshot. The database does the grouping and sorting and only violations come back, so memory is
 bounded however long the history is. What pruning may have taken away is not missed: a run is asked for its end only

@@ -59,7 +59,8 @@ def _statements(dialect: Dialect) -> _Statements:
     columns = [t.runs.c[name] for name in _COLUMNS]
     given = dialect.rows("tried", id=sa.BigInteger())
     h = t.run_history
-    said = sa.func.coalesce(h.c.error, h.c.reason, h.c.outcome)
+    error = sa.case((h.c.error_type.is_(None), h.c.error), else_=h.c.error_type + ": " + h.c.error)
+    said = sa.func.coalesce(error, h.c.reason, h.c.outcome)
     last = sa.select(said).where(h.c.run_id == given.c.id).order_by(h.c.fence.desc()).limit(1)
     return _Statements(
         dialect.first_waiting("names", one, PRIORITIES, columns, is_due=None),

@@ -1,8 +1,8 @@
-"""The tables (DESIGN section 3), as SQLAlchemy Core.
+"""The tables, as SQLAlchemy Core.
 
 Migrations are the truth for a database; `alembic check` keeps this file equal to them. All names carry the schema
 token `jobrunner`: the engine translates it to the configured schema on PostgreSQL and to none on SQLite.
-Columns that DESIGN does not name are marked "ours" with their reason.
+Columns marked "ours" serve the program; the others are for who asks by SQL, too.
 """
 
 from __future__ import annotations

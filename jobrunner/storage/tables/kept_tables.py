@@ -13,9 +13,10 @@ from jobrunner.storage.tables.constraints import (
     one_of,
     partial_index,
     real_times,
+    seconds,
 )
 from jobrunner.storage.tables.metadata import NOW, metadata
-from jobrunner.storage.tables.types import Big, Flag, Id, Json, UtcDateTime
+from jobrunner.storage.tables.types import Big, Flag, Id, Json, Real, UtcDateTime
 
 run_history = sa.Table(
     "run_history",
@@ -116,7 +117,10 @@ nodes = sa.Table(
     sa.Column("start_ticks", Big),
     # Ours: whether the node runs command workers, for `explain` and the handler gate.
     sa.Column("allows_commands", Flag, nullable=False, server_default=sa.false()),
+    # Ours: after so long without a beat it is silent, for those who ask from outside.
+    sa.Column("lease_seconds", Real, nullable=False, server_default="30"),
     one_of("state", ("active", "draining", "stopped", "lost")),
+    *seconds("lease_seconds", above=True),
     sa.Index(None, "state"),
     *counts(0, "pid", "max_concurrent"),
     *counts(0, "beat", most=MAX_BIG_COUNT),
@@ -124,10 +128,10 @@ nodes = sa.Table(
     sqlite_strict=True,
 )
 
-# Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
 HAS_LEFT = "nodes.state IN ('lost', 'stopped')"
 """A node of such a state claims nothing: it is out, and must join anew."""
 
+# Ours: which live node has the code of which worker, for "no live node has the handler" and `admin remove`.
 node_handlers = sa.Table(
     "node_handlers",
     metadata,

@@ -44,27 +44,30 @@ class PostgresFastPath:
         names = list(eligible.configs) if eligible is not None else []
         firings = [] if eligible is None else list(eligible.firings.values())
         revisions = revisions_of(ended)
-        arguments = (
-            node_id,
-            now,
-            free_slots,
-            names,
-            [] if eligible is None else list(eligible.revisions.values()),
-            [] if eligible is None else eligible.stuck,
-            [firing.expected for firing in firings],
-            [firing.scheduled_for for firing in firings],
-            [firing.after.next_run_at for firing in firings],
-            [item.run.id for item in ended],
-            [item.run.fence for item in ended],
-            list(revisions),
-            list(revisions.values()),
-            [item.outcome.finished_at for item in ended],
-            [item.outcome.duration_ms for item in ended],
-            _unless_empty(result_json(item.outcome.result) for item in ended),
-            _unless_empty(storable(item.outcome.reason) for item in ended),
-            _unless_empty(storable(item.outcome.output) for item in ended),
-            *self._heads.of(names, now),
-        )
+        after_dues, after_ids = self._heads.of(names, now)
+        given = {
+            "this_node": node_id,
+            "at": now,
+            "free": free_slots,
+            "names": names,
+            "revisions": [] if eligible is None else list(eligible.revisions.values()),
+            "stuck": [] if eligible is None else eligible.stuck,
+            "f_expected": [firing.expected for firing in firings],
+            "f_due": [firing.scheduled_for for firing in firings],
+            "f_next": [firing.after.next_run_at for firing in firings],
+            "e_ids": [item.run.id for item in ended],
+            "e_fences": [item.run.fence for item in ended],
+            "e_workers": list(revisions),
+            "e_revisions": list(revisions.values()),
+            "e_finished": [item.outcome.finished_at for item in ended],
+            "e_ms": [item.outcome.duration_ms for item in ended],
+            "e_results": _unless_empty(result_json(item.outcome.result) for item in ended),
+            "e_reasons": _unless_empty(storable(item.outcome.reason) for item in ended),
+            "e_outputs": _unless_empty(storable(item.outcome.output) for item in ended),
+            "after_dues": after_dues,
+            "after_ids": after_ids,
+        }
+        arguments = tuple(given[name] for name in postgres_function.ARGUMENTS)
         try:
             turned = _turned(await self._fetch(arguments), node_id)
         except asyncpg.UniqueViolationError:

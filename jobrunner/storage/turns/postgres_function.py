@@ -14,40 +14,38 @@ from __future__ import annotations
 from jobrunner.storage.tables.define import HAS_LEFT
 from jobrunner.storage.turns import rules as r
 
-ARGUMENTS = (
-    "this_node text",
-    "at timestamptz",
-    "free integer",
-    "names text[]",
-    "revisions bigint[]",
-    "stuck text[]",
-    "f_expected timestamptz[]",
-    "f_due timestamptz[]",
-    "f_next timestamptz[]",
-    "e_ids bigint[]",
-    "e_fences bigint[]",
-    "e_workers text[]",
-    "e_revisions bigint[]",
-    "e_finished timestamptz[]",
-    "e_ms bigint[]",
-    "e_results jsonb[]",
-    "e_reasons text[]",
-    "e_outputs text[]",
-    "after_dues timestamptz[]",
-    "after_ids bigint[]",
-)
+ARGUMENTS = {
+    "this_node": "text",
+    "at": "timestamptz",
+    "free": "integer",
+    "names": "text[]",
+    "revisions": "bigint[]",
+    "stuck": "text[]",
+    "f_expected": "timestamptz[]",
+    "f_due": "timestamptz[]",
+    "f_next": "timestamptz[]",
+    "e_ids": "bigint[]",
+    "e_fences": "bigint[]",
+    "e_workers": "text[]",
+    "e_revisions": "bigint[]",
+    "e_finished": "timestamptz[]",
+    "e_ms": "bigint[]",
+    "e_results": "jsonb[]",
+    "e_reasons": "text[]",
+    "e_outputs": "text[]",
+    "after_dues": "timestamptz[]",
+    "after_ids": "bigint[]",
+}
 """`names`: eligible workers, the first of them with `revisions`; `stuck`: workers to be passed by. `f_…`: firings of
 the first of `names`. `e_…`: ends, but for `e_workers` and `e_revisions`, which are of their workers. `after_…`: how far
 the node has come in the queues of `names`, four of each by priority; empty to read all."""
-_TEXTS = {"e_results"}
-"""Sent as arrays of texts, and read as JSON by the server."""
 
 
 def call() -> str:
-    """Return the statement of a turn."""
+    """Return the statement of a turn. JSON is sent as arrays of texts, and read by the server."""
     given = (
-        f"${place}::text[]::jsonb[]" if argument.split()[0] in _TEXTS else f"${place}"
-        for place, argument in enumerate(ARGUMENTS, 1)
+        f"${place}::text[]::jsonb[]" if kind == "jsonb[]" else f"${place}"
+        for place, kind in enumerate(ARGUMENTS.values(), 1)
     )
     return f"SELECT * FROM pg_temp.take_turn({', '.join(given)})"  # noqa: S608 - made of constants
 
@@ -57,7 +55,7 @@ def definition(p: str) -> str:
     columns = ", ".join(f"{column} {kind}" for column, kind in r.CLAIM.items())
     return f"""
 CREATE OR REPLACE FUNCTION pg_temp.take_turn(
-    {", ".join(ARGUMENTS)}
+    {", ".join(f"{name} {kind}" for name, kind in ARGUMENTS.items())}
 ) RETURNS TABLE (kind text, {columns}) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan

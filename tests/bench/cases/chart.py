@@ -1,4 +1,4 @@
-"""The picture in README.md: how drain rate and lateness go with load."""
+"""The picture in README.md and docs/bench.md: how drain rate and lateness go with load."""
 
 from __future__ import annotations
 

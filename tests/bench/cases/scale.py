@@ -113,7 +113,7 @@ def _late(connection: Connection, begins: datetime) -> list[float]:
 
 
 def many_workers(bench: Bench, kind: str) -> list[Row]:
-    """The issue's 100,000 workers; 10,000 when in a hurry."""
+    """100,000 workers; 10,000 when in a hurry."""
     many, seconds = (10_000, 5.0) if bench.is_quick else (100_000, 15.0)
     few, lots = (sparse(bench, kind, workers, bench.seconds or seconds) for workers in (DUE, many))
     say(f"scale, {kind}: {DUE} workers: {few}")
