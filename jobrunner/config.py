@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidSetting
 from jobrunner.model.limits import LONGEST_SECONDS
 from jobrunner.policy.durations import read_seconds
+from jobrunner.policy.near import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,7 +135,7 @@ class Settings:
         fields = {item.name: item for item in dataclasses.fields(cls)}
         unknown = sorted(set(explicit) - set(fields))
         if unknown:
-            raise TypeError(f"no such setting: {', '.join(unknown)}; there are {', '.join(fields)}")
+            raise TypeError(f"no such setting: {unknown[0]}; {did_you_mean(unknown[0], fields)}")
         values = {}
         for name, item in fields.items():
             variable = PREFIX + name.upper()

@@ -81,9 +81,11 @@ class NotFound(JobrunnerError, LookupError):
 class WorkerNotFound(NotFound):
     """No worker of that name is registered in the database."""
 
-    def __init__(self, worker: str, advice: str = "`jobrunner admin list` shows the names") -> None:
-        super().__init__(f"no worker named {worker!r}; {advice}")
+    def __init__(self, worker: str, advice: str | None = None) -> None:
+        """`advice` is what to do, if that is more than to look at the names."""
+        super().__init__(f"no worker named {worker!r}; {advice or '`jobrunner admin list` shows the names'}")
         self.worker = worker
+        self.is_advised = advice is not None
 
 
 class RunNotFound(NotFound):
@@ -101,6 +103,10 @@ class DeadLetterNotFound(NotFound):
     def __init__(self, letter_id: int) -> None:
         super().__init__(f"no dead letter {letter_id}; `jobrunner dead-letters list --all` shows those there are")
         self.letter_id = letter_id
+
+
+class WaitedTooLong(JobrunnerError):
+    """A run has not ended by the time that was set for it to be waited for; it goes on."""
 
 
 class Refused(JobrunnerError):

@@ -10,11 +10,12 @@ from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.admin_cancel import cancel
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason, Since, WorkerFilter, WorkerName
-from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time
+from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time, require_one
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.status import show_schedule, show_switch
 from jobrunner.errors import UsageError
+from jobrunner.policy import definitions
 from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.switches import end_of_pause
 from jobrunner.storage.nodes import list_nodes
@@ -47,8 +48,7 @@ def _each(
     said: str,
 ) -> None:
     """Change each worker in a transaction of its own; if one of the names is unknown, none."""
-    if bool(names) == is_all:
-        raise UsageError("give the names of workers, or --all for every one, not both")
+    require_one(bool(names), is_all, "give the names of workers, or --all for every one")
 
     async def work(db: Database) -> None:
         distinct = list(dict.fromkeys(names or ()))
@@ -152,9 +152,9 @@ def set_values(
     who, values = context.actor_of(actor), read_assignments(worker, assignments)
 
     async def work(db: Database) -> None:
-        config = await operations.set_values(db, worker, values, context.now(), who)
+        changed = await operations.set_values(db, worker, values, context.now(), who)
         for field in values:
-            say(f"{worker}: {field} is {show_field(field, getattr(config, field))}")
+            say(f"{worker}: {field} is {show_field(field, getattr(changed.after, field))}{_replaced(changed, field)}")
 
     context.with_database(ctx, database_url, work, Access.WRITE)
 
@@ -173,11 +173,24 @@ def unset_values(
     who, distinct = context.actor_of(actor), list(dict.fromkeys(fields))
 
     async def work(db: Database) -> None:
-        config = await operations.unset_values(db, worker, distinct, context.now(), who)
+        changed = await operations.unset_values(db, worker, distinct, context.now(), who)
         for field in distinct:
-            say(f"{worker}: {field} is {show_field(field, getattr(config, field))} again")
+            said = f"{show_field(field, getattr(changed.after, field))} again{_replaced(changed, field)}"
+            say(f"{worker}: {field} is {said}")
 
     context.with_database(ctx, database_url, work, Access.WRITE)
+
+
+def _replaced(changed: operations.Redefined, field: str) -> str:
+    """Say which other field a field has taken the place of, or has given it back to."""
+    _, *others = definitions.with_replaced(changed.before, changed.after, [field])
+    if not others or field not in {"interval_seconds", "cron"}:
+        return ""
+    (other,) = others
+    before, after = getattr(changed.before, other), getattr(changed.after, other)
+    if after is None:
+        return f", instead of {other} {show_field(other, before)}"
+    return f"; {other} is {show_field(other, after)}"
 
 
 @app.command("remove")

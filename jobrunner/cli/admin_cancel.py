@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, Access, Actor, DatabaseUrl, Reason
+from jobrunner.cli.context import Access, Actor, DatabaseUrl, Reason
+from jobrunner.cli.inputs import require_one
 from jobrunner.cli.output import note, say
-from jobrunner.errors import RunNotFound, UsageError
+from jobrunner.errors import RunNotFound
 from jobrunner.model.run import RunState
 from jobrunner.model.worker import Isolation
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.storage.reading.pages import to_cancel
 from jobrunner.storage.reading.status import read_holder, read_live, require_workers
 from jobrunner.storage.workers import operations
@@ -38,8 +40,9 @@ def cancel(
 
     If one of the ids is not that of a live run, nothing is cancelled.
     """
-    if bool(runs) == (worker is not None):
-        raise UsageError("give the ids of runs, or --worker for all live ones of a worker, not both")
+    require_one(
+        bool(runs), worker is not None, "give the ids of runs, or --worker WORKER for all live ones of a worker"
+    )
     canceller = _Canceller(context.actor_of(actor), reason)
 
     async def work(db: Database) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from jobrunner.config import Settings
-from jobrunner.errors import InvalidSetting
+from jobrunner.errors import WorkerNotFound
+from jobrunner.policy.arguments import check_actor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -58,7 +59,6 @@ _WHEN = (
 Since = Annotated[str | None, typer.Option(metavar="WHEN", help=f"Only what was since then: {_WHEN}.")]
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Only what was until then, given in the same ways.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]
-LARGEST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,10 @@ async def _with_database(settings: Settings, work: Callable[[Database], Awaitabl
     try:
         await _prepare(db, access)
         return await work(db)
+    except WorkerNotFound as unknown:
+        from jobrunner.storage.workers.near import with_near_name  # noqa: PLC0415 - `--help` must not wait for it
+
+        raise await with_near_name(db, unknown) from None
     except Exception as error:
         trouble = None
         if access is not Access.ANY:
@@ -155,10 +159,7 @@ def now() -> datetime:
 def actor_of(given: str | None) -> str:
     """Return who acts: as given, else `user@host`."""
     if given is not None:
-        name = given.strip()
-        if not name or not name.isprintable() or len(name) > 200:
-            raise InvalidSetting("--actor must be 1 to 200 printable characters")
-        return name
+        return check_actor("--actor", given)
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # no name for this user id, as in many containers

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
-from jobrunner.cli.inputs import read_payload
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
+from jobrunner.cli.inputs import read_payload, require_one
 from jobrunner.cli.layout import ERROR, Column, columns
 from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
 from jobrunner.errors import InvalidSetting, UsageError
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import letter_pages
@@ -78,6 +79,7 @@ def list_letters(
         await listing.show(db, limit, as_json=as_json)
         if opened is not None and opened.firings + opened.triggered:
             say(f"\n{show_open(opened)}")
+            note(_what_to_do("LETTER"))
 
     context.with_database(ctx, database_url, read)
 
@@ -109,6 +111,15 @@ def show(ctx: typer.Context, letter: LetterId, as_json: AsJson = False, database
         finished = Column("finished_at", "finished", _finished_at)
         shown = [*columns("attempt", "outcome"), finished, Column("error", "error", _error, longest=ERROR)]
         show_rows(found["errors"], shown, as_json=False, empty="none")
+        if found["status"] == "open":
+            note(_what_to_do(str(letter)))
+
+
+def _what_to_do(letter: str) -> str:
+    return (
+        f"`jobrunner dead-letters replay {letter}` makes a new run of it, "
+        f"`jobrunner dead-letters discard {letter}` closes it"
+    )
 
 
 def _finished_at(row: Mapping[str, Any]) -> datetime | None:
@@ -182,8 +193,8 @@ def discard(
 
 
 def _chosen(ids: list[int] | None, worker: str | None) -> letters.Chosen:
-    if bool(ids) == (worker is not None):
-        raise UsageError("give the ids of letters, or --worker for all open ones of a worker, not both")
+    advice = "give the ids of letters, or --worker WORKER for all open ones of a worker"
+    require_one(bool(ids), worker is not None, advice)
     return letters.Chosen(tuple(dict.fromkeys(ids or ())), worker)
 
 

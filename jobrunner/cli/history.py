@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import LARGEST_ID, AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
+from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
 from jobrunner.cli.inputs import read_span
-from jobrunner.cli.layout import ERROR, Column, columns
-from jobrunner.cli.output import Listing, show_duration
+from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
+from jobrunner.cli.output import Listing, short, show_duration
 from jobrunner.errors import UsageError
-from jobrunner.model.run import OutcomeKind
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.status import require_trace
-from jobrunner.storage.records.history import ENDS_ASKED_FOR, read_history
+from jobrunner.storage.records.history import OUTCOMES, read_history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
-_OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))
 
 
 @app.command("history")
@@ -34,9 +33,7 @@ def history(
     of: WorkerFilter = None,
     outcome: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="OUTCOME", help=f"Only what ended so: {', '.join(_OUTCOMES)}; may be given several times."
-        ),
+        typer.Option(metavar="OUTCOME", help=f"Only what ended so: {', '.join(OUTCOMES)}; may be given several times."),
     ] = None,
     since: Since = None,
     until: Until = None,
@@ -47,8 +44,8 @@ def history(
 ) -> None:
     """Show what ended, the newest first."""
     for kind in outcome or ():
-        if kind not in _OUTCOMES:
-            raise UsageError(f"--outcome: {kind!r} is none of {', '.join(_OUTCOMES)}")
+        if kind not in OUTCOMES:
+            raise UsageError(f"--outcome: {kind!r} is none of {', '.join(OUTCOMES)}")
     if worker is not None and of is not None and worker != of:
         raise UsageError(f"two workers are given, {worker!r} and --worker {of!r}; keep one")
     worker = worker or of
@@ -76,7 +73,7 @@ def history(
                 *columns("ends_run", importance=6),
                 *columns("finished_at", finished_at="finished", importance=8),
                 Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
-                Column("error", "why", _why, longest=ERROR),
+                Column("error", "why", _why, longest=WHOLE),
             ],
             empty="no history that fits",
         )
@@ -86,8 +83,9 @@ def history(
 
 
 def _why(row: Mapping[str, Any]) -> str:
+    """Show why times were missed, or an attempt ended so: a reason whole, of an error the beginning."""
     if row["occurrences"] is not None:
         return f"{counted(row['occurrences'], 'time')}: {row['reason']}"
     if row["error"]:
-        return f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
+        return short(f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"]), ERROR)
     return row["reason"] or ""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import UTC
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.cli.output import note
 from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, UsageError
 from jobrunner.policy import definitions
-from jobrunner.policy.durations import last_clock_time, parse_duration, parse_moment, parse_time
+from jobrunner.policy.durations import is_clock_time, parse_duration, parse_time
 from jobrunner.policy.words import show_time
+from jobrunner.runtime import moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -83,27 +83,33 @@ def read_time(option: str, given: str | None) -> datetime | None:
     return None if given is None else _named(option, lambda: parse_time(given))
 
 
+def require_one(is_first: bool, is_second: bool, advice: str) -> None:
+    """Raise `UsageError` unless one of two ways to name things was taken; `advice` names both."""
+    if is_first == is_second:
+        raise UsageError(f"{advice}, not both" if is_first else advice)
+
+
 def read_past(option: str, given: str | None, now: datetime) -> datetime | None:
     """Return the time given to `option`, or the one a duration ago, or when this machine's clock last showed it.
 
     Raises `InvalidSetting`, naming the option.
     """
-    if given is None:
-        return None
-    shown = last_clock_time(given, now.astimezone().replace(tzinfo=None))
-    if shown is None:
-        return cast("datetime", _named(option, lambda: parse_moment(given, now, is_past=True)))
-    moment = shown.astimezone(UTC)  # what has no zone is read as this machine's
-    note(f"{option} {given} is {show_time(moment)}")
+    moment = moments.read_past(option, given, now)
+    _note_clock_time(option, given, moment)
     return moment
 
 
 def read_span(since: str | None, until: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:
-    """Return the times given to `--since` and `--until`. Raises `UsageError` where nothing can lie between them."""
-    first, last = read_past("--since", since, now), read_past("--until", until, now)
-    if first is not None and last is not None and first > last:
-        raise UsageError(f"--since is later than --until: {show_time(first)}, {show_time(last)}")
+    """Return the times given to `--since` and `--until`. Raises `InvalidSetting` where nothing can lie between them."""
+    first, last = moments.read_span(since, until, now, ("--since", "--until"))
+    _note_clock_time("--since", since, first)
+    _note_clock_time("--until", until, last)
     return first, last
+
+
+def _note_clock_time(option: str, given: str | None, moment: datetime | None) -> None:
+    if given is not None and moment is not None and is_clock_time(given):
+        note(f"{option} {given} is {show_time(moment)}")
 
 
 def _named(option: str, read: Callable[[], Any]) -> Any:

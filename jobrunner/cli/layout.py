@@ -1,9 +1,10 @@
 """How a table fits into a terminal. Pure: columns, cells and a width in, lines out.
 
-Names, ids, numbers and times are never cut or folded. Columns are taken into the row by importance, as long as there is
-room; of those for which there is none, the ones that must be seen stand below the row, each with its title, and the
-others are left out, as are columns in which nothing is said. Texts (why, an error, a payload) get the room that is
-left: such a column stands in the row if it fits there, or if half of the width is free for it, else below. Texts are
+Names, ids, numbers and times are never cut or folded. A name that is so long that its column would cost others theirs
+ends its line; what follows it in the row stands on the next one. Columns are taken into the row by importance, as long
+as there is room; of those for which there is none, the ones that must be seen stand below the row, each with its title,
+and the others are left out, as are columns in which nothing is said. Texts (why, an error, a payload) get the room that
+is left: such a column stands in the row if it fits there, or if half of the width is free for it, else below. Texts are
 folded on words.
 """
 
@@ -21,6 +22,8 @@ ALWAYS = 9
 NOTHING = "-"
 WHOLE = 1_000_000  # no text of a database is longer
 ERROR = 150
+_NAMES = frozenset({"name", "worker", "actor", "hostname"})
+_LONG_NAME = 20
 _GAP = "  "
 _INDENT = "    "
 
@@ -36,6 +39,11 @@ class Column:
     """`ALWAYS`, or less: where the terminal is too narrow, the column of the least importance is left out first."""
     longest: int | None = None
     """Of a text: its first line is shown, of at most so many characters. None: a name, an id, a number or a time."""
+
+    @property
+    def is_name(self) -> bool:
+        """Whether its values are as long as somebody has made them."""
+        return self.key in _NAMES and self.longest is None
 
 
 def columns(*keys: str, importance: int = ALWAYS, **titles: str) -> list[Column]:
@@ -63,6 +71,14 @@ def lay_out(
         max(map(measure, (*column.title.split(), *(row[place] for row in cells)))) for place, column in enumerate(shown)
     ]
     in_row, below = _plan(shown, cells, widths, width)
+    if _leaves_out(shown, cells, in_row):
+        widths = [
+            _usual_width(column, [row[place] for row in cells], _LONG_NAME, measure)
+            if column.is_name
+            else widths[place]
+            for place, column in enumerate(shown)
+        ]
+        in_row, below = _plan(shown, cells, widths, width)
     titles = [fold(shown[place].title.upper(), room, measure) for place, room in in_row.items()]
     highest = max(map(len, titles), default=0)
     lines = []
@@ -78,7 +94,7 @@ def lay_out(
         for number in range(max(map(len, folded), default=0)):
             parts = [part[number] if number < len(part) else "" for part in folded]
             painted = [paint(shown[place], part) for place, part in zip(in_row, parts, strict=True)]
-            lines.append(_join(parts, in_row.values(), painted, measure))
+            lines += _broken(parts, list(in_row.values()), painted, width, measure)
         for place in below:
             if row[place] != NOTHING:
                 said = f"{shown[place].title}: {row[place]}"
@@ -86,6 +102,20 @@ def lay_out(
                 parts = fold(said, width - len(_INDENT), measure) if is_text else [said]
                 lines += [_INDENT + part for part in parts]
     return lines
+
+
+def _leaves_out(shown: Sequence[Column], cells: Sequence[Sequence[str]], in_row: Mapping[int, int]) -> bool:
+    """Say whether a column that says something, and is no text, has no room in the row."""
+    return any(
+        column.longest is None and place not in in_row and any(row[place] != NOTHING for row in cells)
+        for place, column in enumerate(shown)
+    )
+
+
+def _usual_width(column: Column, values: Sequence[str], longest: int, measure: Measure) -> int:
+    """Return the width of a column of names without those that are longer than that."""
+    usual = [size for size in map(measure, values) if size <= longest]
+    return max([*map(measure, column.title.split()), *usual])
 
 
 def _plan(
@@ -118,6 +148,29 @@ def _join(parts: Sequence[str], widths: Any, painted: Sequence[str], measure: Me
             line, blank = line + blank + shown, ""
         blank += " " * (width - measure(part)) + _GAP
     return line
+
+
+def _broken(
+    parts: Sequence[str], widths: Sequence[int], painted: Sequence[str], width: int, measure: Measure
+) -> list[str]:
+    """Put the parts of a row side by side, in a line more for each part that is wider than its column."""
+    lines: list[str] = []
+    rest, seen = list(parts), 0  # what is said already is blank in the next line
+    for place, part in enumerate(parts):
+        if measure(part) <= widths[place]:
+            continue
+        before = sum(room + len(_GAP) for room in widths[:place])
+        is_alone = before + measure(part) > width
+        said = [*rest[: place + (not is_alone)], *[""] * (len(parts) - place - (not is_alone))]
+        if any(said):
+            lines.append(_join(said, widths, painted, measure))
+        if is_alone:
+            lines.append(painted[place])
+        seen = place + 1
+        rest[:seen] = [""] * seen
+    if seen == 0 or any(rest):
+        lines.append(_join(rest, widths, painted, measure))
+    return lines
 
 
 def fold(text: str, width: int, measure: Measure = len) -> list[str]:

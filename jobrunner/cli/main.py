@@ -14,14 +14,13 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from jobrunner.cli import streams
+from jobrunner.cli import output, streams
 from jobrunner.cli.context import Root
 from jobrunner.errors import JobrunnerError, OutputFailed
 
@@ -159,8 +158,7 @@ def _with_advice(error: Any) -> str:
 def _fail(message: str, code: int) -> int:
     """Say what is wrong in one line, whatever the message holds."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    with suppress(OSError):  # nobody is there to be told
-        typer.echo(f"error: {line}", err=True)
+    output.note(line, "error: ")
     if streams.is_output_broken():
         streams.let_go_of_output()
     return code

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -83,7 +83,8 @@ def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") ->
         if isinstance(value, str) and "\n" in value.strip():
             blocks.append((key, value))
         else:
-            say_folded(show_value(value, timezone), f"{key:<{width}}  ")
+            shown = show_field(key, value) if key == "priority" else show_value(value, timezone)
+            say_folded(shown, f"{key:<{width}}  ")
     for key, value in blocks:
         say(f"\n{key}:")
         for line in value.strip().splitlines():
@@ -160,11 +161,16 @@ def say(text: str) -> None:
 
 def say_folded(text: str, start: str = "") -> None:
     """Print a sentence after `start`: a line, or on a terminal as many as it needs, folded on words."""
-    if not sys.stdout.isatty():
-        say(start + text)
-        return
-    for number, line in enumerate(fold(text, max(_columns() - len(start), _NARROWEST))):
-        say((start if number == 0 else " " * len(start)) + line)
+    for line in folded(text, start, sys.stdout):
+        say(line)
+
+
+def folded(text: str, start: str, stream: TextIO) -> list[str]:
+    """Return a sentence after `start` as `stream` shows it: a line, or on a terminal as many as it needs."""
+    if not stream.isatty():
+        return [start + text]
+    lines = fold(text, max(_columns() - len(start), _NARROWEST))
+    return [(" " * len(start) if number else start) + line for number, line in enumerate(lines)]
 
 
 def _columns() -> int:
@@ -180,10 +186,11 @@ def _write(text: str, *, has_end: bool = True) -> None:
         raise OutputFailed(error.strerror or str(error)) from error
 
 
-def note(text: str) -> None:
-    """Print a line beside the output, on stderr."""
+def note(text: str, start: str = "") -> None:
+    """Print a sentence beside the output, on stderr: a line, or on a terminal as many as it needs."""
     with suppress(OSError):  # nobody is there to be told
-        typer.echo(text, err=True)
+        for line in folded(text, start, sys.stderr):
+            typer.echo(line, err=True)
 
 
 def _json(value: Any, **layout: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
     Listing,
     in_zone,
+    note,
     priority,
     say,
     say_folded,
@@ -26,25 +28,31 @@ from jobrunner.cli.output import (
     show_value,
 )
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.policy.upcoming import MOST_COUNTED
 from jobrunner.policy.words import counted
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import run_pages, upcoming_pages
+from jobrunner.storage.reading.soon import read_few
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
     from jobrunner.policy.liveness import NodesHeard
+    from jobrunner.policy.upcoming import Few
     from jobrunner.storage.database.database import Database
+    from jobrunner.storage.database.dialect import Dialect
     from jobrunner.storage.runs.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
+_SCREENFUL = 100  # of what will fire
+_MOST_NAMED = 5
 
 
 def show_schedule(row: Mapping[str, Any]) -> str:
@@ -156,8 +164,13 @@ def runs(
     async def read(db: Database) -> None:
         async with db.peek() as conn:
             heard, _ = await read_nodes_heard(conn, context.now())
+
+        async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
+            rows = await reading.read_runs(conn, worker=worker, limit=most)
+            return rows if as_json else await _with_why(conn, db.dialect, rows)
+
         listing = Listing(
-            lambda conn, most: reading.read_runs(conn, worker=worker, limit=most),
+            first,
             lambda: run_pages(db, worker),
             [
                 *columns("id", "worker"),
@@ -170,6 +183,7 @@ def runs(
                 *columns("key", importance=4),
                 *columns("node_id", node_id="node", importance=2),
                 Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
+                Column("why", "why", longest=WHOLE),
             ],
             empty="no live runs",
             order="first",
@@ -179,6 +193,19 @@ def runs(
             _say_silent(heard)
 
     context.with_database(ctx, database_url, read)
+
+
+async def _with_why(conn: AsyncConnection, dialect: Dialect, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to live runs why they wait although their time has come: what the gates of their worker say."""
+    now = context.now()
+    due = {row["id"]: row["worker"] for row in rows if _is_held_up(row, now)}
+    why = await explaining.why_due_waits(conn, dialect, now, sorted(set(due.values()))) if due else {}
+    return [{**row, "why": why.get(due.get(row["id"], ""))} for row in rows]
+
+
+def _is_held_up(row: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether a run's time has come while it waits; what is forced passes most gates."""
+    return row["state"] == "pending" and row["due_at"] <= now and not row["is_forced"]
 
 
 def _say_silent(heard: NodesHeard) -> None:
@@ -233,16 +260,23 @@ def upcoming(
 ) -> None:
     """Show what will fire, in the order of time.
 
-    Days on which the clock of a worker's time zone changes are marked, and workers that are disabled or paused.
+    On a terminal that is the next three times of each worker, unless one is named or --limit is given. Days on which
+    the clock of a worker's time zone changes are marked, and workers that are disabled or paused.
     """
     seconds = read_duration("--for", horizon) or 0.0
     now = context.now()
-
     until = now + timedelta(seconds=seconds)
 
     async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
         found, _ = await reading.read_upcoming(conn, now, until, most, worker)
         return [dataclasses.asdict(row) for row in found]
+
+    shown = [
+        *columns("due_at", "worker", due_at="due"),
+        Column("timezone", "local time", _local_time, importance=8),
+        Column("note", "note", longest=WHOLE),
+    ]
+    empty = f"nothing fires in the next {horizon}"
 
     async def read(db: Database) -> None:
         if worker is not None:
@@ -253,15 +287,31 @@ def upcoming(
             async for page in upcoming_pages(db, now, until, worker):
                 yield [dataclasses.asdict(row) for row in page]
 
-        shown = [
-            *columns("due_at", "worker", due_at="due"),
-            Column("timezone", "local time", _local_time, importance=8),
-            Column("note", "note", longest=WHOLE),
-        ]
-        listing = Listing(first, pages, shown, f"nothing fires in the next {horizon}", order="first", screenful=100)
+        if worker is None and limit is None and not as_json and sys.stdout.isatty():
+            async with db.read() as conn:
+                few = await read_few(conn, now, until, _SCREENFUL)
+            show_rows(list(map(dataclasses.asdict, few.rows)), shown, as_json=False, empty=empty)
+            for line in _more(few):
+                note(line)
+            return
+        listing = Listing(first, pages, shown, empty, order="first", screenful=_SCREENFUL)
         await listing.show(db, limit, as_json=as_json)
 
     context.with_database(ctx, database_url, read)
+
+
+def _more(few: Few) -> Iterator[str]:
+    """Say what of a few next times of each worker is not shown."""
+    said = [
+        f"more than {MOST_COUNTED} more of {name}" if count > MOST_COUNTED else f"{count} more of {name}"
+        for name, count in few.more.items()
+    ]
+    if len(said) > _MOST_NAMED:
+        said = [*said[:_MOST_NAMED], f"more of {len(said) - _MOST_NAMED} others"]
+    if said:
+        yield f"and {', '.join(said)}; `jobrunner upcoming WORKER` or --limit shows them"
+    if few.is_cut:
+        yield f"the first {_SCREENFUL}; --limit shows more"
 
 
 def _local_time(row: Mapping[str, Any]) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,11 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
-from jobrunner.cli.output import clean, note, say, show_document, show_json
+from jobrunner.cli.output import clean, note, say, say_folded, show_document, show_json
 from jobrunner.cli.watching import Heard, show_end, show_progress
-from jobrunner.errors import DatabaseError, Refused, UsageError
+from jobrunner.errors import DatabaseError, Refused, UsageError, WaitedTooLong
 from jobrunner.policy.definitions import check_key
+from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.reading.explain import why_waits
@@ -24,6 +25,7 @@ from jobrunner.storage.runs.dead_letters import find_letter
 from jobrunner.storage.runs.enqueue import Request, enqueue, same_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
@@ -54,6 +56,12 @@ def trigger(
         bool,
         typer.Option("--wait", help="Tell its output until it has ended, then its result; exit 1 unless it succeeded."),
     ] = False,
+    wait_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="With --wait: at most so long, such as 5m; exit 1 then, and the run stays."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
     ] = False,
@@ -64,7 +72,8 @@ def trigger(
 
     Prints the run's id; with a key that another run has, that run's.
     """
-    now = context.now()
+    now, seconds = context.now(), _wait_seconds(wait_timeout, wait=wait)
+    waits_for: list[int] = []
     request = Request(
         worker=worker,
         payload=read_payload(payload),
@@ -78,20 +87,21 @@ def trigger(
 
     async def work(db: Database) -> dict[str, Any] | None:
         run_id, is_new = await _enqueue(db, request, now)
+        waits_for.extend([run_id] if wait else [])
         if not as_json:
-            say(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
+            say_folded(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
         elif not wait:
             show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
         if is_new or wait:
-            await _note_when_it_is_due(db, run_id)
-            await _note_why_it_waits(db, request.worker, run_id)
+            await _note_what_it_waits_for(db, request.worker, run_id)
         if not wait:
             return None
-        ended = await _end_of(db, run_id, is_quiet=as_json)
+        ended = await _end_of(db, run_id, worker, seconds, is_quiet=as_json)
         async with db.peek() as conn:
             return {**ended, "dead_letter_id": await find_letter(conn, run_id)}
 
-    ended = context.with_database(ctx, database_url, work, Access.WRITE)
+    with _telling_of(waits_for, worker):
+        ended = context.with_database(ctx, database_url, work, Access.WRITE)
     if ended is not None and as_json:
         show_json(ended)
     elif ended is not None:
@@ -101,12 +111,37 @@ def trigger(
 
 
 def _show_end(ended: dict[str, Any]) -> None:
-    say(show_end(ended))
+    say_folded(show_end(ended))
     if ended["result"] is not None:
-        say(f"result: {show_document(ended['result'])}")
+        say_folded(f"result: {show_document(ended['result'])}")
     if ended["dead_letter_id"] is not None:
         letter = ended["dead_letter_id"]
-        say(f"dead letter {letter}; `jobrunner dead-letters show {letter}` tells more")
+        say_folded(f"dead letter {letter}; `jobrunner dead-letters show {letter}` tells more")
+
+
+@contextmanager
+def _telling_of(waits_for: list[int], worker: str) -> Iterator[None]:
+    """Say what becomes of the run that is waited for when the wait is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for run_id in waits_for:
+            note(_stays(run_id, worker))
+        raise
+
+
+def _wait_seconds(given: str | None, *, wait: bool) -> float | None:
+    if given is not None and not wait:
+        raise UsageError("--wait-timeout needs --wait")
+    return read_duration("--wait-timeout", given)
+
+
+def _stays(run_id: int, worker: str, after: str = "") -> str:
+    """Say that a run goes on without whoever waited for it."""
+    return (
+        f"run {run_id} of {worker} has not ended{after}, and stays: `jobrunner runs --worker {worker}` shows it, "
+        f"`jobrunner explain {worker}` says why it waits, `jobrunner admin cancel {run_id}` cancels it"
+    )
 
 
 def _due_at(at: str | None, delay: str | None, now: datetime) -> datetime | None:
@@ -133,41 +168,55 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
         return run_id, run_id != known
 
 
-async def _note_when_it_is_due(db: Database, run_id: int) -> None:
-    """Say for when the run waits, if it is one for later; who may only trigger is told nothing."""
+async def _note_what_it_waits_for(db: Database, worker: str, run_id: int) -> None:
+    """Say until when the run waits, if it is one for later, and why, in the gates' own words.
+
+    Of a run that has started meanwhile nothing is said: its attempts are told first, by who waits. Who may only trigger
+    is told nothing.
+    """
     with suppress(DatabaseError):
         async with db.peek() as conn:
             due_at, timezone = await read_due_time(conn, run_id) or (context.now(), "UTC")
-        if due_at > context.now():
-            note(f"run {run_id} is due at {show_time(due_at, timezone)}")
-
-
-async def _note_why_it_waits(db: Database, worker: str, run_id: int) -> None:
-    """Say why the run will wait, if it will, in the gates' own words; who may only trigger is told nothing."""
-    with suppress(DatabaseError):
         why = await why_waits(db, run_id, context.now())
+        async with db.peek() as conn:
+            live = await read_live(conn, run_id)  # last, so that what was read before is of the same wait
+        if live is None or live["first_started_at"] is not None:
+            return
+        if due_at > context.now():
+            note(_is_due(run_id, due_at, timezone))
         if why is not None:
             note(f"{worker} waits: {why} (`jobrunner explain {worker}` tells more)")
 
 
-async def _end_of(db: Database, run_id: int, *, is_quiet: bool) -> dict[str, Any]:
+def _is_due(run_id: int, due_at: datetime, timezone: str) -> str:
+    return f"run {run_id} is due at {show_time(due_at, timezone)}"
+
+
+async def _end_of(db: Database, run_id: int, worker: str, seconds: float | None, *, is_quiet: bool) -> dict[str, Any]:
     """Wait until the run has ended and return the history row of its last attempt.
 
     Unless it is quiet, its output and its progress are told as they are seen.
+
+    Raises:
+        WaitedTooLong: it has not ended after so many `seconds`; None: there is no end to the wait.
     """
     clock = SystemClock()
-    pause = _FIRST_LOOK_SECONDS
+    began, pause = clock.monotonic(), _FIRST_LOOK_SECONDS
     teller = _Teller(is_quiet)
     while True:
         async with db.peek() as conn:
             live = await read_live(conn, run_id)  # before the history: a run is in one of the two at any time
             attempts = await read_history(conn, run_id=run_id, limit=1000)
-        teller.tell(live, attempts)
+            _, timezone = await read_due_time(conn, run_id) or (None, "UTC")
+        teller.tell(live, attempts, timezone)
         if attempts and attempts[0]["ends_run"] is not None:
             return attempts[0]
         if live is None:
             raise Refused(f"run {run_id} is gone without an end in the history; was the database changed by hand?")
-        await clock.sleep(pause)
+        left = pause if seconds is None else seconds - (clock.monotonic() - began)
+        if left <= 0:
+            raise WaitedTooLong(_stays(run_id, worker, f" after {show_seconds(seconds or 0.0)}"))
+        await clock.sleep(min(pause, left))
         pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
 
 
@@ -180,16 +229,19 @@ class _Teller:
         self._heard = Heard()
         self._shown = ""
 
-    def tell(self, live: dict[str, Any] | None, attempts: list[dict[str, Any]]) -> None:
+    def tell(self, live: dict[str, Any] | None, attempts: list[dict[str, Any]], timezone: str) -> None:
         if self._is_quiet:
             return
+        told = self._last_id
         for attempt in reversed(attempts):
             if attempt["id"] <= self._last_id:
                 continue
             self._last_id = attempt["id"]
             self._say(attempt)
             if attempt["ends_run"] is None:
-                say(f"attempt {attempt['attempt']} {show_end(attempt)}")
+                say_folded(f"attempt {attempt['attempt']} {show_end(attempt)}")
+        if live is not None and self._last_id > told and live["state"] == "pending":
+            note(_is_due(live["id"], live["due_at"], timezone))
         if live is not None and live["fence"] is not None:
             self._say(live)
         progress = "" if live is None else show_progress(live["progress"])

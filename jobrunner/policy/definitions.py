@@ -30,7 +30,7 @@ from jobrunner.policy.documents import refuse_nesting
 from jobrunner.policy.schedule import DEFAULT_INTERVAL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 DEFAULT_PAUSE_SECONDS = 1.0
 LONGEST_KEY = 200
@@ -294,6 +294,16 @@ def from_document(name: str, document: Mapping[str, Any], overrides: Mapping[str
     except TypeError:
         raise InvalidWorker(name, "its stored definition names no usable depends_on and blocks") from None
     return check_definition(WorkerConfig(name=name, **merged))
+
+
+def with_replaced(before: WorkerConfig, after: WorkerConfig, named: Iterable[str]) -> list[str]:
+    """Return the fields whose overrides were changed by name, and the one that another one's change has changed, too.
+
+    Of `interval_seconds` and `cron` a definition has one: either takes the other's place, and gives it back.
+    """
+    fields = list(named)
+    either = [field for field in ("interval_seconds", "cron") if field not in fields]
+    return fields + [field for field in either if getattr(before, field) != getattr(after, field)]
 
 
 def still_fitting(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

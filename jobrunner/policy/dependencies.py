@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import DependencyCycle, InvalidWorker
+from jobrunner.policy.near import near_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -21,11 +22,16 @@ def named_elsewhere(configs: Mapping[str, WorkerConfig]) -> dict[str, tuple[str,
     return {name: mentioned[name] for name in sorted(mentioned) if name not in configs}
 
 
-def refuse_unknown(named: Mapping[str, tuple[str, str]], known: Collection[str]) -> None:
-    """Raise `InvalidWorker` for the first of `named_elsewhere` that is not among the workers known otherwise."""
+def refuse_unknown(named: Mapping[str, tuple[str, str]], known: Collection[str], in_code: Iterable[str]) -> None:
+    """Raise `InvalidWorker` for the first of `named_elsewhere` that is not among the workers known otherwise.
+
+    It names the one of those in code that was probably meant.
+    """
     for name, (worker, how) in named.items():
         if name not in known:
-            raise InvalidWorker(worker, f"{how} {name!r}, which is known neither in code nor in the database")
+            near = near_name(name, (other for other in in_code if other != worker))
+            more = "" if near is None else f"; did you mean {near!r}?"
+            raise InvalidWorker(worker, f"{how} {name!r}, which is known neither in code nor in the database{more}")
 
 
 def find_cycle(edges: Mapping[str, Iterable[str]], through: Iterable[str] | None = None) -> tuple[str, ...] | None:

@@ -75,6 +75,11 @@ def parse_time(text: str) -> datetime:
         raise InvalidSetting(f"{text!r} is no time; {_TIME_HINT}") from None
 
 
+def is_clock_time(text: str) -> bool:
+    """Say whether `text` is a time of day, such as `03:00`."""
+    return _CLOCK.fullmatch(text.strip()) is not None
+
+
 def last_clock_time(text: str, local: datetime) -> datetime | None:
     """Return when a clock last showed `text`, such as `03:00`; None where that is no time of day.
 

@@ -1,11 +1,13 @@
 """What the schedules will fire in the time ahead, as `jobrunner upcoming` lists it.
 
-Pure, and lazy: a listing of a hundred rows costs a hundred rows, however many workers fire every second.
+Pure, and lazy: a listing of a hundred rows costs a hundred rows, however many workers fire every second. For people a
+few next times of each worker are enough (`few_of_each`): else one that fires every second would hide all others.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from jobrunner.model.schedule import Schedule
     from jobrunner.model.worker import WorkerConfig, WorkerState
+
+MOST_OF_EACH = 3
+MOST_COUNTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,17 @@ def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, 
 
     A time that is already due is yielded once, marked; what a paused worker's schedule does begins after the pause.
     """
-    streams, standing = [], []
+    streams, standing = _each(workers, now, until)
+    ahead = heapq.merge(*streams.values(), key=lambda row: (row.due_at, row.worker))
+    return chain(ahead, sorted(standing, key=lambda row: row.worker))
+
+
+def _each(
+    workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, until: datetime
+) -> tuple[dict[str, Iterator[Upcoming]], list[Upcoming]]:
+    """Return the firings of each scheduled worker that has a next time, by name, and those that have none."""
+    streams: dict[str, Iterator[Upcoming]] = {}
+    standing: list[Upcoming] = []
     for config, state in workers:
         schedule = schedules.usable_schedule(config)
         if schedule is None:
@@ -54,9 +69,51 @@ def firings(workers: Iterable[tuple[WorkerConfig, WorkerState]], now: datetime, 
         if state.next_run_at is None:
             standing.append(Upcoming(config.name, None, config.timezone, obstacle or "its next time is not set"))
         else:
-            streams.append(_of_one(config, schedule, state.next_run_at, obstacle, now, until))
-    ahead = heapq.merge(*streams, key=lambda row: (row.due_at, row.worker))
-    return chain(ahead, sorted(standing, key=lambda row: row.worker))
+            streams[config.name] = _of_one(config, schedule, state.next_run_at, obstacle, now, until)
+    return streams, standing
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """The next times of every worker, some of each in the order of time, and how many more there are of some.
+
+    A number in `more` is at most `MOST_COUNTED` + 1; `is_cut`: there are workers of which nothing is in `rows`.
+    """
+
+    rows: list[Upcoming]
+    more: dict[str, int]
+    is_cut: bool
+
+
+def few_of_each(
+    workers: Iterable[tuple[WorkerConfig, WorkerState]],
+    planned: Iterable[Upcoming],
+    now: datetime,
+    until: datetime,
+    limit: int,
+) -> Few:
+    """Return the next times of every worker up to `until`, at most `MOST_OF_EACH` of each and `limit` in all.
+
+    `planned` are the runs that wait for their time, in its order.
+    """
+    streams, standing = _each(workers, now, until)
+    sources: defaultdict[str, list[Iterable[Upcoming]]] = defaultdict(list)
+    for name, stream in streams.items():
+        sources[name].append(stream)
+    waiting: defaultdict[str, list[Upcoming]] = defaultdict(list)
+    for run in planned:
+        waiting[run.worker].append(run)
+    for name, runs in waiting.items():
+        sources[name].append(runs)
+    by_worker = {name: heapq.merge(*each, key=lambda row: row.order) for name, each in sources.items()}
+    first = [row for each in by_worker.values() for row in islice(each, MOST_OF_EACH)]
+    rows, is_cut = first_of(sorted([*first, *standing], key=lambda row: row.order), limit)
+    more = {}
+    taken, seen = (Counter(row.worker for row in some) for some in (first, rows))
+    for name in sorted(seen.keys() & by_worker.keys()):
+        cut = max(taken[name] - seen[name], 0)
+        more[name] = cut + sum(1 for _ in islice(by_worker[name], MOST_COUNTED + 1 - cut))
+    return Few(rows, {name: count for name, count in more.items() if count}, is_cut)
 
 
 def first_of(rows: Iterable[Upcoming], limit: int) -> tuple[list[Upcoming], bool]:

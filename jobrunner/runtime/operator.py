@@ -11,24 +11,24 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
-from jobrunner.model.limits import LONGEST_SECONDS
-from jobrunner.model.run import OutcomeKind
+from jobrunner.model.reports import HistoryRow
 from jobrunner.policy import definitions, switches
-from jobrunner.policy.durations import read_seconds
+from jobrunner.policy.arguments import check_actor, check_id, check_limit, check_reason, check_text
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.moments import read_aware, read_length, read_span
 from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
-from jobrunner.storage.records.history import read_history
+from jobrunner.storage.records.history import OUTCOMES, read_history
 from jobrunner.storage.runs import dead_letters
 from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import TypeVar
 
-    from jobrunner.model.reports import HistoryRow, RunInfo
+    from jobrunner.model.reports import RunInfo
     from jobrunner.model.worker import WorkerConfig, WorkerState
     from jobrunner.storage.database.database import Database
 
@@ -52,7 +52,9 @@ class Operator(Triggers):
 
         Raises:
             RunNotFound: there is no such run, or its history was pruned.
+            InvalidSetting: `run_id` is no whole number.
         """
+        check_id("run_id", run_id)
         async with self._database() as db, db.peek() as conn:
             return await read_run(conn, run_id)
 
@@ -65,11 +67,11 @@ class Operator(Triggers):
         Raises:
             TimeoutError: it has not ended by then.
             RunNotFound: there is no such run, or its history was pruned.
-            InvalidSetting: `timeout` is no length of time.
+            InvalidSetting: `timeout` is no length of time, or `run_id` no whole number.
             DatabaseError: the database cannot be used any more.
         """
         clock = SystemClock()  # what people wait is real time, whatever the node's clock
-        seconds = None if timeout is None else _seconds("timeout", timeout)
+        seconds = None if timeout is None else read_length("timeout", timeout)
         began, pause = clock.monotonic(), _FIRST_LOOK_SECONDS
         while True:
             run = await self.get_run(run_id)
@@ -85,29 +87,33 @@ class Operator(Triggers):
         self,
         worker: str | None = None,
         *,
-        outcome: str | None = None,
-        since: datetime | timedelta | None = None,
+        outcome: str | Iterable[str] | None = None,
+        since: datetime | timedelta | str | None = None,
+        until: datetime | timedelta | str | None = None,
         run_id: int | None = None,
         limit: int = 50,
         before: HistoryRow | None = None,
     ) -> list[HistoryRow]:
-        """Return what ended, the newest first, at most `limit` rows; of one worker, outcome or run, if given.
+        """Return what ended, the newest first, at most `limit` rows; of one worker or run, if given.
 
-        `since` is an aware time, or so long ago. For the next page, give the last row of this one as `before`.
+        `outcome` is one of those of `jobrunner history --outcome`, or several. `since` and `until` are an aware time, a
+        `timedelta` (so long ago), or text as there: `2h`, `2026-03-01T12:00Z`, or `03:00`, the last time that this
+        machine's clock showed it. For the next page, give the last row of this one as `before`.
 
         Raises:
             WorkerNotFound: there is no trace of a worker of that name.
             InvalidSetting: an argument cannot be used.
         """
+        first, last = read_span(since, until, self._clock.now())
         narrowed: dict[str, Any] = {
-            "worker": worker,
-            "outcome": _outcome(outcome),
-            "since": _since(since, self._clock.now()),
-            "run_id": run_id,
-            "before": None if before is None else {"id": before.id, "finished_at": before.finished_at},
+            "worker": None if worker is None else check_text("worker", worker),
+            "outcome": _outcomes(outcome),
+            "since": first,
+            "until": last,
+            "run_id": None if run_id is None else check_id("run_id", run_id),
+            "before": _place(before),
         }
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise InvalidSetting(f"limit must be a whole number above 0, not {limit!r}")
+        check_limit(limit)
         async with self._database() as db, db.peek() as conn:
             if worker is not None:
                 await status.require_trace(conn, worker)
@@ -118,10 +124,14 @@ class Operator(Triggers):
 
         Raises:
             RunNotFound: there is no such live run.
+            InvalidSetting: an argument cannot be used.
         """
+        check_id("run_id", run_id)
+        check_reason(reason)
+        who = check_actor("actor", actor)
 
         async def cancel(db: Database) -> RunInfo:
-            await operations.cancel(db, run_id, self._clock.now(), actor, reason)
+            await operations.cancel(db, run_id, self._clock.now(), who, reason)
             async with db.peek() as conn:
                 return await read_run(conn, run_id)
 
@@ -134,7 +144,10 @@ class Operator(Triggers):
             DeadLetterNotFound: there is no such letter.
             Refused: it is not open any more, its worker is gone, or a waiting run has its key.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+            InvalidSetting: another argument cannot be used.
         """
+        check_id("letter_id", letter_id)
+        who = check_actor("actor", actor)
 
         async def replay(db: Database) -> int:
             now, edited = self._clock.now(), payload
@@ -143,18 +156,26 @@ class Operator(Triggers):
                     worker = (await dead_letters.read_letter(conn, letter_id))["worker"]
                 edited = read_request(worker, payload, now, self._code(worker)).payload
             chosen = dead_letters.Chosen(ids=(letter_id,))
-            (resolved,) = (await dead_letters.replay(db, chosen, now, actor, payload=edited)).resolved
+            (resolved,) = (await dead_letters.replay(db, chosen, now, who, payload=edited)).resolved
             return int(resolved.run_id or 0)
 
         return await self._change(replay)
 
     async def enable_worker(self, name: str, *, actor: str = API) -> WorkerState:
-        """Enable a worker, zero its streak and close its circuit. Raises `WorkerNotFound`."""
-        return await self._change(lambda db: operations.enable(db, name, self._clock.now(), actor))
+        """Enable a worker, zero its streak and close its circuit.
+
+        Raises:
+            WorkerNotFound: the database knows no such worker.
+            InvalidSetting: an argument cannot be used.
+        """
+        who = _checked(name, actor)
+        return await self._change(lambda db: operations.enable(db, name, self._clock.now(), who))
 
     async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
-        """Disable a worker: no claim commits after this has. Raises `WorkerNotFound`."""
-        return await self._change(lambda db: operations.disable(db, name, self._clock.now(), actor, reason))
+        """Disable a worker: no claim commits after this has. Raises as `enable_worker`."""
+        who = _checked(name, actor)
+        check_reason(reason)
+        return await self._change(lambda db: operations.disable(db, name, self._clock.now(), who, reason))
 
     async def pause_worker(
         self,
@@ -171,16 +192,19 @@ class Operator(Triggers):
 
         Raises:
             WorkerNotFound: the database knows no such worker.
-            InvalidSetting: both are given, or the pause would not end in the future.
+            InvalidSetting: both are given, or the pause would not end in the future, or an argument cannot be used.
         """
+        who = _checked(name, actor)
+        check_reason(reason)
         now, is_length = self._clock.now(), duration is not None
-        seconds = _seconds("duration", duration) if is_length else None
-        end = switches.end_of_pause(now, seconds, None if until is None else _aware("until", until))
-        return await self._change(lambda db: operations.pause(db, name, now, actor, end, reason, is_length=is_length))
+        seconds = read_length("duration", duration) if is_length else None
+        end = switches.end_of_pause(now, seconds, None if until is None else read_aware("until", until))
+        return await self._change(lambda db: operations.pause(db, name, now, who, end, reason, is_length=is_length))
 
     async def resume_worker(self, name: str, *, actor: str = API) -> WorkerState:
-        """End a worker's pause now. Raises `WorkerNotFound`."""
-        return await self._change(lambda db: operations.resume(db, name, self._clock.now(), actor))
+        """End a worker's pause now. Raises as `enable_worker`."""
+        who = _checked(name, actor)
+        return await self._change(lambda db: operations.resume(db, name, self._clock.now(), who))
 
     async def set_override(self, name: str, *, actor: str = API, **values: Any) -> WorkerConfig:
         """Lay values over a worker's definition, which no deploy undoes; return the definition that holds now.
@@ -191,9 +215,11 @@ class Operator(Triggers):
         Raises:
             WorkerNotFound: the database knows no such worker.
             InvalidWorker: a field cannot be set, or the result does not hold together; nothing was changed.
+            InvalidSetting: another argument cannot be used.
         """
+        who = _checked(name, actor)
         plain = {field: _plain(name, field, value) for field, value in values.items()}
-        return await self._change(lambda db: operations.set_values(db, name, plain, self._clock.now(), actor))
+        return (await self._change(lambda db: operations.set_values(db, name, plain, self._clock.now(), who))).after
 
     async def unset_override(self, name: str, *fields: str, actor: str = API) -> WorkerConfig:
         """Take overrides away, so that what the code says holds again; return the definition that holds now.
@@ -202,9 +228,12 @@ class Operator(Triggers):
             WorkerNotFound: the database knows no such worker.
             Refused: one of the fields has no override; nothing was changed.
             InvalidWorker: a field cannot be set at all.
+            InvalidSetting: another argument cannot be used.
         """
-        distinct = list(dict.fromkeys(fields))
-        return await self._change(lambda db: operations.unset_values(db, name, distinct, self._clock.now(), actor))
+        who = _checked(name, actor)
+        distinct = list(dict.fromkeys(check_text("a field", field) for field in fields))
+        now = self._clock.now()
+        return (await self._change(lambda db: operations.unset_values(db, name, distinct, now, who))).after
 
     async def get_status(self) -> dict[str, Any]:
         """Return `state` of this node, the number of `workers`, the names `running` here, and `worker_states`."""
@@ -231,36 +260,37 @@ class Operator(Triggers):
         return changed
 
 
+def _checked(name: str, actor: str) -> str:
+    """Check what every change of a worker is told; return who acts."""
+    check_text("name", name)
+    return check_actor("actor", actor)
+
+
 def _plain(worker: str, field: str, value: Any) -> Any:
     """Return a value as a definition's document holds it."""
     if field == "priority":
         return int(definitions.parse_priority(worker, value))
     if field.endswith("_seconds") and isinstance(value, str | timedelta):
-        return _seconds(field, value)
+        return read_length(field, value)
     return str(value) if isinstance(value, Enum) else value
 
 
-def _seconds(name: str, value: object) -> float:
+def _outcomes(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
     try:
-        seconds = read_seconds(value)
-    except InvalidSetting as error:
-        raise InvalidSetting(f"{name}: {error}") from None
-    if not 0 <= seconds <= LONGEST_SECONDS:
-        raise InvalidSetting(f"{name}: {seconds:g} s is not between 0 seconds and 100 years")
-    return seconds
+        several = (given,) if isinstance(given, str) else tuple(given)
+    except TypeError:
+        raise InvalidSetting(f"outcome must be text, or several, not {given!r}") from None
+    if not several:
+        raise InvalidSetting("outcome names none; leave it out for all")
+    for each in several:
+        if each not in OUTCOMES:
+            raise InvalidSetting(f"outcome {each!r} is none of {', '.join(OUTCOMES)}")
+    return tuple(map(str, several))
 
 
-def _outcome(given: str | None) -> str | None:
-    if given is not None and given not in list(OutcomeKind):
-        raise InvalidSetting(f"outcome {given!r} is none of {', '.join(OutcomeKind)}")
-    return given
-
-
-def _since(given: datetime | timedelta | None, now: datetime) -> datetime | None:
-    return now - given if isinstance(given, timedelta) else None if given is None else _aware("since", given)
-
-
-def _aware(name: str, moment: datetime) -> datetime:
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise InvalidSetting(f"{name} must be an aware time, not {moment!r}; add a time zone")
-    return moment
+def _place(before: HistoryRow | None) -> dict[str, Any] | None:
+    if before is not None and not isinstance(before, HistoryRow):
+        raise InvalidSetting(f"before must be the last row of a page, a HistoryRow, not {before!r}")
+    return None if before is None else {"id": before.id, "finished_at": before.finished_at}

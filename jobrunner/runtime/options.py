@@ -6,7 +6,6 @@ lists them; a test holds the two equal.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal, TypedDict
@@ -20,11 +19,11 @@ from jobrunner.model.worker import (
     WorkerExecutionMode,
 )
 from jobrunner.policy.durations import read_seconds
+from jobrunner.policy.near import did_you_mean
 from jobrunner.runtime.retry_rules import RetryDelay
 
 Seconds = float | timedelta | str
 """A length of time: a number of seconds, a `timedelta`, or text such as `90s`, `15m`, `1h30m`."""
-_UNIT = "_seconds"
 _PriorityName = Literal["LOW", "NORMAL", "HIGH", "CRITICAL", "low", "normal", "high", "critical"]
 
 
@@ -65,10 +64,7 @@ def refuse_unknown(worker: str, given: Iterable[str]) -> None:
     unknown = sorted(set(given) - set(OPTIONS))
     if not unknown:
         return
-    known = {option.removesuffix(_UNIT): option for option in OPTIONS} | {option: option for option in OPTIONS}
-    near = difflib.get_close_matches(unknown[0], known, n=1)
-    more = f"did you mean {known[near[0]]}?" if near else f"there are {', '.join(OPTIONS)}"
-    raise InvalidWorker(worker, f"unknown option {unknown[0]}; {more}")
+    raise InvalidWorker(worker, f"unknown option {unknown[0]}; {did_you_mean(unknown[0], OPTIONS)}")
 
 
 def in_seconds(worker: str, name: str, value: Any) -> Any:

@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jobrunner.config import Settings
-from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused
+from jobrunner.errors import DatabaseGone, InvalidSetting, InvalidWorker, Refused, WorkerNotFound
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy import definitions
-from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.kept import KeptDatabases
+from jobrunner.runtime.moments import read_length
 from jobrunner.runtime.node import Node
 from jobrunner.runtime.operator import Operator
 from jobrunner.runtime.options import refuse_unknown
@@ -31,6 +31,7 @@ from jobrunner.storage.database.engine import anchored
 from jobrunner.storage.database.postgres_driver import PATIENCE_SECONDS
 from jobrunner.storage.schema import revisions
 from jobrunner.storage.schema.parts import trouble_behind
+from jobrunner.storage.workers.near import with_near_name
 from jobrunner.storage.workers.registering import register_all
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
@@ -284,12 +285,16 @@ class WorkerOrchestrator(Operator):
 
         Called again while it stops, it waits for the same end. Where no node has run, it closes the connection that
         triggers have opened in this event loop; the end of the loop does so, too.
+
+        Raises:
+            InvalidSetting: `drain_timeout` is no length of time.
         """
         if self._node is None:
             await self._databases.close()
             return
         if self._leaving is None:
-            seconds = self.settings.drain_timeout if drain_timeout is None else read_seconds(drain_timeout)
+            given = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+            seconds = read_length("drain_timeout", given)
             self._leaving = asyncio.ensure_future(self._leave(self._node, seconds))
         await asyncio.shield(self._leaving)
 
@@ -343,9 +348,15 @@ class WorkerOrchestrator(Operator):
             raise Refused("a simulation has no database: only triggers are simulated")
         if self._node is not None and self._node.loop is asyncio.get_running_loop():
             refuse_inside_transaction(self._node.db)
-            yield self._node.db
-            return
-        yield await self._databases.get()
+            db = self._node.db
+        else:
+            db = await self._databases.get()
+        try:
+            yield db
+        except WorkerNotFound as unknown:
+            if unknown.is_advised:
+                raise
+            raise await with_near_name(db, unknown, self._configs) from None
 
 
 async def _prepare(db: Database, *, is_migrating: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
+from jobrunner.policy.near import near_name
 from jobrunner.runtime import logs
 from jobrunner.runtime.executors.process import importable
 from jobrunner.runtime.options import in_seconds
@@ -85,8 +86,10 @@ def chosen_handlers(handlers: Mapping[str, Handler], patterns: Sequence[str]) ->
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in handlers):
+            near = None if set(pattern) & set("*?[") else near_name(pattern, handlers)
             some = ", ".join([*sorted(handlers)[:5], *["…"][: len(handlers) > 5]]) or "none"
-            raise InvalidSetting(f"workers: {pattern!r} names none of the workers registered here: {some}")
+            more = f": {some}" if near is None else f"; did you mean {near!r}?"
+            raise InvalidSetting(f"workers: {pattern!r} names none of the workers registered here{more}")
     return {
         name: code
         for name, code in handlers.items()

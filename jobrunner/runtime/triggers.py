@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
-from jobrunner.runtime.requests import read_payloads, read_request
+from jobrunner.policy.arguments import check_text
+from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
+from jobrunner.storage.workers.near import naming_a_near_one
 from jobrunner.storage.workers.registering import register_missing
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class Triggers:
         Raises:
             WorkerNotFound: neither the database nor this orchestrator knows such a worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
+            InvalidSetting: another argument cannot be used.
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
         request = self._request(name, payload, **options)
@@ -106,10 +109,11 @@ class Triggers:
     ) -> list[int]:
         """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
 
-        Raises as `trigger_worker`; then none is added.
+        Raises as `trigger_worker`; then none is added. Of a payload that cannot be used, the message says which it is.
         """
         if self._diversion is not None:
-            return self._diversion.enqueue([self._request(name, each, priority=priority) for each in payloads])
+            requests = each_of(payloads, lambda payload: self._request(name, payload, priority=priority))
+            return self._diversion.enqueue(requests)
         level = None if priority is None else int(definitions.parse_priority(name, priority))
         texts = read_payloads(payloads, self._code(name))
         return await self._write(connection, enqueue.enqueue_many, name, texts, self._clock.now(), level)
@@ -129,6 +133,7 @@ class Triggers:
         return _finished(work) if connection is not None else asyncio.run(work)
 
     def _code(self, name: str) -> tuple[Handler, dict[str, Any]] | None:
+        check_text("name", name)
         return (self._handlers[name], self._configs[name].payload) if name in self._handlers else None
 
     def _request(self, name: str, payload: dict[str, Any] | None, **options: Any) -> enqueue.Request:
@@ -149,7 +154,8 @@ class Triggers:
             try:
                 added = await write()
             except WorkerNotFound as unknown:
-                self._refuse_if_not_ours(unknown)
+                if unknown.worker not in self._configs:
+                    raise
                 await self._register_missing(unknown.worker)
                 added = await write()
             if self._node is not None:
@@ -162,7 +168,8 @@ class Triggers:
         try:
             return await add(conn, db.dialect, *arguments)
         except WorkerNotFound as unknown:
-            self._refuse_if_not_ours(unknown)
+            if unknown.worker not in self._configs:
+                raise await naming_a_near_one(conn, unknown, self._configs) from None
             name = unknown.worker
         if db.is_sqlite:  # the caller may hold the file's write lock, for which another connection would wait in vain
             await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
@@ -176,10 +183,6 @@ class Triggers:
             raise Refused(
                 f"worker {name!r} is registered now, but this transaction began before; trigger it in a new one"
             ) from None
-
-    def _refuse_if_not_ours(self, unknown: WorkerNotFound) -> None:
-        if unknown.worker not in self._configs:
-            raise unknown
 
     async def _register_missing(self, name: str) -> None:
         try:

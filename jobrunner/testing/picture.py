@@ -23,6 +23,7 @@ from jobrunner.policy import definitions
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
 from jobrunner.policy.firing import after_starts, fire, first_time
 from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.near import near_name
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.storage.records.history import attempt_row, missed_row, storable_outcome
 from jobrunner.storage.runs.claims import Claim
@@ -80,7 +81,7 @@ class Picture:
 
     def __init__(self, configs: Iterable[WorkerConfig], now: datetime) -> None:
         known = {config.name: _as_stored(config) for config in configs}
-        refuse_unknown(named_elsewhere(known), ())
+        refuse_unknown(named_elsewhere(known), (), known)
         refuse_cycles({name: [edge.depends_on for edge in config.depends_on] for name, config in known.items()})
         self.history: list[dict[str, Any]] = []
         self.starts: Counter[str] = Counter()  # by worker; the caller clears it
@@ -157,7 +158,8 @@ class Picture:
         """
         for request in requests:
             if request.worker not in self._workers:
-                raise WorkerNotFound(request.worker)
+                near = near_name(request.worker, self._workers)
+                raise WorkerNotFound(request.worker, None if near is None else f"did you mean {near!r}?")
         return [self._enqueue(self._workers[request.worker], request, now) for request in requests]
 
     def _enqueue(self, worker: _Worker, request: Request, now: datetime) -> int:

@@ -289,6 +289,26 @@ def test_set_and_unset_answer_in_words(sqlite_cli):
     assert "CRITICAL" in cli.ok("admin", "list").out
 
 
+def test_an_interval_that_takes_the_place_of_a_cron_says_so_and_the_other_way_round(cli):
+    cli.register(scheduled("nightly", cron="0 3 * * *"))
+
+    def said(*words: str) -> list[str]:
+        return cli.ok("admin", *words).lines
+
+    taken = "nightly: interval_seconds is 30, instead of cron 0 3 * * *"
+    assert said("set", "nightly", "interval_seconds=30") == [taken]
+    assert said("unset", "nightly", "interval_seconds") == [
+        "nightly: interval_seconds is unset again; cron is 0 3 * * *"
+    ]
+    assert said("set", "fetch", "cron=0 0 * * *", "max_retries=1") == [
+        "fetch: cron is 0 0 * * *, instead of interval_seconds 60",
+        "fetch: max_retries is 1",
+    ]
+    assert said("unset", "fetch", "cron") == ["fetch: cron is unset again; interval_seconds is 60"]
+    assert said("set", "nightly", "cron=0 4 * * *") == ["nightly: cron is 0 4 * * *"]
+    assert said("set", "nightly", "cron=null") == ["nightly: cron is unset; interval_seconds is 300"]
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -346,3 +366,31 @@ def test_upcoming_says_why_a_schedule_is_paused(cli):
     cli.ok("admin", "pause", "fetch", "--reason", "moving house", "--actor", "ann")
     (row,) = cli("upcoming", "--json").json
     assert (row["due_at"], row["note"]) == (None, "paused until resumed, by ann: moving house")
+
+
+def test_a_mistyped_worker_or_field_is_told_with_the_one_that_was_meant(cli):
+    cli.register(triggered("pay-bill"))
+    for words in (
+        ("trigger", "pay-bil"),
+        ("status", "pay-bil"),
+        ("explain", "pay-bil"),
+        ("upcoming", "pay-bil"),
+        ("history", "pay-bil"),
+        ("runs", "--worker", "pay-bil"),
+        ("dead-letters", "list", "--worker", "pay-bil"),
+        ("dead-letters", "replay", "--worker", "pay-bil"),
+        ("admin", "enable", "fetch", "pay-bil"),
+        ("admin", "cancel", "--worker", "pay-bil"),
+        ("admin", "show", "pay-bil"),
+        ("admin", "set", "pay-bil", "max_retries=1"),
+    ):
+        assert cli.refused(3, *words) == "no worker named 'pay-bil'; did you mean 'pay-bill'?", words
+    unlike = "no worker named 'weather'; `jobrunner admin list` shows the names"
+    assert cli.refused(3, "trigger", "weather") == unlike
+    for words, meant in (
+        (("set", "pay-bill", "max_retires=1"), "'max_retires' cannot be set; did you mean max_retries?"),
+        (("set", "pay-bill", "timeout=1m"), "'timeout' cannot be set; did you mean timeout_seconds?"),
+        (("unset", "pay-bill", "max_retires"), "'max_retires' cannot be set; did you mean max_retries?"),
+        (("set", "pay-bill", "handler=x"), "'handler' cannot be set; there are interval_seconds, cron, "),
+    ):
+        assert meant in cli.refused(2, "admin", *words)

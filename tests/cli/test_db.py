@@ -52,6 +52,12 @@ def test_where_there_is_no_file_the_way_to_one_is_told(empty_file, tmp_path):
     assert f"`jobrunner run MODULE` makes it in {tmp_path / 'empty.db'}, or run `jobrunner db upgrade`" in line
 
 
+def test_a_file_that_is_named_for_the_current_folder_is_told_with_its_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JOBRUNNER_DATABASE_URL", raising=False)
+    assert f"makes it in {tmp_path / 'jobrunner.db'}, or" in Cli("", capsys).bare("trigger", "mail").err
+
+
 def test_adding_a_worker_makes_the_file(empty_file):
     empty_file.ok("admin", "add", "x", "--command", "true")
     assert [row["name"] for row in empty_file("status", "--json").json] == ["x"]

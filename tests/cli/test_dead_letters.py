@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -48,6 +49,16 @@ def test_a_letter_is_shown_with_the_error_of_every_attempt(letters):
     text = letters.ok("dead-letters", "show", "1").out
     assert "line one" in text
     assert "attempts:" in text
+    assert re.search(r"^priority +HIGH$", text, re.MULTILINE)
+
+
+def test_what_can_be_done_with_an_open_letter_is_said(letters):
+    said = "`jobrunner dead-letters replay {0}` makes a new run of it, `jobrunner dead-letters discard {0}` closes it\n"
+    assert letters.ok("dead-letters", "show", "1").err == said.format(1)
+    assert letters.ok("dead-letters", "list").err == said.format("LETTER")
+    assert letters.ok("dead-letters", "list", "--json").err == ""
+    letters.ok("dead-letters", "discard", "1", "2", "3")
+    assert letters.ok("dead-letters", "show", "1").err == letters.ok("dead-letters", "list", "--all").err == ""
 
 
 def test_a_replay_is_a_new_run_linked_to_its_letter(letters):
@@ -189,7 +200,7 @@ def test_what_was_triggered_or_is_named_and_a_single_firing_is_replayed_without_
         (("replay", "9"), 3, "no dead letter 9"),
         (("discard", "9"), 3, "no dead letter 9"),
         (("replay",), 2, "give the ids"),
-        (("replay", "1", "--worker", "mail"), 2, "not both"),
+        (("replay", "1", "--worker", "mail"), 2, "or --worker WORKER for all open ones of a worker, not both"),
         (("replay", "x"), 2, "LETTER"),
         (("replay", "--worker", "nobody"), 3, "no worker named 'nobody'"),
         (("list", "--worker", "nobody"), 3, "no worker named 'nobody'"),
@@ -199,3 +210,14 @@ def test_what_was_triggered_or_is_named_and_a_single_firing_is_replayed_without_
 )
 def test_bad_input_is_one_line(sqlite_cli, args, code, words):
     assert words in sqlite_cli.refused(code, "dead-letters", *args)
+
+
+def test_without_arguments_it_is_said_what_to_give(sqlite_cli):
+    for verb in ("replay", "discard"):
+        said = sqlite_cli.refused(2, "dead-letters", verb)
+        assert said == "give the ids of letters, or --worker WORKER for all open ones of a worker"
+    said = sqlite_cli.refused(2, "admin", "cancel")
+    assert said == "give the ids of runs, or --worker WORKER for all live ones of a worker"
+    for verb in ("enable", "disable", "pause", "resume"):
+        assert sqlite_cli.refused(2, "admin", verb) == "give the names of workers, or --all for every one"
+        assert sqlite_cli.refused(2, "admin", verb, "mail", "--all").endswith(", or --all for every one, not both")

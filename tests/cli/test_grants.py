@@ -56,6 +56,7 @@ def test_a_role_that_may_trigger_does_so_by_sql_python_and_the_command_line(as_r
     orchestrator = WorkerOrchestrator(theirs)
     assert first == f"run {orchestrator.trigger_sync('mail', key='k')}\n"
     asyncio.run(orchestrator.trigger_many("mail", [{}, None]))
+    assert "did you mean 'mail'?" in Cli(theirs, capsys).refused(3, "trigger", "mial")
 
 
 @pytest.mark.parametrize("what", MORE_THAN_A_TRIGGER)

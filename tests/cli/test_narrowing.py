@@ -110,3 +110,13 @@ def test_the_audit_log_is_narrowed(cli):
     assert actions("--since", "3d", "--worker", "mail") == ["set", "pause"]
     assert cli.ok("admin", "audit", "--actor", "an").out == "nothing decided that fits\n"
     assert "--action: 'sleep' is none of enable, disable" in cli.refused(2, "admin", "audit", "--action", "sleep")
+
+
+def test_why_times_were_missed_is_said_whole(cli):
+    reason = f"paused by {'x' * 200}: it answered 503 Service Unavailable"
+    missed = ended(None, "fetch", fence=None, outcome="missed", ends_run=None, occurrences=7, reason=reason)
+    failed = ended(1, "mail", outcome="failed", error_type="OSError", error=reason)
+    cli.insert("run_history", {**missed, "duration_ms": None}, failed)
+    said = cli.ok("history").out
+    assert f"7 times: {reason}" in said
+    assert f"OSError: {reason}"[:147] + "..." in said

@@ -66,6 +66,13 @@ def test_one_of_a_thing_is_not_said_to_be_several(cli):
     assert cli.ok("status").lines[-1] == "2 workers, 0 running, 1 waiting; 1 live node, 1 open dead letter"
 
 
+def test_one_worker_has_the_name_of_its_priority_and_its_number_for_programs(cli):
+    for command in ("status", "admin show"):
+        assert re.search(r"^priority +NORMAL$", cli.ok(*command.split(), "mail").out, re.MULTILINE)
+        found = cli(*command.split(), "mail", "--json").json
+        assert (found if isinstance(found, dict) else found[0])["priority"] == 1
+
+
 def test_runs_show_the_name_of_a_priority_and_its_number_to_programs(cli):
     cli.ok("trigger", "mail", "--priority", "critical")
     assert cli.ok("runs").lines[1].split()[4] == "CRITICAL"
@@ -322,6 +329,20 @@ def test_upcoming_is_bounded_and_marks_what_will_not_fire(cli):
     result = cli.ok("upcoming", "--limit", "5")
     assert len(result.lines) == 6
     assert "--limit shows more" in result.err
+
+
+def test_runs_say_why_a_run_waits_whose_time_has_come(cli):
+    cli.ok("trigger", "mail")
+    cli.ok("trigger", "mail", "--in", "2h")
+    assert cli.ok("runs").lines[1].endswith("  no node is running; `jobrunner run MODULE` starts one")
+    cli.join("mail", "fetch")
+    cli.ok("admin", "disable", "mail", "--reason", "API is down", "--actor", "ann")
+    titles, due, later = cli.ok("runs").lines
+    assert titles.endswith("WHY")
+    assert due.endswith("disabled by ann: API is down")
+    assert later.endswith("  -")
+    assert "why" not in cli("runs", "--json").json[0]
+    assert "why" not in cli("runs", "--json", "--limit", "1").json[0]
 
 
 def test_a_node_that_was_not_heard_of_for_its_lease_is_silent_wherever_it_shows(cli):

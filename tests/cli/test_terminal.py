@@ -166,6 +166,55 @@ def test_a_table_fits_the_terminal_and_breaks_no_name_and_drops_no_error(full, c
         assert is_dated == any(word.rstrip(":;,") == "UTC" for word in words), (table, lines)
 
 
+def test_one_long_name_costs_the_others_no_column(cli):
+    long = "the-nightly-import-of-all-customers-and-contracts"
+    cli.register(triggered(long), triggered("sync"))
+    cli.ok("trigger", "sync", "--in", "2h")
+    cli.ok("trigger", long)
+    cli.insert("run_history", ended(1, "sync"))
+    cli.use(
+        lambda db, conn: conn.exec_driver_sql(
+            f"UPDATE {db.schema_prefix}worker_state SET last_run_outcome = 'failed', last_error = 'no luck', "
+            f"consecutive_failures = 3, last_run_at = next_run_at WHERE worker = 'fetch'"
+        )
+    )
+    shown = on_a_terminal(80, [[words, "--database-url", cli.url] for words in ("status", "runs")])
+    status, runs = shown.values()
+    titles = " ".join(status[:2]).split()
+    assert {"NEXT", "RUN", "LAST", "STREAK", "RUNNING", "WAITING"} <= set(titles), status
+    assert long in status
+    titles = " ".join(runs[:2]).split()
+    assert {"ATTEMPT", "DUE", "STATE", "TRIGGER"} <= set(titles), runs
+    assert [line for line in (*status, *runs) if len(line) > 80] == []
+    assert [line for line in runs if line.strip().startswith("why: ")] == [
+        "    why: no node is running; `jobrunner run MODULE` starts one"
+    ]
+
+
+def test_on_a_terminal_upcoming_shows_a_few_times_of_each_worker(cli):
+    cli.register(scheduled("tick", interval_seconds=5), scheduled("nightly", cron="0 3 * * *"))
+    for hours in range(1, 6):
+        cli.ok("trigger", "mail", "--in", f"{hours}h")
+    end = ["--database-url", cli.url]
+    commands = [["upcoming", *end], ["upcoming", "tick", *end], ["upcoming", "--limit", "40", *end]]
+    few, one, limited = (
+        [line for line in lines if re.match(r"\d\d:\d\d:\d\d|\d\d-\d\d ", line)]
+        for lines in on_a_terminal(80, commands).values()
+    )
+    for name, times in (("tick", 3), ("fetch", 3), ("mail", 3), ("nightly", 1)):
+        assert sum(name in line for line in few) == times, (name, few)
+    assert len(one) == 100
+    assert len(limited) == 40
+    assert all("tick" in line or "fetch" in line for line in limited)
+    (said,) = [" ".join(lines) for lines in on_a_terminal(80, commands[:1]).values()]
+    assert (
+        "and more than 100 more of fetch, 2 more of mail, more than 100 more of tick; `jobrunner upcoming WORKER` or "
+        "--limit shows them"
+    ) in said
+    assert len(cli("upcoming", "--json", "--limit", "200").json) == 200
+    assert len(cli.ok("upcoming").lines) == 101
+
+
 def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
     firings = [letter(number, "fetch", trigger="schedule") for number in (1, 2, 3)]
     cli.insert("dead_letters", *firings)
@@ -175,3 +224,17 @@ def test_on_a_terminal_a_replay_of_old_firings_asks(cli):
     assert (code, cli.rows("runs")) == (130, [])
     said, code = typed("y", command)
     assert (code, said.count("replayed letter")) == (0, 3)
+
+
+def test_on_a_terminal_what_a_trigger_says_and_an_error_are_folded_on_words(cli):
+    cli.ok("admin", "disable", "mail", "--reason", REASON)
+    command = f"--database-url {cli.url}"
+    said, code = typed("", f"trigger mail --wait --wait-timeout 0 {command}")
+    assert code == 1
+    assert REASON in " ".join(said.split())
+    assert "error: run 1 of mail has not ended after 0 s, and stays: `jobrunner runs" in said
+    long = "such-a-worker-" * 10
+    for words in (f"trigger {long}", "trigger mail --in 1h --wait --wait-timeout 0"):
+        more, _ = typed("", f"{words} {command}")
+        said += more
+    assert [line for line in said.splitlines() if len(line) > 80] == []

@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from jobrunner import WorkerOrchestrator
+from jobrunner.cli import trigger
+from jobrunner.runtime.clock import SystemClock
+from jobrunner.storage.database.database import Database
+from jobrunner.storage.tables import define as t
 from tests.cli.conftest import NOW, Cli, triggered
+from tests.cli.program import start_jobrunner
 
 
 def test_a_trigger_makes_a_waiting_run(cli):
@@ -232,3 +240,78 @@ def test_a_role_with_the_rights_that_the_readme_names_can_trigger(postgres_url, 
         assert said == f"run {WorkerOrchestrator(theirs).trigger_sync('mail', key='k')}\n"
     finally:
         postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", name)
+
+
+def test_a_wait_with_an_end_says_that_the_run_stays(cli):
+    cli.ok("admin", "disable", "mail")
+    result = cli("trigger", "mail", "--wait", "--wait-timeout", "0.3s")
+    run = cli.row("runs")
+    *_, last = result.err.splitlines()
+    stays = (
+        f"run {run['id']} of mail has not ended after 0.3 s, and stays: `jobrunner runs --worker mail` shows it, "
+        f"`jobrunner explain mail` says why it waits, `jobrunner admin cancel {run['id']}` cancels it"
+    )
+    assert (result.code, last, run["state"]) == (1, f"error: {stays}", "pending")
+    result = cli("trigger", "mail", "--wait", "--wait-timeout", "0", "--json")
+    assert (result.code, result.out) == (1, "")
+    assert "--wait-timeout needs --wait" in cli.refused(2, "trigger", "mail", "--wait-timeout", "5s")
+    assert "--wait-timeout: 'soon' is no duration" in cli.refused(
+        2, "trigger", "mail", "--wait", "--wait-timeout", "soon"
+    )
+    assert len(cli.rows("runs")) == 2
+
+
+def test_an_interrupted_wait_says_so_too(cli, tmp_path):
+    cli.ok("admin", "disable", "mail")
+    process = start_jobrunner(f"trigger mail --wait --database-url {cli.url}", tmp_path)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("mail waits: disabled")
+    time.sleep(0.5)  # until it waits
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    run = cli.row("runs")
+    assert (process.returncode, said, run["state"]) == (130, f"run {run['id']}\n", "pending")
+    (line,) = err.splitlines()
+    assert line.startswith(f"run {run['id']} of mail has not ended, and stays: `jobrunner runs --worker mail` shows it")
+
+
+def test_a_failed_attempt_is_told_before_the_time_of_the_next(cli, monkeypatch):
+    """The first attempt fails before the trigger has looked at its run, the second at the next look."""
+    due_at = datetime(2090, 1, 1, tzinfo=UTC)
+    ends = iter([("failed", None), ("failed", "exhausted")])
+
+    async def end_it(clock=None, seconds=0.0):
+        outcome, ends_run = next(ends)
+        db = Database.open(cli.url)
+        async with db.write() as conn:
+            run_id = (await conn.execute(sa.select(t.runs.c.id))).scalar_one()
+            row = {"run_id": run_id, "fence": 1, "worker": "mail", "trigger": "manual", "error": "no luck"}
+            attempt = 1 if ends_run is None else 2
+            row |= {"outcome": outcome, "ends_run": ends_run, "finished_at": NOW, "attempt": attempt, "fence": attempt}
+            await conn.execute(sa.insert(t.run_history), row)
+            tried = {"attempt": 2, "due_at": due_at, "first_started_at": NOW}
+            await conn.execute(sa.delete(t.runs) if ends_run else sa.update(t.runs).values(tried))
+        await db.close()
+
+    why_waits = trigger.why_waits
+
+    async def fails_meanwhile(db, run_id, now):
+        why = await why_waits(db, run_id, now)
+        await end_it()
+        return why
+
+    said: list[str] = []
+    monkeypatch.setattr(trigger, "why_waits", fails_meanwhile)
+    monkeypatch.setattr(SystemClock, "sleep", end_it)
+    monkeypatch.setattr(trigger, "note", said.append)
+    monkeypatch.setattr(trigger, "say_folded", said.append)
+    assert cli("trigger", "mail", "--wait").code == 1
+    number = said[0].removeprefix("run ")
+    assert said == [
+        f"run {number}",
+        "attempt 1 failed, to be tried again: no luck",
+        f"run {number} is due at 2090-01-01 00:00:00 UTC",
+        "exhausted: no luck",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,41 @@ async def test_a_worker_of_nobody_is_still_unknown_and_registers_nothing(house: 
         with pytest.raises(WorkerNotFound, match="no worker named 'nobody'"):
             await trigger
     assert await names(house) == []
+
+
+async def test_a_mistyped_worker_is_told_with_the_one_that_was_meant(house: House):
+    sender, engine = web(house), create_async_engine(async_url(house.url))
+    meant = "no worker named 'mial'; did you mean 'mail'?"
+    with pytest.raises(WorkerNotFound, match=re.escape(meant)):  # of its own code: the database is empty
+        await sender.trigger_worker("mial")
+    await sender.register_definitions()
+    other: Any = house.orchestrator()
+    for ask in (
+        other.trigger_worker,
+        lambda name: other.trigger_many(name, [None]),
+        other.history,
+        other.enable_worker,
+        other.pause_worker,
+        lambda name: other.set_override(name, max_retries=1),
+    ):
+        with pytest.raises(WorkerNotFound, match=re.escape(meant)) as unknown:
+            await ask("mial")
+        assert unknown.value.worker == "mial"
+    async with engine.connect() as connection:
+        with pytest.raises(WorkerNotFound, match=re.escape(meant)):
+            await other.trigger_worker("mial", connection=connection)
+        await other.trigger_worker("mail", connection=connection)
+        await connection.commit()
+    await engine.dispose()
+    assert await waiting(house) == 1
+    refused = pytest.raises(WorkerNotFound, match=re.escape(meant))
+    with sync_engine(house.url) as sync, sync.connect() as connection, refused:
+        await asyncio.to_thread(other.trigger_sync, "mial", connection=connection)
+    with pytest.raises(InvalidWorker, match="did you mean max_retries"):
+        await other.set_override("mail", max_retires=1)
+    sender.register_worker("next", nothing, depends_on=["aftre"], **TRIGGERED)
+    with pytest.raises(InvalidWorker, match=r"depends on 'aftre', which is known neither .*; did you mean 'after'"):
+        await sender.register_definitions()
 
 
 async def test_a_trigger_adds_definitions_and_changes_none(house: House):

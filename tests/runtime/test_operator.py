@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from jobrunner.errors import (
     RunNotFound,
     WorkerNotFound,
 )
+from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import JobPriority, Misfire
 from jobrunner.storage.tables import define as t
 from tests.runtime.conftest import House
@@ -151,6 +153,37 @@ async def test_what_is_no_length_of_time_is_no_timeout(house: House, wrong: Any)
         await house.orchestrator().wait_for_run(1, timeout=wrong)
 
 
+async def test_what_cannot_be_an_id_a_name_or_an_actor_never_reaches_the_database(tmp_path: Path):
+    api: Any = WorkerOrchestrator(f"sqlite:///{tmp_path / 'none' / 'no.db'}")  # that cannot be opened
+    bad_texts = (5, None, "a\0b", "\ud800")
+    for wrong in ("x", True, 1.0, None, 2**63):
+        for ask in (api.get_run, api.wait_for_run, api.cancel_run):
+            with pytest.raises(InvalidSetting, match="run_id must be"):
+                await ask(wrong)
+        with pytest.raises(InvalidSetting, match="letter_id must be"):
+            await api.replay(wrong)
+    for change in (api.enable_worker, api.disable_worker, api.pause_worker, api.resume_worker, api.set_override):
+        for wrong in bad_texts:
+            with pytest.raises(InvalidSetting, match="name must be text"):
+                await change(wrong)
+        for wrong in (*bad_texts, " ", "a" * 201):
+            with pytest.raises(InvalidSetting, match="actor must be 1 to 200 printable characters"):
+                await change("add", actor=wrong)
+    for change in (api.disable_worker, api.pause_worker):
+        with pytest.raises(InvalidSetting, match="reason must be text"):
+            await change("add", reason=5)
+    with pytest.raises(InvalidSetting, match="a field must be text"):
+        await api.unset_override("add", 5)
+    with pytest.raises(InvalidSetting, match="until must be an aware time"):
+        await api.pause_worker("add", until="2090-01-01")
+
+
+async def test_a_reason_may_hold_what_no_database_does(api: WorkerOrchestrator):
+    assert (await api.disable_worker("add", "a\0b\ud800")).disabled_reason == "a\\0b?"
+    assert (await api.pause_worker("add", reason="a\0b\ud800")).paused_reason == "a\\0b?"
+    assert (await api.cancel_run(await api.trigger_worker("add", {"a": 1}), "a\0b\ud800")).reason == "a\\0b?"
+
+
 async def test_a_run_that_waits_is_cancelled_at_once_and_one_that_runs_is_told_to_stop(
     api: WorkerOrchestrator, house: House
 ):
@@ -189,10 +222,49 @@ async def test_history_is_narrowed_and_read_page_by_page(api: WorkerOrchestrator
     assert [each.result for each in (*first, *rest)] == [3, 2, 1]
 
 
+async def test_history_is_narrowed_as_at_the_command_line(api: WorkerOrchestrator):
+    failed = await api.wait_for_run(await api.trigger_worker("fail"), timeout=20)
+    dropped = await api.wait_for_run(await api.trigger_worker("drop"), timeout=20)
+    await api.wait_for_run(await api.trigger_worker("add", {"a": 1}), timeout=20)
+
+    async def ids(**narrowed: Any) -> list[int | None]:
+        return [row.run_id for row in await api.history(**narrowed)]
+
+    assert await ids(outcome="exhausted") == [failed.id]
+    assert await ids(outcome=["discarded", "exhausted"]) == [dropped.id, failed.id]
+    assert await ids(outcome=(OutcomeKind.FAILED,), until=timedelta(0)) == [dropped.id, failed.id]
+    assert await ids(worker="fail", since="2h") == await ids(worker="fail", since="2020-01-01") == [failed.id]
+    assert await ids(worker="fail", until="2h") == []
+    assert await ids(worker="fail", since="2h", until=datetime.now(UTC)) == [failed.id]
+    a_minute_ago = (datetime.now(UTC) - timedelta(minutes=1)).astimezone()
+    assert await ids(worker="fail", since=f"{a_minute_ago:%H:%M:%S}") == [failed.id]
+
+
 async def test_history_refuses_what_it_cannot_read(api: WorkerOrchestrator):
     with pytest.raises(WorkerNotFound):
         await api.history("nobody")
-    refused: list[dict[str, Any]] = [{"outcome": "broken"}, {"since": datetime(2026, 1, 1)}, {"limit": 0}]  # noqa: DTZ001
+    refused: list[dict[str, Any]] = [
+        {"outcome": "broken"},
+        {"outcome": ["failed", "broken"]},
+        {"outcome": []},
+        {"outcome": 5},
+        {"since": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"since": "soon"},
+        {"since": 5},
+        {"since": timedelta.max},
+        {"since": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))},
+        {"since": "1h", "until": "2h"},
+        {"until": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"limit": 0},
+        {"limit": True},
+        {"limit": 2**63},
+        {"run_id": "x"},
+        {"run_id": True},
+        {"run_id": 2**63},
+        {"worker": 5},
+        {"worker": "a\0b"},
+        {"before": 5},
+    ]
     for wrong in refused:
         with pytest.raises(InvalidSetting, match=next(iter(wrong))):
             await api.history(**wrong)

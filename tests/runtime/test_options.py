@@ -134,8 +134,13 @@ async def test_the_delay_of_a_trigger_too(house: House):
     for wrong in ("soon", float("nan"), True, timedelta.max):
         with pytest.raises(InvalidSetting, match=r"delay must be|a delay of .* leads past the year 9999"):
             await orchestrator.trigger_worker("it", delay=wrong)
-    with pytest.raises(InvalidSetting, match="no duration"):
-        await orchestrator.stop("soon")
+    for negative in (-5, timedelta(seconds=-1)):
+        with pytest.raises(InvalidSetting, match="delay must not be negative"):
+            await orchestrator.trigger_worker("it", delay=negative)
+    assert len(await house.rows("SELECT id FROM {p}runs")) == len(ids)
+    for wrong in ("soon", -5):
+        with pytest.raises(InvalidSetting, match="drain_timeout: "):
+            await orchestrator.stop(wrong)
     await orchestrator.stop("1s")
 
 

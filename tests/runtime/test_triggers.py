@@ -282,6 +282,9 @@ def nested(depth: int) -> dict[str, Any]:
     [
         ({"delay": 1, "at": datetime.now(UTC)}, "at or delay"),
         ({"at": datetime(2026, 1, 1)}, "aware"),  # noqa: DTZ001 - that is what is refused
+        ({"at": "2h"}, "at must be an aware time"),
+        ({"force": "no"}, "force must be True or False"),
+        ({"key_scope": ["live"], "key": "k"}, "neither 'waiting' nor 'live'"),
         ({"delay": "soon"}, "delay must be"),
         ({"delay": float("nan")}, "delay must be"),
         ({"key": "k", "key_scope": "forever"}, "neither 'waiting' nor 'live'"),
@@ -292,13 +295,36 @@ def nested(depth: int) -> dict[str, Any]:
         ({"delay": 9000 * 365 * 86400}, "leads past the year 9999"),
         ({"payload": nested(700)}, "nested 701 deep"),
     ],
-    ids=["both", "naive", "text", "nan", "scope", "priority", "key", "1969", "last", "delay", "nested"],
+    ids=[
+        "both",
+        "naive",
+        "at",
+        "force",
+        "scopes",
+        "text",
+        "nan",
+        "scope",
+        "priority",
+        "key",
+        "1969",
+        "last",
+        "delay",
+        "nested",
+    ],
 )
 async def test_options_that_cannot_be_used_are_refused(sqlite_url: str, options: dict[str, Any], problem: str):
     orchestrator = WorkerOrchestrator(sqlite_url)
     orchestrator.register_worker("it", nothing, **TRIGGERED)
     with pytest.raises((InvalidSetting, InvalidPayload, UsageError), match=problem):
         await orchestrator.trigger_worker("it", **options)
+
+
+async def test_a_name_that_is_no_text_is_refused(sqlite_url: str):
+    orchestrator: Any = WorkerOrchestrator(sqlite_url)
+    for name in (5, None, ["it"], "a\0b"):
+        for trigger in (orchestrator.trigger_worker(name), orchestrator.trigger_many(name, [{}])):
+            with pytest.raises(InvalidSetting, match="name must be text"):
+                await trigger
 
 
 # --- keys, and processes without handlers -------------------------------------------------------------------------
@@ -313,8 +339,12 @@ async def test_of_many_triggers_one_that_does_not_fit_refuses_all(house: House):
     await maker.start()
     await maker.disable_worker("it")
     for wrong in ({"n": "1"}, {"m": 1}, {}, {"n": {1}}, [1], {"n": 1, "x": "\0"}):
-        with pytest.raises(InvalidPayload):
-            await maker.trigger_many("it", [{"n": 1}, wrong])  # type: ignore[list-item]
+        with pytest.raises(InvalidPayload, match="payload 2 of 3: "):
+            await maker.trigger_many("it", iter([{"n": 1}, wrong, None]))  # type: ignore[arg-type]
+    with pytest.raises(InvalidPayload, match="payload 1 of 1: n: Input should be "):
+        await maker.trigger_many("it", [{"n": "x"}])
+    with pytest.raises(InvalidSetting, match="payloads must be several"):
+        await maker.trigger_many("it", 5)  # type: ignore[arg-type]
     with pytest.raises(InvalidWorker):
         await maker.trigger_many("it", [{"n": 1}], priority="URGENT")
     assert await house.rows("SELECT id FROM {p}runs") == []

@@ -62,9 +62,9 @@ async def test_what_is_given_in_types_arrives_so_and_is_returned_so_wherever_the
         assert result["parcel"] == SAID
         assert result["others"] == others
         assert (result["path"], result["id"], result["ids"]) == ("a/b", SAID["id"], {SAID["id"]: SAID["at"]})
-    with pytest.raises(InvalidPayload, match=r"^others\.1\.weight: "):
+    with pytest.raises(InvalidPayload, match=r"^payload 2 of 2: others\.1\.weight: "):
         bad = Parcel(UUID(int=1), MOMENT, Decimal("nan"))
-        await orchestrator.trigger_many("thread", [{**payload, "others": [PARCEL, bad]}])
+        await orchestrator.trigger_many("thread", [payload, {**payload, "others": [PARCEL, bad]}])
     assert await house.rows("SELECT id FROM {p}runs") == []
 
 

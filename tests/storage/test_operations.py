@@ -180,7 +180,8 @@ async def test_a_loop_that_is_paused_while_it_runs_goes_on_when_it_is_resumed(st
 async def test_setting_a_value_is_audited_with_old_and_new(stage: Stage):
     await stage.register(scheduled("a", interval_seconds=60))
     await stage.run_once()
-    merged = await operations.set_values(stage.db, "a", {"interval_seconds": 30, "priority": "HIGH"}, stage.now, ACTOR)
+    values = {"interval_seconds": 30, "priority": "HIGH"}
+    merged = (await operations.set_values(stage.db, "a", values, stage.now, ACTOR)).after
     assert (merged.interval_seconds, int(merged.priority)) == (30, 2)
     (audit,) = await audits(stage)
     assert audit[0] == "set"
@@ -197,6 +198,16 @@ async def test_a_cron_and_an_interval_take_each_others_place(stage: Stage):
     await operations.set_values(stage.db, "a", {"interval_seconds": 5}, stage.now, ACTOR)
     stored = await stage.stored("a")
     assert (stored.config.cron, stored.overrides) == (None, {"interval_seconds": 5})
+    assert [detail for _, _, detail in await audits(stage)] == [
+        {
+            "old": {"cron": None, "interval_seconds": 60},
+            "new": {"cron": "0 * * * *", "interval_seconds": None},
+        },
+        {
+            "old": {"interval_seconds": None, "cron": "0 * * * *"},
+            "new": {"interval_seconds": 5, "cron": None},
+        },
+    ]
 
 
 @pytest.mark.parametrize(

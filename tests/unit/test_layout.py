@@ -57,6 +57,41 @@ def test_what_must_be_seen_and_has_no_room_stands_below():
     ]
 
 
+def test_a_name_that_would_cost_others_their_columns_ends_its_line():
+    long = "a-worker-with-a-very-long-name"
+    table = [*columns("id"), *columns("worker", "state"), *columns("due_at", "streak", importance=4)]
+    rows = [["1", long, "waits", "12:00:01", "0"], ["2", "b", "runs", "12:00:02", "5"]]
+    assert lay_out(table, rows, 65) == [
+        "ID  WORKER                          STATE  DUE AT    STREAK",
+        f"1   {long}  waits  12:00:01  0",
+        "2   b                               runs   12:00:02  5",
+    ]
+    assert lay_out(table, rows, 40) == [
+        "ID  WORKER  STATE  DUE AT    STREAK",
+        f"1   {long}",
+        "            waits  12:00:01  0",
+        "2   b       runs   12:00:02  5",
+    ]
+    assert lay_out(table, rows, 32) == [
+        "ID  WORKER  STATE  DUE AT",
+        "1",
+        long,
+        "            waits  12:00:01",
+        "2   b       runs   12:00:02",
+    ]
+
+
+def test_so_do_two_of_them_and_only_what_is_said_takes_a_line():
+    table = [*columns("at"), *columns("actor", "action", "worker"), Column("detail", "detail", longest=300)]
+    rows = [["12:00", "a" * 30, "set", "w" * 25, "what it was"], ["12:01", "b", "c", "d", "-"]]
+    assert lay_out(table, rows, 60)[1:] == [
+        "12:00  " + "a" * 30,
+        "              set     " + "w" * 25,
+        "                              what it was",
+        "12:01  b      c       d       -",
+    ]
+
+
 def test_a_text_is_folded_in_its_column_where_half_of_the_width_is_free():
     assert lay_out([*columns("gate"), WHY], [["due", "not due until noon"]], 18) == [
         "GATE  WHY",

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from jobrunner.model.worker import WorkerConfig, WorkerExecutionMode, WorkerState
 from jobrunner.policy.missed import UNTIL_RESUMED
-from jobrunner.policy.upcoming import firings, first_of
+from jobrunner.policy.upcoming import MOST_COUNTED, Upcoming, few_of_each, firings, first_of
 
 NOW = datetime(2026, 3, 28, 12, tzinfo=UTC)
 
@@ -60,3 +60,29 @@ def test_a_long_listing_is_cut_without_being_made():
     rows, has_more = first_of(firings(workers, NOW, NOW + timedelta(days=36_000)), 4)
     assert has_more
     assert [row.worker for row in rows] == ["a", "b", "a", "b"]
+
+
+def test_a_few_times_of_each_worker_hide_none_behind_one_that_fires_all_the_time():
+    def due(name, minutes, **options):
+        return WorkerConfig(name, **options), WorkerState(name, next_run_at=NOW + timedelta(minutes=minutes))
+
+    workers = [
+        due("tick", 1, interval_seconds=0.001),
+        due("hourly", 30, interval_seconds=3600),
+        due("nightly", 840, cron="0 2 * * *"),
+        (WorkerConfig("off", interval_seconds=60), WorkerState("off", is_enabled=False, disabled_by="operator")),
+    ]
+    planned = [Upcoming("mail", NOW + timedelta(hours=n), "UTC", f"run {n}", n) for n in range(1, 6)]
+    planned.append(Upcoming("nightly", NOW + timedelta(hours=20), "UTC", "run 9", 9))
+    until = NOW + timedelta(days=1)
+    few = few_of_each(workers, planned, NOW, until, 100)
+    assert [row.worker for row in few.rows] == [
+        *["tick"] * 3, "hourly", "mail", "hourly", "mail", "hourly", "mail", "nightly", "nightly", "off",
+    ]  # fmt: skip
+    assert few.more == {"tick": MOST_COUNTED + 1, "hourly": 21, "mail": 2}
+    assert not few.is_cut
+    few = few_of_each(workers, planned, NOW, until, 4)
+    assert [row.worker for row in few.rows] == ["tick", "tick", "tick", "hourly"]
+    assert (few.more["hourly"], few.is_cut) == (23, True)
+    assert "mail" not in few.more
+    assert few_of_each([], [], NOW, until, 4).rows == []

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_TRACEBACK_BYTES = 64 * 1024
 ENDS_ASKED_FOR = (EndsRun.EXHAUSTED, EndsRun.DISCARDED)
 """How runs end that no outcome of an attempt is called by."""
+OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))
+"""All that `outcome` of `read_history` may be."""
 
 
 def missed_row(worker: str, missed: Missed, now: datetime) -> dict[str, Any]:
@@ -140,7 +142,7 @@ async def read_history(
 ) -> list[dict[str, Any]]:
     """Return the newest attempts first, at most `limit`, narrowed by what is given; `before`: after that row.
 
-    `outcome`: one of `OutcomeKind`, `exhausted` or `discarded` (how the run ended, too), or several of these.
+    `outcome`: one of `OUTCOMES` (`exhausted` and `discarded`: so the run ended, too), or several of them.
     """
     h = t.run_history
     conditions: list[sa.ColumnElement[bool]] = []

@@ -76,6 +76,11 @@ async def status(db: Database) -> SchemaStatus:
         return SchemaStatus(SchemaState.MISSING, None, known()[0])
 
 
+def _file(db: Database) -> str:
+    """Return the name of SQLite's file, with its folder: the current one may be another than was meant."""
+    return str(Path(db.url.database or "").absolute())
+
+
 async def require_current(db: Database) -> None:
     """Return if the schema is the one this code needs.
 
@@ -84,7 +89,7 @@ async def require_current(db: Database) -> None:
     """
     found = await status(db)
     if found.state is SchemaState.MISSING:
-        raise SchemaMissing(db.url.database if db.is_sqlite else None)
+        raise SchemaMissing(_file(db) if db.is_sqlite else None)
     if found.state is SchemaState.BEHIND:
         raise SchemaBehind(str(found.current), found.head)
     if found.state is SchemaState.AHEAD:

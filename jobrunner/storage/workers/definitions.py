@@ -99,7 +99,7 @@ async def register(
     ]
     unused: list[str] = []
     merged = {config.name: _merge(config, stored.get(config.name), unused) for config in wanted}
-    await _check_relations(conn, dialect, merged)
+    await _check_relations(conn, dialect, merged, hashes)
     given = {config.name: config for config in wanted}
     added = [name for name in sorted(given) if name not in stored]
     changed = [name for name in sorted(given) if name in stored]
@@ -297,9 +297,11 @@ async def _write_edges(
         await conn.execute(sa.insert(b), blocks)
 
 
-async def _check_relations(conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig]) -> None:
+async def _check_relations(
+    conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig], in_code: Iterable[str]
+) -> None:
     named = named_elsewhere(merged)
-    refuse_unknown(named, await existing_names(conn, dialect, named))
+    refuse_unknown(named, await existing_names(conn, dialect, named), in_code)
     if any(config.depends_on for config in merged.values()):
         d = t.worker_dependencies
         edges: dict[str, list[str]] = {}

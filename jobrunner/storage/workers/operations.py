@@ -6,6 +6,7 @@ commits after a disable has.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
 from jobrunner.model.unreadable import Unreadable
 from jobrunner.policy import definitions, switches
+from jobrunner.policy.near import did_you_mean
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
 from jobrunner.storage.database import wakeups
@@ -62,7 +64,7 @@ async def disable(db: Database, name: str, now: datetime, actor: str, reason: st
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
         gap = await _gap(conn, db.dialect, stored, now)
-        after, missed = switches.disable(stored.state, stored.config, now, reason, storable(actor), gap)
+        after, missed = switches.disable(stored.state, stored.config, now, storable(reason), storable(actor), gap)
         await _switch(
             db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
         )
@@ -85,7 +87,7 @@ async def pause(
     """
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        gap, who = await _gap(conn, db.dialect, stored, now), storable(actor)
+        gap, who, reason = await _gap(conn, db.dialect, stored, now), storable(actor), storable(reason)
         after, missed = switches.pause(
             stored.state, stored.config, now, until, reason, is_length=is_length, actor=who, gap=gap
         )
@@ -127,7 +129,15 @@ async def _write_state(conn: AsyncConnection, state: WorkerState) -> None:
     await conn.execute(write_state_statement(), [state_values(state)])
 
 
-async def set_values(db: Database, name: str, values: Mapping[str, Any], now: datetime, actor: str) -> WorkerConfig:
+@dataclass(frozen=True, slots=True)
+class Redefined:
+    """A worker's definition before and after overrides of it have changed."""
+
+    before: WorkerConfig
+    after: WorkerConfig
+
+
+async def set_values(db: Database, name: str, values: Mapping[str, Any], now: datetime, actor: str) -> Redefined:
     """Lay `values` over a worker's definition; deploys do not undo them.
 
     Raises:
@@ -143,15 +153,16 @@ async def set_values(db: Database, name: str, values: Mapping[str, Any], now: da
             overrides.pop("cron", None)
         if values.get("cron") is not None:
             overrides.pop("interval_seconds", None)
-        merged = await workers.write_overrides(conn, stored, overrides, now)
-        old = {field: _plain(getattr(stored.config, field)) for field in values}
-        new = {field: _plain(getattr(merged, field)) for field in values}
+        changed = Redefined(stored.config, await workers.write_overrides(conn, stored, overrides, now))
+        fields = definitions.with_replaced(changed.before, changed.after, values)
+        old = {field: _plain(getattr(changed.before, field)) for field in fields}
+        new = {field: _plain(getattr(changed.after, field)) for field in fields}
         await write_audits(conn, [audit_row("set", name, {"old": old, "new": new}, now, actor)])
         await wakeups.notify(db, conn)
-        return merged
+        return changed
 
 
-async def unset_values(db: Database, name: str, fields: Sequence[str], now: datetime, actor: str) -> WorkerConfig:
+async def unset_values(db: Database, name: str, fields: Sequence[str], now: datetime, actor: str) -> Redefined:
     """Take overrides away, so that what code said holds again. Raises as `set_values`, and `Refused` if none is set."""
     async with db.write() as conn:
         stored = await workers.read_one(conn, db.dialect, name, lock=True)
@@ -161,12 +172,14 @@ async def unset_values(db: Database, name: str, fields: Sequence[str], now: date
         if missing:
             raise Refused(f"worker {name!r} has no override of {', '.join(missing)}; `jobrunner admin show {name}`")
         overrides = {field: value for field, value in stored.overrides.items() if field not in fields}
-        merged = await workers.write_overrides(conn, stored, overrides, now)
+        changed = Redefined(stored.config, await workers.write_overrides(conn, stored, overrides, now))
         old = {field: stored.overrides[field] for field in fields}
-        new = {field: _plain(getattr(merged, field)) for field in fields}
+        said = definitions.with_replaced(changed.before, changed.after, fields)
+        old |= {field: _plain(getattr(changed.before, field)) for field in said if field not in fields}
+        new = {field: _plain(getattr(changed.after, field)) for field in said}
         await write_audits(conn, [audit_row("unset", name, {"old": old, "new": new}, now, actor)])
         await wakeups.notify(db, conn)
-        return merged
+        return changed
 
 
 def _check_fields(name: str, values: Mapping[str, Any]) -> None:
@@ -174,7 +187,7 @@ def _check_fields(name: str, values: Mapping[str, Any]) -> None:
         raise InvalidWorker(name, "is given both interval_seconds and cron; keep one")
     for field in values:
         if field not in definitions.OVERRIDABLE:
-            raise InvalidWorker(name, f"{field!r} cannot be set; these can: {', '.join(definitions.OVERRIDABLE)}")
+            raise InvalidWorker(name, f"{field!r} cannot be set; {did_you_mean(field, definitions.OVERRIDABLE)}")
 
 
 def _refuse_unreadable(stored: workers.Stored) -> None:
