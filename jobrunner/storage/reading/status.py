@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from jobrunner.model.worker import WorkerState
+    from jobrunner.model.worker import WorkerConfig, WorkerState
     from jobrunner.storage.database.dialect import Dialect
 
 _NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
@@ -182,6 +182,11 @@ async def read_firings(
     conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None
 ) -> Iterator[Upcoming]:
     """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given."""
+    return firings(await read_schedules(conn, worker), now, until)
+
+
+async def read_schedules(conn: AsyncConnection, worker: str | None = None) -> list[tuple[WorkerConfig, WorkerState]]:
+    """Return the scheduled workers with their states, or `worker` alone if it is one."""
     w, s = t.workers, t.worker_state
     scheduled = (
         sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
@@ -192,7 +197,7 @@ async def read_firings(
         scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
     rows = (await conn.execute(scheduled)).all()
-    return firings([(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows], now, until)
+    return [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
 
 
 def planned_run(row: Mapping[str, Any]) -> Upcoming:
