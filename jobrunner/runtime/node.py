@@ -235,7 +235,7 @@ class Node:
         self.loop.call_soon_threadsafe(self._ticker.wake)
 
     def _on_wakeup(self) -> None:
-        self._ticker.wake_from_outside()
+        self._ticker.wake_from_outside(may_be_early=self._wakeups.may_be_early)
         if self._housekeeper.should_check_cancellations():
             self._run_service(self._housekeeper.stop_cancelled())
 

@@ -1,8 +1,8 @@
 """The tick loop: write what has ended, claim what is due, start it, sleep until there is something to do.
 
 The loop sleeps until the next due time, a wake-up or `tick_interval`, whichever is first. A wake-up is a free slot, a
-trigger of this process, or word from the database that someone else changed something. Such word may come a moment
-before the change it tells of can be seen by us, or be throttled by the database; so the loop looks once more shortly
+trigger of this process, or word from the database that someone else changed something. From PostgreSQL such word may
+come a moment before the change it tells of can be seen by us, or be throttled; so the loop looks once more shortly
 after each.
 
 A pass begins with turns of the fast path (`storage.turns.turn`) as long as there is something for it: simple ends, or
@@ -129,10 +129,10 @@ class Ticker:
         """Tick as soon as possible."""
         self._woken.set()
 
-    def wake_from_outside(self) -> None:
-        """Tick now, and once more a moment later; see the module."""
+    def wake_from_outside(self, *, may_be_early: bool) -> None:
+        """Tick now; if word may have come before its change can be seen, once more a moment later."""
         self._woken.set()
-        if self._second_look is None:
+        if may_be_early and self._second_look is None:
             self._second_look = asyncio.get_running_loop().call_later(RESCAN_AFTER_SECONDS, self._look_again)
 
     def _look_again(self) -> None:

@@ -59,6 +59,9 @@ _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.1, 5.0
 class Wakeups(Protocol):
     """Tells a node that something may have changed."""
 
+    may_be_early: bool
+    """May word come before the change can be seen, or not come for a change right after another? Then look again."""
+
     async def start(self, callback: Callable[[], None]) -> None:
         """Call `callback` in this event loop at every wake-up, until `stop`. A missing server is no error."""
 
@@ -82,6 +85,8 @@ async def notify(db: Database, conn: AsyncConnection) -> None:
 class NoWakeups:
     """For transaction-pooling proxies: nothing wakes, the node polls."""
 
+    may_be_early = False
+
     async def start(self, callback: Callable[[], None]) -> None:
         """Nothing to start."""
 
@@ -90,7 +95,9 @@ class NoWakeups:
 
 
 class SqliteWakeups:
-    """Asks SQLite for its count of commits, in a thread."""
+    """Asks SQLite for its count of commits, in a thread; what is counted can be seen."""
+
+    may_be_early = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -159,6 +166,8 @@ def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> bool
 
 class PostgresWakeups:
     """Listens on a connection of its own."""
+
+    may_be_early = True
 
     def __init__(self, url: sa.URL, schema: str) -> None:
         self._url = url
