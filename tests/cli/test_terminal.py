@@ -102,7 +102,7 @@ def full(cli: Cli) -> Cli:
         triggered(MAIL, max_running=3),
         triggered("idle"),
     )
-    node = nodes.NodeIdentity(NODE_ID, HOST, 4194303, "boot", NOW, "0.1.0", 5)
+    node = nodes.NodeIdentity(NODE_ID, HOST, 4194303, "boot", NOW, "0.1.0", 5, lease_seconds=1e9)
     cli.join(IMPORT, MAIL, node=node)
     claim = {"state": "running", "slot": 0, "fence": 1, "node_id": NODE_ID, "started_at": NOW}
     claim["progress"] = {"fraction": 0.4, "message": "of the customers whose names begin with a letter from A to K"}
