@@ -122,7 +122,7 @@ class ClaimLost(JobrunnerError):
 
 
 class FastPathRefused(JobrunnerError):
-    """The database user lacks the right TEMPORARY, which the fast path needs; all work goes the long way."""
+    """The fast path cannot be had: the user lacks the right TEMPORARY, or the session is not the node's own."""
 
 
 class DatabaseError(JobrunnerError):

@@ -37,10 +37,16 @@ def longest_silence(tick_interval: float, lease: float) -> float:
     return max(TICKS_MISSED * tick_interval, 1.25 * node_patience(lease))
 
 
+CLOCK_TOLERANCE_SECONDS = 5.0
+
+
 def silent_seconds(heartbeat_at: datetime, lease: float, now: datetime) -> float | None:
-    """Return for how long a node has not been heard of, if that is longer than its lease; else None."""
+    """Return for how long a node has not been heard of, if that is longer than its lease; else None.
+
+    The node's wall clock wrote the one time and the asker's reads the other: by so much they may differ.
+    """
     silent = (now - heartbeat_at).total_seconds()
-    return silent if silent > lease else None
+    return silent if silent > lease + CLOCK_TOLERANCE_SECONDS else None
 
 
 @dataclass(frozen=True, slots=True)

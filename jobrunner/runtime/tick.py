@@ -120,6 +120,7 @@ class Ticker:
     def claim_as(self, claimer: Claimer) -> None:
         """Claim in another name from now on."""
         self._claimer = claimer
+        self._known.forget()
 
     def note_round(self) -> None:
         """Note that the loop goes round: the heartbeat vouches for no node whose does not."""

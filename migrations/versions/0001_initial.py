@@ -114,6 +114,13 @@ def _now() -> sa.TextClause:
     return sa.text("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')" if _is_sqlite() else "now()")
 
 
+def _first_revision() -> sa.TextClause:
+    """Microseconds since 1970: no worker that was removed had the number, so that nobody takes the new one for it."""
+    if _is_sqlite():
+        return sa.text("(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))")
+    return sa.text("(extract(epoch FROM now()) * 1000000)::bigint")
+
+
 def _check(table: str, name: str, condition: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(condition, name=op.f(f"ck_{table}_{name}"))
 
@@ -311,7 +318,7 @@ def _create_worker_state() -> None:
         sa.Column("paused_by", sa.Text),
         sa.Column("missed_from", _TIME),
         sa.Column("reach_seconds", _REAL, nullable=False, server_default="0"),
-        sa.Column("revision", _BIG, nullable=False, server_default="1"),
+        sa.Column("revision", _BIG, nullable=False, server_default=_first_revision()),
         _waits_from(),
         _primary_key("worker_state", "worker"),
         _foreign_key("worker_state", "worker", "workers", "name"),

@@ -19,7 +19,9 @@ from jobrunner.storage.runs import facts as reading
 from jobrunner.storage.runs.finishes import Ended
 from jobrunner.storage.runs.live import read_claims
 from jobrunner.storage.runs.looks import Claimer, look
+from jobrunner.storage.schema.migrate import upgrade
 from jobrunner.storage.turns.fast_path import FastPath, open_fast_path
+from jobrunner.storage.turns.postgres import PostgresFastPath
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, claims_of, is_simple
 from jobrunner.storage.workers import operations
 from tests.support.checker import check
@@ -263,3 +265,50 @@ async def test_no_run_starts_before_the_last_end_whatever_the_clocks_say(stage: 
     (second,) = (await turn(stage, fast_path, await eligible_of(stage))).runs
     assert second.started_at == now
     assert check(stage.url) == []
+
+
+async def test_a_worker_that_was_removed_and_is_there_again_is_another(stage: Stage, fast_path: FastPath):
+    await stage.register(triggered("a", max_running=5), triggered("b"))
+    await stage.join(NODE, ["b"])
+    await stage.trigger("a")
+    here = reading.Here(frozenset({"a"}))
+    known = (await look(stage.db, Claimer(NODE, here), 5, stage.now)).eligible
+    assert known is not None
+    assert set(known.configs) == {"a"}
+    for run in await stage.tick(handlers=["a"]):
+        await stage.end(run)
+    await operations.remove(stage.db, "a", stage.now, ACTOR)
+    await stage.register(triggered("a", max_running=5, depends_on=["b"]))
+    await stage.trigger("a")
+    turned = await turn(stage, fast_path, known)
+    assert (turned.has_other, turned.runs) == (True, ())
+
+
+async def test_an_end_under_an_older_revision_goes_the_long_way_also_beside_a_newer_one(
+    stage: Stage, fast_path: FastPath
+):
+    await stage.register(triggered("a", max_running=5))
+    await stage.join(NODE)
+    await stage.trigger("a")
+    (old,) = await stage.tick()
+    await stage.register(triggered("a", max_running=6))
+    await stage.trigger("a")
+    (new,) = await stage.tick()
+    turned = await turn(stage, fast_path, None, 0, [ended(stage, old), ended(stage, new)])
+    assert turned.written == {new.id}
+
+
+async def test_a_function_that_somebody_took_away_is_made_again(postgres_url: str):
+    stage = Stage(postgres_url)
+    await upgrade(stage.db)
+    fast_path = PostgresFastPath(stage.db)
+    await stage.register(triggered("a", max_running=5))
+    await stage.join(NODE)
+    await stage.trigger("a")
+    await stage.trigger("a")
+    eligible = await eligible_of(stage)
+    assert len((await turn(stage, fast_path, eligible, free=1)).runs) == 1
+    await fast_path._connection.execute("DISCARD TEMP")
+    assert len((await turn(stage, fast_path, eligible, free=1)).runs) == 1
+    await fast_path.close()
+    await stage.db.close()

@@ -157,8 +157,7 @@ async def test_the_handler_gate_knows_the_code_of_live_nodes_only(stage: Stage):
 
     async def gate() -> bool:
         async with stage.db.peek() as conn:
-            edges = await reading.read_edges(conn, stage.db.dialect, ["a"])
-            facts = await reading.read_facts(conn, stage.db.dialect, T0, ["a"], edges, reading.Here(None), 1)
+            facts, _ = await reading.read_around(conn, stage.db.dialect, T0, ["a"], reading.Here(None), 1)
         return facts.workers["a"].has_handler
 
     assert not await gate()
@@ -173,8 +172,7 @@ async def test_a_command_worker_needs_a_node_that_allows_commands(stage: Stage):
 
     async def gate(here: reading.Here) -> tuple[bool, bool]:
         async with stage.db.peek() as conn:
-            edges = await reading.read_edges(conn, stage.db.dialect, ["a"])
-            facts = await reading.read_facts(conn, stage.db.dialect, T0, ["a"], edges, here, 1)
+            facts, _ = await reading.read_around(conn, stage.db.dialect, T0, ["a"], here, 1)
         return facts.workers["a"].has_handler, facts.workers["a"].has_handler_elsewhere
 
     await stage.join("n1", [])

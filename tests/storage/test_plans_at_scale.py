@@ -18,6 +18,7 @@ from jobrunner.model.run import OutcomeKind
 from jobrunner.storage import nodes
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters, looks, retention
@@ -123,7 +124,7 @@ async def status_of_one(stage: Stage) -> None:
         (row,) = await status.read_status(conn, "busy")
         assert row["pending_runs"] == 10_001
         assert (await status.read_worker(conn, "w000123"))["pending_runs"] == 0
-        await status.count_live_nodes(conn)
+        await read_nodes_heard(conn, stage.now)
         await dead_letters.count_open(conn)
         await status.read_progress(conn)
         await status.require_trace(conn, "w000123")

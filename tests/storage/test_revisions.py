@@ -68,3 +68,11 @@ async def test_a_change_of_a_relation_raises_it_at_both_ends(staged: Stage, tabl
         now = await revisions(staged)
         assert {name for name in now if now[name] > known[name]} == set(touched)
         known = now
+
+
+async def test_no_two_rows_begin_with_the_same(staged: Stage):
+    (before,) = await staged.rows("SELECT * FROM {p}worker_state WHERE worker = 'a'")
+    await staged.sql("DELETE FROM {p}worker_state WHERE worker = 'a'")
+    await staged.sql("INSERT INTO {p}worker_state (worker) VALUES ('a')")
+    (after,) = await staged.rows("SELECT * FROM {p}worker_state WHERE worker = 'a'")
+    assert after["revision"] > before["revision"] > 1_700_000_000_000_000

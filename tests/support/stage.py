@@ -176,9 +176,9 @@ class Stage:
     async def facts(self, names: Sequence[str], slots: int = 5, handlers: Collection[str] | None = None) -> Any:
         """Read facts as a tick does."""
         async with self.db.peek() as conn:
-            edges = await reading.read_edges(conn, self.db.dialect, names)
             here = reading.Here(self._names if handlers is None else handlers)
-            return await reading.read_facts(conn, self.db.dialect, self.now, names, edges, here, slots)
+            facts, _ = await reading.read_around(conn, self.db.dialect, self.now, names, here, slots)
+        return facts
 
     async def explain(self, worker: str, slots: int = 5) -> tuple[Candidate | None, list[Verdict]]:
         """Explain as the tick of a node with all the code would judge."""

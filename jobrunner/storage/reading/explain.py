@@ -197,7 +197,8 @@ def _no_handler(worker: WorkerFacts, heard: NodesHeard) -> str:
     if worker.problem is not None:
         return show_problem(worker.problem)
     if worker.config.isolation is Isolation.COMMAND and heard.active:
-        return "a command: only nodes started with --allow-commands run it, and none of these is live"
+        said = "a command: only nodes started with --allow-commands run it, and none of these is live"
+        return "; ".join(filter(None, [said, heard.show_silent()]))
     return heard.why_no_handler()
 
 

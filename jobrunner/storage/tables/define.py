@@ -25,7 +25,7 @@ from jobrunner.storage.tables.constraints import (
 )
 from jobrunner.storage.tables.kept_tables import HAS_LEFT, audit_log, dead_letters, node_handlers, nodes, run_history
 from jobrunner.storage.tables.metadata import NOW, SCHEMA_TOKEN, metadata
-from jobrunner.storage.tables.types import Big, Flag, Id, Json, Real, UtcDateTime
+from jobrunner.storage.tables.types import Big, FirstRevision, Flag, Id, Json, Real, UtcDateTime
 
 __all__ = [
     "HAS_LEFT",
@@ -172,7 +172,7 @@ worker_state = sa.Table(
     # its own (migration 0001): a look for waits that began ahead of now touches one row.
     sa.Column("reach_seconds", Real, nullable=False, server_default="0"),
     # Ours: raised by a trigger with every change of what the fast path rests on. See `policy.fast_path`.
-    sa.Column("revision", Big, nullable=False, server_default="1"),
+    sa.Column("revision", Big, nullable=False, server_default=FirstRevision()),
     one_of("disabled_by", ("operator", "circuit")),
     one_of("circuit_state", CircuitState),
     sa.CheckConstraint("is_enabled = (disabled_by IS NULL)", name="disabled_by_someone"),

@@ -143,6 +143,27 @@ def _now_on_sqlite(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
+class FirstRevision(sa.sql.functions.FunctionElement[int]):
+    """Microseconds since 1970 by the database's clock, for a column default: a number that no row had before.
+
+    A worker that was removed and is there again must not meet with what some node knows of the one before.
+    """
+
+    type = sa.BigInteger()
+    inherit_cache = True
+    name = "first_revision"
+
+
+@compiles(FirstRevision)
+def _first_revision_elsewhere(_element: FirstRevision, _compiler: SQLCompiler, **_: Any) -> str:
+    return "(extract(epoch FROM now()) * 1000000)::bigint"
+
+
+@compiles(FirstRevision, "sqlite")
+def _first_revision_on_sqlite(_element: FirstRevision, _compiler: SQLCompiler, **_: Any) -> str:
+    return "(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))"
+
+
 class JsonLength(sa.sql.functions.FunctionElement[int]):
     """How many elements a JSON column's array has; 0 for what is none."""
 

@@ -13,7 +13,7 @@ from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import read_json
 from jobrunner.storage.turns import postgres_function
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
-from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json, revisions_of
+from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json, under_one_revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ class PostgresFastPath:
         """See `FastPath.turn`."""
         names = list(eligible.configs) if eligible is not None else []
         firings = [] if eligible is None else list(eligible.firings.values())
-        revisions = revisions_of(ended)
+        ended, revisions = under_one_revision(ended)
         after_dues, after_ids = self._heads.of(names, now)
         given = {
             "this_node": node_id,
@@ -79,7 +79,10 @@ class PostgresFastPath:
         try:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._connect()
-            rows: list[Any] = await self._connection.fetch(_TURN, *arguments)
+            try:
+                rows: list[Any] = await self._connection.fetch(_TURN, *arguments)
+            except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
+                rows = await self._fetch_anew(arguments)
         except (asyncpg.UniqueViolationError, FastPathRefused):
             raise
         except Exception as error:
@@ -88,6 +91,17 @@ class PostgresFastPath:
             if failure is None:
                 raise
             raise failure from error
+        return rows
+
+    async def _fetch_anew(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """Somebody took the session's function away (DISCARD): make it again, once."""
+        await self.close()
+        self._connection = await self._connect()
+        try:
+            rows: list[Any] = await self._connection.fetch(_TURN, *arguments)
+        except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as error:
+            hint = "behind a transaction-pooling proxy set JOBRUNNER_POOLER=transaction"
+            raise FastPathRefused(f"{error}; {hint}") from error
         return rows
 
     async def _connect(self) -> Any:

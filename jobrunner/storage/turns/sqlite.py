@@ -10,7 +10,7 @@ from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import Garbled, from_text, read_json, to_text
 from jobrunner.storage.turns import sqlite_trigger
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
-from jobrunner.storage.turns.turn import Turned, result_json, revisions_of
+from jobrunner.storage.turns.turn import Turned, result_json, under_one_revision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,8 @@ def _read_claims(claims: str) -> list[Any]:
     return rows
 
 
-def _ended(ended: Sequence[Ended]) -> tuple[str, str]:
+def _ended(all_ended: Sequence[Ended]) -> tuple[str, str]:
+    ended, revisions = under_one_revision(all_ended)
     rows = [
         (
             item.run.id,
@@ -81,7 +82,7 @@ def _ended(ended: Sequence[Ended]) -> tuple[str, str]:
         )
         for item in ended
     ]
-    return json.dumps(rows), json.dumps(list(revisions_of(ended).items()))
+    return json.dumps(rows), json.dumps(list(revisions.items()))
 
 
 def _wanted(eligible: Eligible | None) -> tuple[str, str, str, str]:

@@ -47,7 +47,7 @@ from jobrunner.policy.fast_path import Eligible, simple_under
 from jobrunner.storage.runs.claims import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from jobrunner.model.run import Run
     from jobrunner.storage.runs.finishes import Ended
@@ -77,13 +77,17 @@ def is_simple(ended: Ended) -> bool:
     return ended.outcome.kind is OutcomeKind.SUCCEEDED and ended.simple_under is not None
 
 
-def revisions_of(ended: Iterable[Ended]) -> Mapping[str, int]:
-    """Return the revision of each worker that ends are of: the newest, for it only grows."""
-    found: dict[str, int] = {}
+def under_one_revision(ended: Sequence[Ended]) -> tuple[Sequence[Ended], Mapping[str, int]]:
+    """Return the ends that a turn may write, and the revision of each worker that they are of: the newest, by name.
+
+    A revision only grows: what was claimed under an older one is not simple any more, and is left out.
+    """
+    newest: dict[str, int] = {}
     for item in ended:
-        revision = item.simple_under or 0
-        found[item.run.worker] = max(found.get(item.run.worker, 0), revision)
-    return dict(sorted(found.items()))
+        newest[item.run.worker] = max(newest.get(item.run.worker, 0), item.simple_under or 0)
+    if any(item.simple_under != newest[item.run.worker] for item in ended):
+        ended = [item for item in ended if item.simple_under == newest[item.run.worker]]
+    return ended, dict(sorted(newest.items()))
 
 
 def result_json(value: Any) -> str | None:

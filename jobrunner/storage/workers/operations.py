@@ -259,6 +259,7 @@ async def remove(db: Database, name: str, now: datetime, actor: str) -> None:
         Refused: runs of it are live, a live node has its code, or other workers depend on it or block it.
     """
     async with db.write() as conn:
+        await db.dialect.lock_for_migration(conn)  # as registering does: both change relations, in other orders
         await workers.read_one(conn, db.dialect, name, lock=True)
         # Enqueuers hold a key lock on this row: wait for those under way, so that their runs are counted.
         await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == name).with_for_update())
@@ -269,6 +270,7 @@ async def remove(db: Database, name: str, now: datetime, actor: str) -> None:
         await conn.execute(sa.delete(t.worker_state).where(t.worker_state.c.worker == name))
         await conn.execute(sa.delete(t.workers).where(t.workers.c.name == name))
         await write_audits(conn, [audit_row("remove", name, {}, now, actor)])
+        await wakeups.notify(db, conn)
 
 
 async def _refuse_removal(conn: AsyncConnection, name: str) -> None:
