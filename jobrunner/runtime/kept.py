@@ -94,7 +94,7 @@ async def _close(holder: AsyncGenerator[Database]) -> None:
 def _is_gone(db: Database) -> bool:
     """Say whether SQLite's file is no longer the one that was opened: then the one of that name now is the database."""
     try:
-        db.check_file()
+        db.check_file(is_now=True)  # else the use that follows may be the one to find out
     except DatabaseGone:
         return True
     return False

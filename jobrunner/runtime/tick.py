@@ -141,7 +141,13 @@ class Ticker:
         self._woken.set()
 
     async def run(self) -> None:
-        """Tick until cancelled."""
+        """Tick until cancelled. What has ended by then, or ends later, is left to the recorder."""
+        try:
+            await self._go_on()
+        finally:
+            self._outbox.keep_none()
+
+    async def _go_on(self) -> None:
         failures = 0
         while True:
             self.note_round()

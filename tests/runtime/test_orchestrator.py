@@ -644,6 +644,9 @@ async def test_a_service_that_breaks_ends_the_run_with_its_error(house: House, m
         await asyncio.wait_for(running, 10)
     (node,) = await house.rows("SELECT state FROM {p}nodes")
     assert node["state"] == "stopped"
+    # What a turn had claimed before the loop broke has ended, and that is written all the same.
+    assert [row["outcome"] for row in await house.history()] in ([], ["succeeded"])
+    assert await house.rows("SELECT id FROM {p}runs WHERE state <> 'pending'") == []
 
 
 async def test_a_node_whose_tables_are_gone_ends_and_says_that(

@@ -74,10 +74,12 @@ class StallingProxy:
 
     async def _end(self) -> None:
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        for _ in range(3):  # also what has just been accepted: a driver asks on a new connection for a cancel
+            await asyncio.sleep(0.02)
+            for task in list(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(list(self._tasks))
 
     def _do(self, work: Any) -> Any:
         result: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
