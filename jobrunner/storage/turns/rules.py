@@ -6,12 +6,11 @@ in both: `r` a run, `s` its worker's state, `w` its definition, `e` an end, `f` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from operator import itemgetter
+from typing import Any
 
 from jobrunner.model.run import Run, RunState, Trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 REVISION = "w.revision + s.revision"
 """Both only grow, so the sum stands for both. The one is raised with the definition and its relations, the other with
@@ -58,10 +57,13 @@ CLAIM = {
 """What a turn answers of each claim, in this order, with PostgreSQL's types. The rest of a claimed `Run` is known."""
 CLAIMED = ", ".join(f"r.{column}" for column in CLAIM)
 _TRIGGERS = {str(trigger): trigger for trigger in Trigger}
+_TRIGGER = list(CLAIM).index("trigger")
+_KNOWN: dict[str, Any] = {"state": RunState.RUNNING, "cancel_requested_at": None, "cancel_reason": None}
+_GIVEN = [*CLAIM, "node_id", *_KNOWN]
+_in_order = itemgetter(*(_GIVEN.index(field.name) for field in fields(Run)))
 
 
-def claimed_run(values: Iterable[Any], node_id: str) -> Run:
-    """Build a run from the values of `CLAIM`, its times and payload as the model has them."""
-    found = dict(zip(CLAIM, values, strict=True))
-    found["trigger"] = _TRIGGERS[found["trigger"]]
-    return Run(**found, state=RunState.RUNNING, node_id=node_id)
+def claimed_run(values: list[Any], node_id: str) -> Run:
+    """Build a run from the values of `CLAIM`, which are used up; its times and payload are as the model has them."""
+    values[_TRIGGER] = _TRIGGERS[values[_TRIGGER]]
+    return Run(*_in_order([*values, node_id, *_KNOWN.values()]))

@@ -82,12 +82,11 @@ def under_one_revision(ended: Sequence[Ended]) -> tuple[Sequence[Ended], Mapping
 
     A revision only grows: what was claimed under an older one is not simple any more, and is left out.
     """
-    newest: dict[str, int] = {}
-    for item in ended:
-        newest[item.run.worker] = max(newest.get(item.run.worker, 0), item.simple_under or 0)
-    if any(item.simple_under != newest[item.run.worker] for item in ended):
+    each = {(item.run.worker, item.simple_under or 0) for item in ended}
+    newest = dict(sorted(each))  # of several of one name the last, which is the newest
+    if len(each) > len(newest):
         ended = [item for item in ended if item.simple_under == newest[item.run.worker]]
-    return ended, dict(sorted(newest.items()))
+    return ended, newest
 
 
 def result_json(value: Any) -> str | None:
@@ -97,11 +96,8 @@ def result_json(value: Any) -> str | None:
 
 def claims_of(turned: Turned, eligible: Eligible) -> tuple[Claim, ...]:
     """Return the claims that a turn gave."""
-    configs, revisions = eligible.configs, eligible.revisions
-    return tuple(
-        [
-            Claim(run, config, simple_under(config, CircuitState.CLOSED, revisions[run.worker]))
-            for run in turned.runs
-            for config in (configs[run.worker],)
-        ]
-    )
+    under = {}
+    for name in {run.worker for run in turned.runs}:
+        config = eligible.configs[name]
+        under[name] = config, simple_under(config, CircuitState.CLOSED, eligible.revisions[name])
+    return tuple([Claim(run, *under[run.worker]) for run in turned.runs])
