@@ -47,6 +47,11 @@ def said_to(output: Said | None, descriptors: frozenset[int] = frozenset()) -> I
         _said.reset(token)
 
 
+def is_kept() -> bool:
+    """Say whether records that are made here are kept."""
+    return _said.get() is not None
+
+
 def see_all() -> None:
     """See every record of this process from now on; to be called once a worker wants its own kept."""
     call = logging.Logger.callHandlers

@@ -72,10 +72,11 @@ class Launcher:
             )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()
+        kind = InlineCode if handler.is_async else ThreadCode
+        if not handler.captures_logs and not logs.is_kept():
+            return kind(claim.run.worker, handler.function, positional, arguments)
         with logs.said_to(context.output if handler.captures_logs else None):  # what is started takes this along
-            if handler.is_async:
-                return InlineCode(claim.run.worker, handler.function, positional, arguments)
-            return ThreadCode(claim.run.worker, handler.function, positional, arguments)
+            return kind(claim.run.worker, handler.function, positional, arguments)
 
     def look_after(self, now: float) -> None:
         """End processes that were idle for a minute, and replace a post that was killed; `now` is monotonic seconds.
