@@ -130,13 +130,17 @@ BEGIN
         RETURN;
     END IF;
 
-    mine := ARRAY(
-        SELECT l.worker FROM (
-            SELECT s.worker FROM {p}worker_state s
-            WHERE s.worker = ANY (names[1:cardinality(revisions)])
-            ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
-        ) l
-    );
+    IF names[1:cardinality(revisions)] <@ current THEN  -- locked above; once more would be another write
+        mine := names[1:cardinality(revisions)];
+    ELSE
+        mine := ARRAY(
+            SELECT l.worker FROM (
+                SELECT s.worker FROM {p}worker_state s
+                WHERE s.worker = ANY (names[1:cardinality(revisions)])
+                ORDER BY s.worker FOR NO KEY UPDATE OF s SKIP LOCKED
+            ) l
+        );
+    END IF;
     eligible := (
         SELECT count(*)
         FROM unnest(names, revisions) AS g (name, revision)
