@@ -1,27 +1,29 @@
 """The housekeeper: what a node does besides claiming and running, and in no hurry.
 
-Cancellations that no wake-up told of, the progress and output of what runs (at most one write a second), and pruning.
+Cancellations that no wake-up told of, the progress and output of what runs (at most one write a second), pruning, and
+on PostgreSQL keeping small the tables that change with every run.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError
 from jobrunner.runtime.attempt import StopReason
 from jobrunner.storage.runs import live as runs
 from jobrunner.storage.runs import retention
+from jobrunner.storage.runs.compaction import Compactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine
 
     from jobrunner.config import Settings
-    from jobrunner.model.run import ClaimKey
     from jobrunner.runtime.attempt import Attempt
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.launcher import Launcher
     from jobrunner.runtime.outage import Outage
+    from jobrunner.runtime.slots import Slots
     from jobrunner.storage.database.database import Database
 
 ROUND_SECONDS = 1.0
@@ -30,10 +32,12 @@ PRUNE_SECONDS = 600.0
 DOUBTED_JUMP_SECONDS, DOUBTED_FOR_SECONDS = 86400.0, 3600.0
 MOST_NEWS = 16  # runs in one statement: 1 MiB of output at most, some 10 ms of the loop's time
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
+COMPACT_SECONDS, COMPACT_AGAIN_SECONDS = 0.25, 5.0
+"""How often a node that works looks whether the tables have grown; the latter where somebody keeps them in use."""
 
 
 class Housekeeper:
-    """Serves the attempts that `held` maps, of the node that `node_id` names at that moment."""
+    """Serves the attempts in `slots`, of the node that `node_id` names at that moment."""
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class Housekeeper:
         clock: Clock,
         outage: Outage,
         settings: Settings,
-        held: Mapping[ClaimKey, Attempt],
+        slots: Slots,
         launcher: Launcher,
         node_id: Callable[[], str],
     ) -> None:
@@ -49,10 +53,17 @@ class Housekeeper:
         self._clock = clock
         self._outage = outage
         self._settings = settings
-        self._held = held
+        self._slots = slots
+        self._held = slots.held
         self._node_id = node_id
         self._launcher = launcher
         self._last_cancel_check = 0.0
+        self._is_refusal_told = False
+
+    def services(self) -> list[Coroutine[Any, Any, None]]:
+        """Return all of it, each to be run until it is cancelled."""
+        compaction = [] if self._db.is_sqlite else [self.compact()]
+        return [self.run(), self.prune(), *compaction]
 
     async def run(self) -> None:
         """Look after what runs, until cancelled."""
@@ -102,6 +113,32 @@ class Housekeeper:
             except Exception as error:  # noqa: BLE001 - what is old can wait, and the next round tries again
                 self._outage.dropped("what is old could not be pruned", error)
             await self._clock.sleep(PRUNE_SECONDS)
+
+    async def compact(self) -> None:
+        """Keep the tables small that change with every run, as long as any start, until cancelled."""
+        compactor = Compactor(self._db)
+        seen = 0
+        pause = COMPACT_SECONDS
+        while True:
+            await self._clock.sleep(pause)
+            if self._slots.begun == seen:
+                continue
+            seen, pause = self._slots.begun, COMPACT_SECONDS
+            try:
+                compacted = await compactor.compact()
+            except Exception as error:  # noqa: BLE001 - it makes the node faster, and no more
+                self._outage.dropped("the tables claims and worker_state could not be kept small", error)
+                pause = COMPACT_AGAIN_SECONDS
+                continue
+            if compacted.in_use or compacted.refused:
+                pause = COMPACT_AGAIN_SECONDS
+            if compacted.refused and not self._is_refusal_told:
+                self._is_refusal_told = True
+                tables = " and ".join(compacted.refused)
+                self._slots.warn(
+                    f"{tables}: this user may not TRUNCATE, so that a transaction that is held open elsewhere slows"
+                    " this node down; `jobrunner db grants node ROLE` prints what it needs"
+                )
 
     def _clock_offset(self) -> float:
         return self._clock.now().timestamp() - self._clock.monotonic()

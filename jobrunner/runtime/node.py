@@ -93,7 +93,7 @@ class Node:
         self.held = self._slots.held
         self._loop_watch = LoopWatch(self.loop, self.held, events)
         self._housekeeper = Housekeeper(
-            self.db, clock, self._outage, settings, self.held, self._launcher, lambda: self.identity.id
+            self.db, clock, self._outage, settings, self._slots, self._launcher, lambda: self.identity.id
         )
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
@@ -123,7 +123,7 @@ class Node:
         self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
         self._loop_watch.start()
-        for service in (self._ticker.run(), self._recorder.run(), self._housekeeper.run(), self._housekeeper.prune()):
+        for service in (self._ticker.run(), self._recorder.run(), *self._housekeeper.services()):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._handlers), self.db.shown_url))
         self._service_manager.ready()

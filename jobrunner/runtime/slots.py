@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 
 class Slots:
-    """`held` are the claims by key; `all_ended` is set while there is none. `is_fenced`: no code may be started."""
+    """`held` are the claims by key; `all_ended` is set while there is none; `begun` counts all there have been.
+
+    `is_fenced`: no code may be started.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Slots:
         on_free: Callable[[], None],
     ) -> None:
         self.held: dict[ClaimKey, Attempt] = {}
+        self.begun = 0
         self.all_ended = asyncio.Event()
         self.all_ended.set()
         self.shortage = Shortage(clock, events)
@@ -71,6 +75,7 @@ class Slots:
 
     def begin(self, claim: Claim) -> None:
         """Start the code of a claim; what keeps the node from that is the attempt's error."""
+        self.begun += 1
         try:
             self._start(claim)
         except Exception as error:  # noqa: BLE001 - the other claims of this tick are started, whatever it is

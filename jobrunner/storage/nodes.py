@@ -35,6 +35,7 @@ from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.runs.finishes import Ended, Finished, finish_within
 from jobrunner.storage.schema.revisions import versions
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import RUN_COLUMNS, run_of, to_json
 
 if TYPE_CHECKING:
@@ -153,12 +154,7 @@ def _beating(dialect: Dialect) -> _Beating:
     )
     other = n.alias("other")
     live = sa.and_(sa.literal_column("other.state IN ('active', 'draining')"), other.c.id != node_id)
-    claim = (
-        sa.select(r.c.id)
-        .where(r.c.node_id == node_id, sa.literal_column("runs.state <> 'pending'"))
-        .limit(_ONE)
-        .scalar_subquery()
-    )
+    claim = sa.select(r.c.id).where(r.c.node_id == node_id, is_active()).limit(_ONE).scalar_subquery()
     orphan, left = (
         found.with_only_columns(r.c.id).limit(_ONE).scalar_subquery() for found in (_orphans(), _left_behind())
     )
@@ -230,12 +226,7 @@ def _orphans() -> sa.Select[Any]:
         n.c.id == r.c.node_id, sa.literal_column("nodes.state IN ('active', 'draining', 'stopped')")
     )
     seen_at = sa.select(n.c.heartbeat_at).where(n.c.id == r.c.node_id).scalar_subquery()
-    return (
-        sa.select(seen_at, r.c.output, *RUN_COLUMNS)
-        .where(sa.literal_column("runs.state <> 'pending'"), sa.not_(alive))
-        .order_by(r.c.node_id)  # the order of the index on claims; by id, all waiting runs would be looked through
-        .limit(RESCUED_AT_ONCE)
-    )
+    return sa.select(seen_at, r.c.output, *RUN_COLUMNS).where(is_active(), sa.not_(alive)).limit(RESCUED_AT_ONCE)
 
 
 @functools.cache
@@ -254,12 +245,7 @@ def _left_behind() -> sa.Select[Any]:
             n.c.heartbeat_at > sa.bindparam("ahead", type_=moment),
         ),
     )
-    return (
-        sa.select(r.c.output, *RUN_COLUMNS)
-        .where(sa.literal_column("runs.state <> 'pending'"), stopped)
-        .order_by(r.c.node_id)
-        .limit(RESCUED_AT_ONCE)
-    )
+    return sa.select(r.c.output, *RUN_COLUMNS).where(is_active(), stopped).limit(RESCUED_AT_ONCE)
 
 
 def _moments(now: datetime, before: datetime) -> dict[str, datetime]:

@@ -33,9 +33,10 @@ _REAL_TIME = f"{_TIME_SHAPE} AND datetime(substr({{c}}, 1, 19), '+0 days') IS su
 _LONGEST_SECONDS = 3162240000
 _MAX_COUNT, _MAX_BIG_COUNT, _MOST_ATTEMPTS = 2147483647, 4611686018427387904, 1000000000
 _TRIGGERS = ("schedule", "manual", "continuous", "replay")
+_TRANSACTION = "(pg_current_xact_id()::text::bigint)"
 _MAX_PAYLOAD_BYTES = 1024 * 1024
 # Queues and counters: vacuum them early and at full speed, or their dead rows slow every tick down.
-_BUSY_TABLES = {"worker_state": 70, "runs": 85, "nodes": 70}
+_BUSY_TABLES = {"worker_state": 70, "runs": 85, "nodes": 70, "claims": 85}
 """Fill factor in percent: room for a row's next version on its page."""
 _VACUUM = (
     "autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0,"
@@ -48,6 +49,7 @@ def upgrade() -> None:
     _create_edges()
     _create_worker_state()
     _create_runs()
+    _create_claims()
     _create_run_history()
     _create_dead_letters()
     _create_nodes()
@@ -67,6 +69,7 @@ def downgrade() -> None:
     """IF EXISTS: a schema of which parts are gone can be taken away all the same."""
     for view in ("run_stats", "run_failures", "worker_status"):
         op.execute(f"DROP VIEW IF EXISTS {_p()}{view}")
+    op.execute(f"DROP {'VIEW' if _is_sqlite() else 'TABLE'} IF EXISTS {_p()}claims")
     for table in (
         "audit_log",
         "node_handlers",
@@ -85,6 +88,11 @@ def downgrade() -> None:
             "refuse_client",
             *(f"{table}_changed" for table, _ in _EDGES),
             "fill_run_priority",
+            "keep_run_priority",
+            "hold_slot",
+            "follow_slots",
+            "free_slots",
+            "arrive_again",
             "refuse_history_update",
             "raise_revision",
             "wake_nodes_at_commit",
@@ -451,8 +459,6 @@ def _create_runs() -> None:
     _index("ix_runs_due_at", "runs", "due_at", where="state = 'pending'")
     _index("ix_runs_forced", "runs", "worker", "due_at", where="state = 'pending' AND is_forced")
     _index("ix_runs_retry", "runs", "worker", "due_at", where="state = 'pending' AND attempt > 1")
-    _index("ix_runs_node_id", "runs", "node_id", where="state <> 'pending'")
-    _index("uq_runs_worker_slot", "runs", "worker", "slot", where="slot IS NOT NULL", unique=True)
     _index("uq_runs_scheduled", "runs", "worker", where="trigger IN ('schedule', 'continuous')", unique=True)
     _index(
         "uq_runs_key_waiting",
@@ -465,6 +471,34 @@ def _create_runs() -> None:
     _index("uq_runs_key_live", "runs", "worker", "key", where="key IS NOT NULL AND key_scope = 'live'", unique=True)
     started = "key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'"
     _index("ix_runs_key_started", "runs", "worker", "key", where=started)
+
+
+def _create_claims() -> None:
+    """`claims`: which run is active in which slot, the one way to find active runs, and the last word on slots.
+
+    On PostgreSQL a small table that triggers keep equal to `runs`. Were it an index on `runs`, it would enter the same
+    (worker, slot) with each claim, and as long as a snapshot is held anywhere each claim would step over all entries
+    since. A small table can be made small again meanwhile (`storage.database.compaction`). On SQLite, which has no dead
+    entries, a view of `runs`.
+
+    `arrived`, on PostgreSQL: the transaction that put the run among those that wait, where it waits. With it a look
+    finds what came since another look, in transactions that end in any order, and reads nothing else.
+    """
+    p = _p()
+    if _is_sqlite():
+        op.execute("CREATE UNIQUE INDEX uq_runs_worker_slot ON runs (worker, slot) WHERE slot IS NOT NULL")
+        op.execute("CREATE VIEW claims AS SELECT worker, slot, id AS run_id FROM runs WHERE slot IS NOT NULL")
+        return
+    op.execute(
+        f"""
+        CREATE TABLE {p}claims (
+            worker text NOT NULL, slot integer NOT NULL, run_id bigint NOT NULL,
+            CONSTRAINT pk_claims PRIMARY KEY (worker, slot)
+        )
+        """
+    )
+    op.execute(f"ALTER TABLE {p}runs ADD COLUMN arrived bigint NOT NULL DEFAULT {_TRANSACTION}")
+    op.execute(f"CREATE INDEX ix_runs_arrived ON {p}runs (arrived) WHERE state = 'pending'")
 
 
 def _create_run_history() -> None:
@@ -780,12 +814,7 @@ def _create_postgres_triggers() -> None:
         FOR EACH ROW WHEN (NEW.priority IS NULL) EXECUTE FUNCTION {p}fill_run_priority()
         """
     )
-    op.execute(  # the worker's own again
-        f"""
-        CREATE TRIGGER runs_keep_priority BEFORE UPDATE OF priority ON {p}runs
-        FOR EACH ROW WHEN (NEW.priority IS NULL) EXECUTE FUNCTION {p}fill_run_priority()
-        """
-    )
+    _create_postgres_run_updates()
     op.execute(
         f"""
         CREATE FUNCTION {p}refuse_history_update() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -840,6 +869,104 @@ def _create_postgres_triggers() -> None:
             """
         )
     _create_postgres_wakeups()
+
+
+def _create_postgres_run_updates() -> None:
+    """What follows an update of runs. AFTER: for one BEFORE trigger the server would lock each row by itself first."""
+    p = _p()
+    op.execute(  # the worker's own again
+        f"""
+        CREATE FUNCTION {p}keep_run_priority() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            UPDATE {p}runs SET priority = (SELECT priority FROM {p}workers WHERE name = NEW.worker)
+            WHERE id = NEW.id AND priority IS NULL;
+            RETURN NULL;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_keep_priority AFTER UPDATE OF priority ON {p}runs
+        FOR EACH ROW WHEN (NEW.priority IS NULL) EXECUTE FUNCTION {p}keep_run_priority()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}arrive_again() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            UPDATE {p}runs SET arrived = {_TRANSACTION} WHERE id = NEW.id AND arrived <> {_TRANSACTION};
+            RETURN NULL;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_arrive_again AFTER UPDATE ON {p}runs
+        FOR EACH ROW WHEN (
+            NEW.state = 'pending' AND NEW.arrived = OLD.arrived AND (
+                OLD.state <> 'pending' OR NEW.due_at < OLD.due_at OR NEW.worker <> OLD.worker
+                OR NEW.priority IS DISTINCT FROM OLD.priority
+            )
+        ) EXECUTE FUNCTION {p}arrive_again()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}hold_slot() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO {p}claims (worker, slot, run_id) VALUES (NEW.worker, NEW.slot, NEW.id);
+            RETURN NULL;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_hold_slot AFTER INSERT ON {p}runs
+        FOR EACH ROW WHEN (NEW.slot IS NOT NULL) EXECUTE FUNCTION {p}hold_slot()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}follow_slots() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            DELETE FROM {p}claims c USING old_rows o
+            WHERE o.slot IS NOT NULL AND c.worker = o.worker AND c.slot = o.slot AND NOT EXISTS (
+                SELECT FROM new_rows n WHERE n.id = o.id AND n.worker = o.worker AND n.slot = o.slot
+            );
+            INSERT INTO {p}claims (worker, slot, run_id)
+            SELECT n.worker, n.slot, n.id FROM new_rows n
+            WHERE n.slot IS NOT NULL AND NOT EXISTS (
+                SELECT FROM old_rows o
+                WHERE o.slot IS NOT NULL AND o.id = n.id AND o.worker = n.worker AND o.slot = n.slot
+            );
+            RETURN NULL;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_follow_slots AFTER UPDATE ON {p}runs
+        REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+        FOR EACH STATEMENT EXECUTE FUNCTION {p}follow_slots()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}free_slots() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            DELETE FROM {p}claims c USING old_rows o
+            WHERE o.slot IS NOT NULL AND c.worker = o.worker AND c.slot = o.slot;
+            RETURN NULL;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_free_slots AFTER DELETE ON {p}runs
+        REFERENCING OLD TABLE AS old_rows
+        FOR EACH STATEMENT EXECUTE FUNCTION {p}free_slots()
+        """
+    )
 
 
 def _create_postgres_wakeups() -> None:
@@ -920,9 +1047,8 @@ SELECT
     s.circuit_state, s.circuit_opened_at, s.cooldown_current_seconds, s.probe_at, s.probe_run_id,
     s.consecutive_failures, s.next_run_at, s.last_due_at, s.last_run_at, s.last_run_outcome, s.last_success_at,
     s.last_error, s.last_duration_ms, s.last_fence, s.total_runs, s.total_failures,
-    -- by `slot`, not by `state`: a claim has both, and the slots are indexed
-    EXISTS (SELECT 1 FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS is_running,
-    (SELECT count(*) FROM {p}runs AS r WHERE r.worker = w.name AND r.slot IS NOT NULL) AS running_runs,
+    EXISTS (SELECT 1 FROM {p}claims AS c WHERE c.worker = w.name) AS is_running,
+    (SELECT count(*) FROM {p}claims AS c WHERE c.worker = w.name) AS running_runs,
     (
         SELECT count(*)
         FROM (  -- as a range and in order: else PostgreSQL reads all runs where it has seen few workers wait

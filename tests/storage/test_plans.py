@@ -22,8 +22,8 @@ WORKERS = 5_000
 WHOLE = re.compile(
     r"(SCAN (main\.)?|Seq Scan on )(runs|inner_runs|found|run_history|worker_state|workers)(_\d+)?\b", re.IGNORECASE
 )
-# What may be read whole: 5,000 workers are 150 pages, read in 0.5 ms; the index on claims holds what is running.
-SMALL = re.compile(r"Seq Scan on (worker_state|workers)\b|USING INDEX ix_runs_node_id")
+# What may be read whole: 5,000 workers are 150 pages, read in 0.5 ms; the index on slots holds what is running.
+SMALL = re.compile(r"Seq Scan on (worker_state|workers)\b|USING COVERING INDEX uq_runs_worker_slot")
 
 
 async def crowd(stage: Stage) -> None:

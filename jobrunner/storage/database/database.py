@@ -156,9 +156,14 @@ class Database:
             yield conn
 
     @asynccontextmanager
-    async def read(self, *, is_long: bool = False) -> AsyncIterator[AsyncConnection]:
-        """One reading transaction: all its statements see the same snapshot, and none may write."""
+    async def read(self, *, is_long: bool = False, is_of_state: bool = True) -> AsyncIterator[AsyncConnection]:
+        """One reading transaction: all its statements see the same snapshot, and none may write.
+
+        `is_of_state`: it may read `claims` or `worker_state`, and the tables must be there.
+        """
         async with self._transaction(self._engines.reader, is_long=is_long) as conn:
+            if is_of_state:
+                await self.dialect.keep_state(conn, self.schema_prefix)
             yield conn
 
     @asynccontextmanager

@@ -49,6 +49,12 @@ class Dialect(Protocol):
     async def lock_for_migration(self, conn: AsyncConnection) -> None:
         """Wait until no other process migrates; the lock ends with the transaction of `conn`."""
 
+    async def keep_state(self, conn: AsyncConnection, prefix: str) -> None:
+        """Keep `claims` and `worker_state` from being emptied and filled again until the transaction ends.
+
+        Before its first read: its snapshot would not see the rows that were put back (`storage.runs.compaction`).
+        """
+
     async def try_prune_lock(self, conn: AsyncConnection) -> bool:
         """Take the lock of pruning until the transaction of `conn` ends; False, at once, if another has it."""
 
@@ -157,6 +163,9 @@ class SqliteDialect(SqliteRows):
     async def lock_for_migration(self, conn: AsyncConnection) -> None:
         """The transaction began with BEGIN IMMEDIATE, so the lock is held already."""
 
+    async def keep_state(self, conn: AsyncConnection, prefix: str) -> None:
+        """Nothing is ever emptied."""
+
     async def try_prune_lock(self, conn: AsyncConnection) -> bool:  # noqa: ARG002 - PostgreSQL needs it
         """The transaction began with BEGIN IMMEDIATE, so the lock is held already."""
         return True
@@ -254,6 +263,10 @@ class PostgresDialect(PostgresRows):
         await conn.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
         await conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
         await conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+    async def keep_state(self, conn: AsyncConnection, prefix: str) -> None:
+        """LOCK TABLE takes no snapshot; in the mode of a SELECT, which nobody else notices."""
+        await conn.exec_driver_sql(f"LOCK TABLE {prefix}claims, {prefix}worker_state IN ACCESS SHARE MODE")
 
     async def try_prune_lock(self, conn: AsyncConnection) -> bool:
         """Try an advisory lock that commit, rollback or a crash releases."""

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.sweep import Attempt, Glance, Rule, Sweep
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.types import UtcDateTime, from_text, to_text
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PAGE_ROWS = 10_000
 _NOT_YET = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _MOST_WAITING = 10_000
 _LARGEST_ID = 2**63 - 1
-_RUNS_NOW: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
+_RUNS_NOW: sa.ColumnElement[bool] = is_active()
 _WAITS_AGAIN: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending' AND runs.attempt > 1")
 _BY_ID = """
     SELECT worker, started_at, {end}, id, fence FROM {p}run_history WHERE id < $1 ORDER BY id DESC LIMIT {rows}"""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.liveness import NodesHeard, silent_seconds
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,7 +34,7 @@ class Room:
 async def read_nodes_heard(conn: AsyncConnection, now: datetime) -> tuple[NodesHeard, list[Room]]:
     """Read the nodes that are, by their rows, alive, and how many more runs each of those that take runs can take."""
     n, r = t.nodes, t.runs
-    held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, sa.literal_column("runs.state <> 'pending'"))
+    held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, is_active())
     columns = (n.c.id, n.c.state, n.c.heartbeat_at, n.c.lease_seconds, n.c.max_concurrent, n.c.allows_commands)
     statement = sa.select(*columns, held.scalar_subquery().label("held")).order_by(n.c.id)
     rows = (await conn.execute(statement.where(sa.literal_column("nodes.state IN ('active', 'draining')")))).all()

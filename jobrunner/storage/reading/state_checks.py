@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from jobrunner.storage.reading.findings import Scope, Violation, stream
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.workers import states
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_IS_CLAIMED: sa.ColumnElement[bool] = sa.literal_column("runs.state <> 'pending'")
+_IS_CLAIMED: sa.ColumnElement[bool] = is_active()
 
 
 async def check_pairs(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:

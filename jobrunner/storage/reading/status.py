@@ -13,6 +13,7 @@ from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_or_problem, state_of
 from jobrunner.storage.workers.definitions import existing_names
 
@@ -102,8 +103,7 @@ async def read_runs(
 async def read_active(conn: AsyncConnection, worker: str | None) -> list[int]:
     """Return the ids of the runs that are active, by start. Raises `WorkerNotFound`."""
     r = t.runs
-    # In the order of the index on slots, and sorted here: else all waiting runs would be looked through for the active.
-    active = sa.select(r.c.started_at, r.c.id).where(r.c.slot.is_not(None)).order_by(r.c.worker, r.c.slot)
+    active = sa.select(r.c.started_at, r.c.id).where(is_active())
     if worker is not None:
         if (await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == worker))).first() is None:
             raise WorkerNotFound(worker)
@@ -231,8 +231,8 @@ async def read_upcoming(
 async def read_progress(conn: AsyncConnection) -> dict[str, list[dict[str, Any]]]:
     """Return what the active runs say of their progress, by worker."""
     r = t.runs
-    told = sa.select(r.c.id, r.c.worker, r.c.progress).where(r.c.slot.is_not(None), r.c.progress.is_not(None))
-    rows = (await conn.execute(told.order_by(r.c.worker, r.c.slot))).all()  # the order of the index on slots
+    told = sa.select(r.c.id, r.c.worker, r.c.progress).where(is_active(), r.c.progress.is_not(None))
+    rows = (await conn.execute(told)).all()
     found: dict[str, list[dict[str, Any]]] = {}
     for _, name, progress in sorted(rows, key=lambda row: row.id):
         found.setdefault(name, []).append(progress)

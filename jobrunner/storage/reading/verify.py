@@ -27,6 +27,7 @@ from jobrunner.storage.reading import run_checks, state_checks
 from jobrunner.storage.reading.findings import Scope, Violation
 from jobrunner.storage.reading.intervals import Intervals, moment
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.workers.clock_steps import doubtful_times
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ async def _live_fences(conn: AsyncConnection) -> list[tuple[Any, ...]]:
     """Return the claims there are as `Fences` takes them, the newest first; without those told as ended and live."""
     h, r = t.run_history, t.runs
     has_ended = sa.exists().where(h.c.run_id == r.c.id, h.c.fence == r.c.fence)
-    claims = sa.select(r.c.worker, r.c.fence).where(r.c.slot.is_not(None), sa.not_(has_ended))
+    claims = sa.select(r.c.worker, r.c.fence).where(is_active(), sa.not_(has_ended))
     rows = sorted(await conn.execute(claims), key=lambda row: -row.fence)
     return [(row.worker, None, None, None, row.fence) for row in rows]
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from jobrunner.storage.database.rowsets import built_once, same
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import CONFIG_COLUMNS, STATE_COLUMNS
 from jobrunner.storage.tables.types import UtcDateTime
 from jobrunner.storage.workers.ahead import is_any_ahead
@@ -174,7 +175,7 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
         return dialect.first_runs(names, kind, columns, conditions, order, most)
 
     return sa.union_all(
-        first("a", r.c.slot, r.c.slot.is_not(None), most=_ALL),
+        first("a", r.c.slot, is_active(names.c.name), most=_ALL),
         first("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=1),
         first("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
         first("r", r.c.due_at, _PENDING, sa.literal_column("runs.attempt > 1"), most=1),

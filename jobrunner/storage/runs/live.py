@@ -11,6 +11,7 @@ from jobrunner.policy.gates import decide_starts
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.runs import facts as reading
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import claims, is_active
 from jobrunner.storage.tables.rows import RUN_COLUMNS, names_json, run_of, to_json
 from jobrunner.storage.tables.types import Json
 
@@ -30,7 +31,7 @@ async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[tuple[Cl
     """Return the node's claims that an operator has asked to cancel, and why."""
     r = t.runs
     statement = sa.select(r.c.id, r.c.fence, r.c.cancel_reason).where(
-        r.c.node_id == node_id, _ACTIVE, r.c.cancel_requested_at.is_not(None)
+        r.c.node_id == node_id, is_active(), r.c.cancel_requested_at.is_not(None)
     )
     return [((run_id, fence), reason) for run_id, fence, reason in await conn.execute(statement)]
 
@@ -38,9 +39,7 @@ async def cancel_requested(conn: AsyncConnection, node_id: str) -> list[tuple[Cl
 async def read_claims(conn: AsyncConnection, node_id: str) -> list[Run]:
     """Return every run the table says `node_id` holds."""
     r = t.runs
-    rows = await conn.execute(
-        sa.select(*RUN_COLUMNS).where(r.c.node_id == node_id, sa.literal_column("runs.state <> 'pending'"))
-    )
+    rows = await conn.execute(sa.select(*RUN_COLUMNS).where(r.c.node_id == node_id, is_active()))
     return [run_of(row) for row in rows]
 
 
@@ -121,7 +120,7 @@ async def has_work(conn: AsyncConnection, dialect: Dialect, now: datetime, here:
     if here.allows_commands:
         mine = sa.union(mine, sa.select(w.c.name).where(w.c.isolation == sa.literal_column("'command'")))
     parameters = {"names": names_json(here.handlers or ())}
-    active = sa.select(r.c.id).where(_ACTIVE, r.c.worker.in_(mine)).limit(1)
+    active = sa.select(claims.c.run_id).where(claims.c.worker.in_(mine)).limit(1)
     if (await conn.execute(active, parameters)).first() is not None:
         return True
     retry = (

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.retention import Limits, limits, may_go
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import UtcDateTime
 
@@ -155,7 +156,7 @@ async def _prune_history(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     place = {"from_time": _BEGINNING, "after_id": 0, "until": limit.newest, "size": batch}
     while True:
-        async with db.read(is_long=True) as conn:
+        async with db.read(is_long=True, is_of_state=False) as conn:
             page = (await conn.execute(prepared.history_page, place)).all()
         old = [row.id for row in page if may_go(row.outcome, row.ends_run, row.finished_at, limit)]
         if old:
@@ -184,7 +185,7 @@ async def _prune_letters(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     after_id = 0
     while True:
-        async with db.read(is_long=True) as conn:
+        async with db.read(is_long=True, is_of_state=False) as conn:
             page = (await conn.execute(prepared.letters_page, {"after_id": after_id, "size": batch})).all()
         old = [row.id for row in page if row.at < limit.letters]
         if old:
@@ -199,7 +200,7 @@ async def _prune_audit(db: Database, limit: Limits, batch: int) -> Any:
     prepared = statements(db.dialect)
     after_id = 0
     while True:
-        async with db.read(is_long=True) as conn:
+        async with db.read(is_long=True, is_of_state=False) as conn:
             page = (await conn.execute(prepared.audit_page, {"after_id": after_id, "size": batch})).all()
         old = [row.id for row in page if row.at < limit.audit]
         if old:
@@ -218,7 +219,7 @@ async def _delete(db: Database, statement: sa.sql.Executable, old: list[int]) ->
 async def _prune_nodes(db: Database, limit: Limits, batch: int) -> Any:
     """Delete the rows of nodes that are gone and hold no runs; there are few of them."""
     n, r, h = t.nodes, t.runs, t.node_handlers
-    holds_runs = sa.exists().where(r.c.node_id == n.c.id, sa.literal_column("runs.state <> 'pending'"))
+    holds_runs = sa.exists().where(r.c.node_id == n.c.id, is_active())
     is_gone: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('stopped', 'lost')")
     old = sa.select(n.c.id).where(is_gone, n.c.heartbeat_at < limit.nodes, sa.not_(holds_runs)).limit(batch)
     while True:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobrunner.storage.schema.parts import VIEWS
 from jobrunner.storage.schema.revisions import VERSION_TABLE
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
 SAID_BY_CLIENTS = ("worker", "payload", "priority", "due_at", "scheduled_for", "key", "key_scope", "waits_since")
 _SEEN_BY_CLIENTS = ("id", "worker", "key", "key_scope", "first_started_at")
 _READ_OF_WORKERS = ("name", "priority", "payload")
-_CHANGED_BY_OPERATORS = ("workers", "worker_dependencies", "worker_blocks", "worker_state", "runs", "dead_letters")
+_CHANGED_BY_OPERATORS = (
+    "workers",
+    "worker_dependencies",
+    "worker_blocks",
+    "worker_state",
+    "runs",
+    "dead_letters",
+    "claims",
+)
 _WRITTEN_BY_OPERATORS = ("run_history", "audit_log")
+_MADE_SMALL_BY_NODES = ("claims", "worker_state")
 
 
 class Purpose(StrEnum):
@@ -57,10 +67,12 @@ def _rights(schema: str, purpose: Purpose) -> Iterator[str]:
         yield f"SELECT ({', '.join(_SEEN_BY_CLIENTS)}) ON {on('runs')}"
         yield f"SELECT ({', '.join(_READ_OF_WORKERS)}) ON {on('workers')}"
         return
-    every_table = [table.name for table in t.metadata.sorted_tables]
+    every_table = [table.name for table in (*t.metadata.sorted_tables, claims)]
     yield f"SELECT ON {on(*every_table, *VIEWS, VERSION_TABLE)}"
     if purpose is Purpose.READ:
         return
     changed = every_table if purpose is Purpose.NODE else _CHANGED_BY_OPERATORS
     yield f"INSERT, UPDATE, DELETE ON {on(*(name for name in changed if name not in _WRITTEN_BY_OPERATORS))}"
     yield f"INSERT{', DELETE' * (purpose is Purpose.NODE)} ON {on(*_WRITTEN_BY_OPERATORS)}"
+    if purpose is Purpose.NODE:
+        yield f"TRUNCATE ON {on(*_MADE_SMALL_BY_NODES)}"

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _SYSTEM_ACTOR = "jobrunner"
-_DATABASES_OWN = frozenset({"waits_from", "ix_worker_state_waits_from"})
+_DATABASES_OWN = frozenset(
+    {"waits_from", "ix_worker_state_waits_from", "arrived", "ix_runs_arrived", "uq_runs_worker_slot"}
+)
 """Generated, each database in its own words, and so none of what tables.py lists."""
 _one_migration = threading.Lock()
 
@@ -76,7 +78,7 @@ async def holds_data(db: Database) -> bool:
     """Say whether any worker, run, history row or letter is there."""
     for table in (workers, runs, run_history, dead_letters):
         with suppress(sa.exc.DBAPIError):  # there is no such table
-            async with db.read() as conn:
+            async with db.peek() as conn:
                 if (await conn.execute(sa.select(sa.true()).select_from(table).limit(1))).first() is not None:
                     return True
     return False
@@ -84,7 +86,7 @@ async def holds_data(db: Database) -> bool:
 
 async def check(db: Database) -> list[str]:
     """Compare the database with what a new one has; a line for each difference, none when they are equal."""
-    async with db.read(is_long=True) as conn:
+    async with db.read(is_long=True, is_of_state=False) as conn:
         missing = await read_missing(db, conn)
         hidden = await read_hidden(db, conn)
         differences = await conn.run_sync(_differences, None if db.is_sqlite else db.schema)

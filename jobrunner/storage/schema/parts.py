@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VIEWS = ("worker_status", "run_failures", "run_stats")
 _SQLITE = {
-    "view": VIEWS,
+    "view": (*VIEWS, "claims"),
     "trigger": (
         "runs_refuse_client",
         "runs_refuse_unknown_worker",
@@ -46,11 +46,16 @@ _SQLITE = {
     ),
 }
 _POSTGRES = {
+    "table": ("claims",),
     "view": VIEWS,
     "trigger": (
         "runs_refuse_client",
         "runs_fill_priority",
         "runs_keep_priority",
+        "runs_arrive_again",
+        "runs_hold_slot",
+        "runs_follow_slots",
+        "runs_free_slots",
         "run_history_refuse_update",
         "workers_raise_revision",
         "worker_state_raises_revision",
@@ -61,6 +66,11 @@ _POSTGRES = {
     "function": (
         "refuse_client",
         "fill_run_priority",
+        "keep_run_priority",
+        "arrive_again",
+        "hold_slot",
+        "follow_slots",
+        "free_slots",
         "refuse_history_update",
         "raise_revision",
         "worker_dependencies_changed",

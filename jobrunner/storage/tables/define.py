@@ -44,7 +44,6 @@ __all__ = [
     "workers",
 ]
 
-_ACTIVE = "state <> 'pending'"
 _PENDING = "state = 'pending'"
 
 workers = sa.Table(
@@ -278,8 +277,6 @@ partial_index("ix_runs_pending", runs.c.worker, runs.c.priority, runs.c.due_at, 
 partial_index("ix_runs_due_at", runs.c.due_at, where=_PENDING)
 partial_index("ix_runs_forced", runs.c.worker, runs.c.due_at, where="state = 'pending' AND is_forced")
 partial_index("ix_runs_retry", runs.c.worker, runs.c.due_at, where="state = 'pending' AND attempt > 1")
-partial_index("ix_runs_node_id", runs.c.node_id, where=_ACTIVE)
-partial_index("uq_runs_worker_slot", runs.c.worker, runs.c.slot, where="slot IS NOT NULL", unique=True)
 partial_index("uq_runs_scheduled", runs.c.worker, where="trigger IN ('schedule', 'continuous')", unique=True)
 partial_index(
     "uq_runs_key_waiting",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -17,7 +18,6 @@ from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from jobrunner.model.run import Run
     from jobrunner.policy.fast_path import Eligible
@@ -44,7 +44,8 @@ class PostgresFastPath:
         names = list(eligible.configs) if eligible is not None else []
         firings = [] if eligible is None else list(eligible.firings.values())
         ended, revisions = under_one_revision(ended)
-        after_dues, after_ids = self._heads.of(names, now)
+        is_looking = self._heads.look_is_due(names, now)
+        after_dues, after_ids = self._heads.of(names)
         given = {
             "this_node": node_id,
             "at": now,
@@ -66,12 +67,17 @@ class PostgresFastPath:
             "e_outputs": _unless_empty(storable(item.outcome.output) for item in ended),
             "after_dues": after_dues,
             "after_ids": after_ids,
+            "is_looking": is_looking,
+            "since": self._heads.since,
         }
         arguments = tuple(given[name] for name in postgres_function.ARGUMENTS)
         try:
-            turned = _turned(await self._fetch(arguments), node_id)
+            answer = _by_kind(await self._fetch(arguments))
         except asyncpg.UniqueViolationError:
             return Turned(has_other=True)  # someone wrote around the locks: the long way decides afresh
+        for row in answer["seen"]:
+            self._heads.looked(names, now, *json.loads(row[_PAYLOAD]))
+        turned = _turned(answer, node_id)
         self._heads.note(turned.runs)
         return turned
 
@@ -126,24 +132,42 @@ class PostgresFastPath:
 class _Heads:
     """How far this node has come in its workers' queues: the last run claimed of each worker and priority.
 
-    Where a long queue is worked off, its index begins with the entries of all runs that are gone, until the server
-    vacuums: a turn that began there would step over each of them. So it begins where the last one has ended, but for
-    one in `LOOK_AGAIN_SECONDS`: what was put before that place meanwhile starts so much later at most.
+    A queue's index begins with the entries of all runs that are gone, until the server vacuums, and it cannot as long
+    as a snapshot is held anywhere: a turn that began there would step over each of them. So a turn begins where the
+    last one has ended. What came before that place meanwhile (a transaction that was long under way, a run given back)
+    a look finds once in `LOOK_AGAIN_SECONDS`, by the transactions that were not over at the look before: it starts so
+    much later at most.
     """
 
     def __init__(self) -> None:
         self._heads: dict[tuple[str, int], tuple[datetime, int]] = {}
-        self._since: datetime | None = None
+        self._looked_at: datetime | None = None
+        self.since: str | None = None
+        """The snapshot of the last look, as PostgreSQL writes it."""
 
-    def of(self, names: Sequence[str], now: datetime) -> tuple[list[datetime | None], list[int | None]]:
+    def look_is_due(self, names: Sequence[str], now: datetime) -> bool:
+        """Say whether the next turn, for `names`, is to look; of whom it does not ask, nothing stays known."""
+        if self._looked_at is not None and 0 <= (now - self._looked_at).total_seconds() < LOOK_AGAIN_SECONDS:
+            return False
+        asked = set(names)
+        self._heads = {key: place for key, place in self._heads.items() if key[0] in asked}
+        return bool(names)
+
+    def of(self, names: Sequence[str]) -> tuple[list[datetime | None], list[int | None]]:
         """Return `due_at` and id of the last runs claimed, four a name by priority; nothing, if all is to be read."""
-        if self._since is None or not 0 <= (now - self._since).total_seconds() < LOOK_AGAIN_SECONDS:
-            self._since = now
-            self._heads.clear()
         if not self._heads:
             return [], []
         heads = [self._heads.get((name, priority), (None, None)) for name in names for priority in range(4)]
         return [head[0] for head in heads], [head[1] for head in heads]
+
+    def looked(
+        self, names: Sequence[str], now: datetime, since: str, places: list[int] | None, dues: list[str] | None
+    ) -> None:
+        """Note what a look has answered: its snapshot, and at which places of `of` the node goes on from where."""
+        self._looked_at, self.since = now, since
+        for place, due in zip(places or (), dues or (), strict=True):
+            worker, priority = divmod(place - 1, 4)
+            self._heads[names[worker], priority] = (datetime.fromisoformat(due), 0)
 
     def note(self, runs: Iterable[Run]) -> None:
         """Note claims, given in any order."""
@@ -159,14 +183,18 @@ def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
     return found if any(text is not None for text in found) else []
 
 
-def _turned(rows: list[Any], node_id: str) -> Turned:
-    by_kind: dict[str, list[Any]] = {"claim": [], "ended": [], "other": []}
+def _by_kind(rows: list[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "seen": []}
     for row in rows:
-        by_kind[row[0]].append(row)
+        found[row[0]].append(row)
+    return found
+
+
+def _turned(answer: dict[str, list[Any]], node_id: str) -> Turned:
     return Turned(
-        runs=tuple([_run(row, node_id) for row in by_kind["claim"]]),
-        written=frozenset(run_id for row in by_kind["ended"] for run_id in json.loads(row[_PAYLOAD])),
-        has_other=bool(by_kind["other"]),
+        runs=tuple([_run(row, node_id) for row in answer["claim"]]),
+        written=frozenset(run_id for row in answer["ended"] for run_id in json.loads(row[_PAYLOAD])),
+        has_other=bool(answer["other"]),
     )
 
 

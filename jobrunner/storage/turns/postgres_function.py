@@ -35,10 +35,13 @@ ARGUMENTS = {
     "e_outputs": "text[]",
     "after_dues": "timestamptz[]",
     "after_ids": "bigint[]",
+    "is_looking": "boolean",
+    "since": "text",
 }
 """`names`: eligible workers, the first of them with `revisions`; `stuck`: workers to be passed by. `f_…`: firings of
 the first of `names`. `e_…`: ends, but for `e_workers` and `e_revisions`, which are of their workers. `after_…`: how far
-the node has come in the queues of `names`, four of each by priority; empty to read all."""
+the node has come in the queues of `names`, four of each by priority; empty to read all. `is_looking`: look for what
+came before that since the snapshot `since`, which an earlier look answered."""
 
 
 def call() -> str:
@@ -71,6 +74,9 @@ DECLARE
     deleted integer;
     mine text[];
     eligible integer;
+    seen pg_snapshot;
+    places integer[];
+    dues timestamptz[];
 BEGIN
     IF cardinality(e_ids) > 0 THEN
         PERFORM FROM {p}worker_state s WHERE s.worker = ANY (e_workers)
@@ -211,10 +217,33 @@ BEGIN
         RETURN;
     END IF;
 
+    IF is_looking THEN
+        seen := pg_current_snapshot();  -- not later than what the next statement sees
+        IF since IS NOT NULL THEN  -- what came since, before the places where this node goes on: it goes on from there
+            SELECT array_agg(came.place), array_agg(came.due_at) INTO places, dues
+            FROM (
+                SELECT (array_position(names, r.worker) - 1) * 4 + 1 + r.priority AS place, min(r.due_at) AS due_at
+                FROM {p}runs r
+                WHERE r.state = 'pending' AND r.due_at <= at AND (
+                    r.arrived >= pg_snapshot_xmax(since::pg_snapshot)::text::bigint
+                    OR r.arrived = ANY (ARRAY(SELECT pg_snapshot_xip(since::pg_snapshot)::text::bigint))
+                )
+                GROUP BY r.worker, r.priority
+            ) came
+            WHERE came.due_at <= after_dues[came.place];
+            FOR i IN 1 .. coalesce(cardinality(places), 0) LOOP
+                after_dues[places[i]] := dues[i];
+                after_ids[places[i]] := 0;
+            END LOOP;
+        END IF;
+        RETURN QUERY SELECT
+            'seen'::text, {_no_claim("jsonb_build_array(seen, places, dues)")};
+    END IF;
+
     WITH busy AS MATERIALIZED (  -- each worker's slots in use; counted, never stored
         SELECT
             s.worker, s.last_fence, greatest(at, s.last_ended_at) AS now, w.max_running,
-            ARRAY(SELECT r.slot FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL) AS taken,
+            ARRAY(SELECT c.slot FROM {p}claims c WHERE c.worker = s.worker) AS taken,
             (g.n - 1) * 4 + 1 AS after
         FROM unnest(names) WITH ORDINALITY AS g (name, n)
         JOIN {p}worker_state s ON s.worker = g.name

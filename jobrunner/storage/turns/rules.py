@@ -34,7 +34,7 @@ FIRED = (
 )
 HAS_NO_RUN = (
     "NOT EXISTS (SELECT 1 FROM {p}runs r WHERE r.worker = s.worker AND r.state = 'pending')"
-    " AND NOT EXISTS (SELECT 1 FROM {p}runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL)"
+    " AND NOT EXISTS (SELECT 1 FROM {p}claims c WHERE c.worker = s.worker)"
 )
 CLAIM = {
     "id": "bigint",

@@ -25,6 +25,7 @@ from jobrunner.policy.missed import with_schedule_of
 from jobrunner.policy.transitions import next_time
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import (
     CONFIG_COLUMNS,
     CONFIG_FIELDS,
@@ -131,7 +132,7 @@ async def _after_starts(
     """
     s, r = t.worker_state, t.runs
     ended = sa.select(sa.func.max(s.c.last_run_at), sa.func.max(s.c.last_ended_at)).where(s.c.worker.in_(names))
-    started = sa.select(sa.func.max(r.c.started_at)).where(r.c.worker.in_(names), r.c.slot.is_not(None))
+    started = sa.select(sa.func.max(r.c.started_at)).where(r.c.worker.in_(names), is_active())
     moments = [*(await conn.execute(ended, parameters)).one(), (await conn.execute(started, parameters)).scalar()]
     latest = max((moment for moment in moments if moment is not None), default=None)
     return now if latest is None or latest < now else shifted(latest, timedelta(microseconds=1))
