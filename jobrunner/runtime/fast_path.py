@@ -6,11 +6,13 @@ turn was sent since: the next pass looks. That one turn is let pass so that on a
 of a run that has just come.
 
 Events. A pass begins; a look found who is eligible; a turn is sent off, and comes back. A turn that found other work
-due makes all unknown, for it may be one of the eligible who is so no longer.
+due makes all unknown, for it may be one of the eligible who is so no longer. After one that found nothing, and says so,
+there is rest.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from jobrunner.policy.timetable import Timetable
@@ -33,6 +35,7 @@ class FastPathKnowledge:
         self._look_at = 0.0
         self._is_late = False
         self._is_worth_a_turn = False
+        self._last: Turned | None = None
 
     def pass_begins(self, *, is_worth_a_turn: bool) -> None:
         """Note whether runs may wait that nobody has looked for: the last pass gave some, or something has woken us."""
@@ -40,6 +43,7 @@ class FastPathKnowledge:
 
     def next_turn(self, now: datetime, free_slots: int, *, may_claim: bool) -> Eligible | None:
         """Return whose runs, or firings, a turn may start now; None: of nobody's that is known."""
+        self._last = None
         firings = self._due_firings(now, free_slots)
         return firings or (self._known() if may_claim else None)
 
@@ -55,12 +59,21 @@ class FastPathKnowledge:
             return None
         return None if eligible.stuck and self._is_late else eligible
 
+    def seconds_of_rest(self, now: datetime, monotonic: float) -> float | None:
+        """Return for how long there is nothing to do, as the last turn has found; None if it cannot know."""
+        if self._last is None or not self._last.is_all or self._last.runs:
+            return None
+        due_at, is_passing_by = self._last.next_due_at, self._eligible is not None and bool(self._eligible.stuck)
+        until_due = math.inf if due_at is None else (due_at - now).total_seconds()
+        return max(0.0, min(until_due, self._look_at - monotonic if is_passing_by else math.inf))
+
     def turn_sent(self, monotonic: float) -> None:
         """A turn that claims has been sent off."""
         self._is_late = monotonic >= self._look_at
 
     def turn_came_back(self, eligible: Eligible | None, turned: Turned) -> None:
         """A turn for `eligible` is done, or has failed."""
+        self._last = turned
         if eligible is not None:
             fired = {run.worker for run in turned.runs}
             self._timetable.settle(eligible, fired, were_all_refused=turned.has_other)

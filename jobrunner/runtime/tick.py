@@ -220,6 +220,10 @@ class Ticker:
         if not free or free < 0:
             self.last_tick_at = self._clock.now()
             return self._tick_interval
+        rest = self._known.seconds_of_rest(self._clock.now(), self._clock.monotonic())
+        if rest is not None and not is_look_due:
+            self.found_nothing.set()
+            return min(rest, self._tick_interval)
         claimed = await self._claim(free, is_look_due)
         self._outage.worked()
         self.last_tick_at = self._clock.now()

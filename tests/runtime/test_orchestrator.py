@@ -638,7 +638,7 @@ async def test_a_service_that_breaks_ends_the_run_with_its_error(house: House, m
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("jobrunner.runtime.tick.claim_due", broken)
+    monkeypatch.setattr("jobrunner.runtime.tick.Ticker._pass", broken)
     await orchestrator.trigger_worker("it")
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,15 +81,8 @@ async def test_running_until_idle_returns_what_ended(temporary_database: Any):
 
 
 async def _send(orchestrator: WorkerOrchestrator, to: str) -> list[dict[str, Any]]:
-    async def trigger() -> None:
-        while not orchestrator.is_started:
-            await asyncio.sleep(0.001)
-        await orchestrator.trigger_worker("mail", {"to": to})
-
-    triggering = asyncio.ensure_future(trigger())
-    ended = await run_until_idle(orchestrator)
-    await triggering
-    return ended
+    await orchestrator.trigger_worker("mail", {"to": to})
+    return await run_until_idle(orchestrator)
 
 
 async def test_with_a_clock_by_hand_retries_take_no_time(temporary_database: Any):

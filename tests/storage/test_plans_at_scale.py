@@ -213,7 +213,10 @@ PIECES = {
     "keyed": Piece(keyed, "uq_runs_key_live", 200),
     "status of one": Piece(status_of_one, "ix_runs_pending", 21_000),
     "status of all": Piece(
-        status_of_all, "uq_runs_worker_slot|pk_worker_state", 6 * WORKERS, frozenset({"workers", "worker_state", "w", "s"})
+        status_of_all,
+        "uq_runs_worker_slot|pk_worker_state",
+        6 * WORKERS,
+        frozenset({"workers", "worker_state", "w", "s"}),
     ),
     "live runs": Piece(live_runs, "ix_runs_due_at", 1000),
     "explain": Piece(explained, "ix_runs_pending", 1500),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class PostgresFastPath:
         for row in answer["seen"]:
             self._heads.looked(names, now, *json.loads(row[_PAYLOAD]))
         turned = _turned(answer, node_id)
-        self._heads.note(turned.runs)
+        self._heads.note(turned.runs, is_full=len(turned.runs) >= free_slots + len(turned.written))
         return turned
 
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
@@ -135,23 +136,26 @@ class _Heads:
     A queue's index begins with the entries of all runs that are gone, until the server vacuums, and it cannot as long
     as a snapshot is held anywhere: a turn that began there would step over each of them. So a turn begins where the
     last one has ended. What came before that place meanwhile (a transaction that was long under way, a run given back)
-    a look finds once in `LOOK_AGAIN_SECONDS`, by the transactions that were not over at the look before: it starts so
-    much later at most.
+    a look finds by the transactions that were not over at the look before; see `turn` for when.
     """
 
     def __init__(self) -> None:
         self._heads: dict[tuple[str, int], tuple[datetime, int]] = {}
         self._looked_at: datetime | None = None
+        self._was_full = False
         self.since: str | None = None
         """The snapshot of the last look, as PostgreSQL writes it."""
 
     def look_is_due(self, names: Sequence[str], now: datetime) -> bool:
         """Say whether the next turn, for `names`, is to look; of whom it does not ask, nothing stays known."""
-        if self._looked_at is not None and 0 <= (now - self._looked_at).total_seconds() < LOOK_AGAIN_SECONDS:
+        if not names:
+            return False
+        seconds = math.inf if self._looked_at is None else (now - self._looked_at).total_seconds()
+        if self._was_full and 0 <= seconds < LOOK_AGAIN_SECONDS:
             return False
         asked = set(names)
         self._heads = {key: place for key, place in self._heads.items() if key[0] in asked}
-        return bool(names)
+        return True
 
     def of(self, names: Sequence[str]) -> tuple[list[datetime | None], list[int | None]]:
         """Return `due_at` and id of the last runs claimed, four a name by priority; nothing, if all is to be read."""
@@ -169,8 +173,9 @@ class _Heads:
             worker, priority = divmod(place - 1, 4)
             self._heads[names[worker], priority] = (datetime.fromisoformat(due), 0)
 
-    def note(self, runs: Iterable[Run]) -> None:
-        """Note claims, given in any order."""
+    def note(self, runs: Iterable[Run], *, is_full: bool) -> None:
+        """Note claims, given in any order, and whether they took all slots that were free."""
+        self._was_full = is_full
         for run in runs:
             key, place = (run.worker, run.priority), (run.due_at, run.id)
             if key not in self._heads or self._heads[key] < place:
@@ -184,17 +189,20 @@ def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
 
 
 def _by_kind(rows: list[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "seen": []}
+    found: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "seen": [], "all": []}
     for row in rows:
         found[row[0]].append(row)
     return found
 
 
 def _turned(answer: dict[str, list[Any]], node_id: str) -> Turned:
+    next_due_at = [json.loads(row[_PAYLOAD]) for row in answer["all"] if row[_PAYLOAD] is not None]
     return Turned(
         runs=tuple([_run(row, node_id) for row in answer["claim"]]),
         written=frozenset(run_id for row in answer["ended"] for run_id in json.loads(row[_PAYLOAD])),
         has_other=bool(answer["other"]),
+        is_all=bool(answer["all"]),
+        next_due_at=datetime.fromisoformat(next_due_at[0]) if next_due_at else None,
     )
 
 

@@ -43,6 +43,12 @@ the first of `names`. `e_…`: ends, but for `e_workers` and `e_revisions`, whic
 the node has come in the queues of `names`, four of each by priority; empty to read all. `is_looking`: look for what
 came before that since the snapshot `since`, which an earlier look answered."""
 
+_NEXT_TIMES = """
+    (SELECT min(r.due_at) FROM {p}runs r WHERE r.state = 'pending' AND r.due_at > at),
+    (SELECT min(s.next_run_at) FROM {p}worker_state s WHERE s.next_run_at > at),
+    (SELECT min(s.probe_at) FROM {p}worker_state s WHERE s.probe_at > at),
+    (SELECT min(s.paused_until) FROM {p}worker_state s WHERE s.paused_until > at)"""
+
 
 def call() -> str:
     """Return the statement of a turn. JSON is sent as arrays of texts, and read by the server."""
@@ -74,6 +80,7 @@ DECLARE
     deleted integer;
     mine text[];
     eligible integer;
+    claimed integer;
     seen pg_snapshot;
     places integer[];
     dues timestamptz[];
@@ -223,11 +230,15 @@ BEGIN
             SELECT array_agg(came.place), array_agg(came.due_at) INTO places, dues
             FROM (
                 SELECT (array_position(names, r.worker) - 1) * 4 + 1 + r.priority AS place, min(r.due_at) AS due_at
-                FROM {p}runs r
-                WHERE r.state = 'pending' AND r.due_at <= at AND (
-                    r.arrived >= pg_snapshot_xmax(since::pg_snapshot)::text::bigint
-                    OR r.arrived = ANY (ARRAY(SELECT pg_snapshot_xip(since::pg_snapshot)::text::bigint))
-                )
+                FROM (  -- each along the index on `arrived`, in the index's own words
+                    SELECT r.worker, r.priority, r.due_at FROM {p}runs r
+                    WHERE r.slot IS NULL AND r.arrived >= pg_snapshot_xmax(since::pg_snapshot)::text::bigint
+                    UNION ALL
+                    SELECT r.worker, r.priority, r.due_at FROM {p}runs r
+                    WHERE r.slot IS NULL
+                        AND r.arrived = ANY (ARRAY(SELECT pg_snapshot_xip(since::pg_snapshot)::text::bigint))
+                ) r
+                WHERE r.due_at <= at
                 GROUP BY r.worker, r.priority
             ) came
             WHERE came.due_at <= after_dues[came.place];
@@ -298,6 +309,10 @@ BEGIN
     )
     WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
     RETURNING 'claim'::text, {r.CLAIMED};
+    GET DIAGNOSTICS claimed = ROW_COUNT;
+    IF is_looking AND claimed < free AND cardinality(mine) = cardinality(revisions) THEN
+        RETURN QUERY SELECT 'all'::text, {_no_claim(f"to_jsonb(least({_NEXT_TIMES.format(p=p)}))")};
+    END IF;
 END $$
 """  # noqa: S608 - made of constants
 

@@ -22,8 +22,10 @@ What is not written in 1 was no longer this node's, or is not simple after all: 
 the long way has just found stuck (disabled, blocked, without a handler) are passed by for `LOOK_AGAIN_SECONDS` and one
 turn, so that what they have waiting does not keep everybody else on the long way.
 
-On PostgreSQL a node's turns go on in a worker's queue where its last one ended, and look at the whole of it once in
-`LOOK_AGAIN_SECONDS`. Only what is put *before* the head of a queue can be passed by, and for no longer than that.
+On PostgreSQL a node's turns go on in a worker's queue where its last one ended. What was put *before* that place
+meanwhile is looked for once in `LOOK_AGAIN_SECONDS`, and by each turn that follows one which left slots free: it is
+passed by for no longer than that. Such a turn says, too, whether that was all, and when something falls due next: then
+no look follows, which would step over the entries of all runs that have gone.
 
 A failure before the commit changes nothing. After a commit whose answer is lost, the long way finds the ends settled,
 and the heartbeat finds the claims without code: both as if the long way had been gone.
@@ -48,6 +50,7 @@ from jobrunner.storage.runs.claims import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from jobrunner.model.run import Run
     from jobrunner.storage.runs.finishes import Ended
@@ -64,12 +67,15 @@ NOBODY = Eligible({"": WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)}, {""
 class Turned:
     """What a turn did: the runs claimed, and the ids of those whose ends were written.
 
-    `has_other`: something is due that only the long way can judge.
+    `has_other`: something is due that only the long way can judge. `is_all`: nothing else is due that may start, but
+    for what is passed by, and `next_due_at` is when something will be; SQLite's turns do not say so.
     """
 
     runs: tuple[Run, ...] = ()
     written: frozenset[int] = frozenset()
     has_other: bool = False
+    is_all: bool = False
+    next_due_at: datetime | None = None
 
 
 def is_simple(ended: Ended) -> bool:
