@@ -13,17 +13,21 @@ there is rest.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobrunner.policy.timetable import Timetable
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
     from jobrunner.policy.fast_path import Eligible, Planned
     from jobrunner.storage.turns.turn import Turned
+
+LOCKED_PAUSE_SECONDS = 0.01
+"""After others had locked what may start: they are about to claim it, or to end it."""
 
 
 class FastPathKnowledge:
@@ -39,7 +43,7 @@ class FastPathKnowledge:
 
     def pass_begins(self, *, is_worth_a_turn: bool) -> None:
         """Note whether runs may wait that nobody has looked for: the last pass gave some, or something has woken us."""
-        self._is_worth_a_turn = is_worth_a_turn
+        self._is_worth_a_turn = is_worth_a_turn or self._is_held_up
 
     def next_turn(self, now: datetime, free_slots: int, *, may_claim: bool) -> Eligible | None:
         """Return whose runs, or firings, a turn may start now; None: of nobody's that is known."""
@@ -57,15 +61,38 @@ class FastPathKnowledge:
         eligible = self._eligible
         if eligible is None or not eligible.configs or not self._is_worth_a_turn:
             return None
-        return None if eligible.stuck and self._is_late else eligible
+        return None if self._is_look_due else eligible
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Say whether the last turn has found that nothing more may start of those who are eligible."""
+        return self._last is not None and self._last.is_all and not self._last.runs
+
+    @property
+    def _is_held_up(self) -> bool:
+        return self._last is not None and self._last.has_locked and not self._last.runs
+
+    @property
+    def settled(self) -> Collection[str]:
+        """Return the workers whose waiting runs a look need not look at: turns do."""
+        if self._eligible is None or not (self.is_at_rest or self._is_look_due):
+            return ()
+        return self._eligible.configs
+
+    @property
+    def _is_look_due(self) -> bool:
+        return self._eligible is not None and bool(self._eligible.stuck) and self._is_late
 
     def seconds_of_rest(self, now: datetime, monotonic: float) -> float | None:
-        """Return for how long there is nothing to do, as the last turn has found; None if it cannot know."""
-        if self._last is None or not self._last.is_all or self._last.runs:
+        """Return for how long there is nothing to do, as the last turn has found; None if a look is to say so."""
+        if self._is_held_up and not self._is_look_due:
+            return LOCKED_PAUSE_SECONDS
+        if self._last is None or not self.is_at_rest or self._is_look_due:
             return None
-        due_at, is_passing_by = self._last.next_due_at, self._eligible is not None and bool(self._eligible.stuck)
-        until_due = math.inf if due_at is None else (due_at - now).total_seconds()
-        return max(0.0, min(until_due, self._look_at - monotonic if is_passing_by else math.inf))
+        due_at = self._last.next_due_at
+        seconds = math.inf if due_at is None else max(0.0, (due_at - now).total_seconds())
+        is_passing_by = self._eligible is not None and bool(self._eligible.stuck)
+        return min(seconds, max(0.0, self._look_at - monotonic)) if is_passing_by else seconds
 
     def turn_sent(self, monotonic: float) -> None:
         """A turn that claims has been sent off."""
@@ -85,7 +112,9 @@ class FastPathKnowledge:
         """A look has found who is eligible; where nothing was due, who was eligible is so still."""
         if eligible is not None or not is_nothing_due:
             self._eligible = eligible and eligible.beside(self._eligible)
-            self._look_at = monotonic + LOOK_AGAIN_SECONDS
+        elif self._eligible is not None:
+            self._eligible = replace(self._eligible, stuck=())
+        self._look_at = monotonic + LOOK_AGAIN_SECONDS
         self._is_late = False
 
     def learn(self, planned: Iterable[Planned]) -> None:

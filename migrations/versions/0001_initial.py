@@ -930,6 +930,11 @@ def _create_postgres_run_updates() -> None:
         f"""
         CREATE FUNCTION {p}follow_slots() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
+            IF NOT EXISTS (SELECT FROM old_rows WHERE slot IS NOT NULL) THEN  -- claims, hundreds at a time
+                INSERT INTO {p}claims (worker, slot, run_id)
+                SELECT worker, slot, id FROM new_rows WHERE slot IS NOT NULL;
+                RETURN NULL;
+            END IF;
             DELETE FROM {p}claims c USING old_rows o
             WHERE o.slot IS NOT NULL AND c.worker = o.worker AND c.slot = o.slot AND NOT EXISTS (
                 SELECT FROM new_rows n WHERE n.id = o.id AND n.worker = o.worker AND n.slot = o.slot

@@ -16,7 +16,7 @@ To empty a table instead of deleting from it is the way of PgQ, which rotates th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -28,15 +28,25 @@ if TYPE_CHECKING:
 
 PAGES = {"claims": 32, "worker_state": 24}
 """What a table may have in pages of 8 KiB: some 4,800 versions of claims, 800 of states."""
+HELD_TRANSACTIONS = 250
+"""A snapshot that many transactions old counts as held. Without one the server itself reuses what is dead, and a table
+is made small only when it has `UNUSUAL` times as many pages."""
+UNUSUAL = 8
 MOST_ROWS = 10_000
 """With more rows, putting them back (15 us each) would keep others waiting for too long."""
 LOCK_TIMEOUT_MS = 50
 _COLUMNS = {table.name: [column.name for column in table.c] for table in (claims, worker_state)}
 _LOOK = sa.text("""
 SELECT
-    c.relname AS name, pg_relation_size(c.oid) / 8192 AS pages, pg_stat_get_live_tuples(c.oid) AS live,
-    has_table_privilege(c.oid, 'TRUNCATE') AS may_truncate
+    c.relname AS name, size.pages, pg_stat_get_live_tuples(c.oid) AS live,
+    has_table_privilege(c.oid, 'TRUNCATE') AS may_truncate,
+    CASE WHEN size.pages > :least THEN greatest(
+        (SELECT max(age(a.backend_xmin)) FROM pg_stat_get_activity(NULL) a
+         WHERE a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()) OR coalesce(a.datid, 0) = 0),
+        (SELECT max(age(s.xmin)) FROM pg_replication_slots s)
+    ) > :held END AS is_held
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (SELECT pg_relation_size(c.oid) / 8192 AS pages OFFSET 0) size
 WHERE n.nspname = :schema AND c.relname IN ('claims', 'worker_state')
 """)
 
@@ -64,12 +74,9 @@ class Compactor:
             DatabaseError: the database cannot be used.
         """
         async with self.db.peek() as conn:
-            found = (await conn.execute(_LOOK, {"schema": self.db.schema})).all()
-        grown = [
-            row
-            for row in found
-            if row.pages > max(PAGES[row.name], 2 * self._least.get(row.name, 0)) and row.live <= MOST_ROWS
-        ]
+            given = {"schema": self.db.schema, "least": min(PAGES.values()), "held": HELD_TRANSACTIONS}
+            found = (await conn.execute(_LOOK, given)).all()
+        grown = [row for row in found if row.pages > self._most(row) and row.live <= MOST_ROWS]
         allowed = [row for row in grown if row.may_truncate]
         done = [row.name for row in allowed if await self._make_small(row.name, row.pages)]
         return Compacted(
@@ -77,6 +84,11 @@ class Compactor:
             tuple(row.name for row in allowed if row.name not in done),
             tuple(row.name for row in grown if not row.may_truncate),
         )
+
+    def _most(self, row: Any) -> int:
+        """Return how many pages a table may have now."""
+        most = max(PAGES[row.name], 2 * self._least.get(row.name, 0))
+        return most if row.is_held else UNUSUAL * most
 
     async def _make_small(self, name: str, pages: int) -> bool:
         table = f"{self.db.schema_prefix}{name}"

@@ -44,7 +44,7 @@ class Statements:
 def statements(dialect: Dialect) -> Statements:
     """Build the reading statements once for each database."""
     return Statements(
-        due=_due(),
+        due=_due(dialect),
         edges=_edges(dialect),
         workers=_workers(dialect),
         runs=_runs(dialect),
@@ -58,17 +58,27 @@ def _now() -> sa.BindParameter[datetime]:
     return sa.bindparam("now", type_=UtcDateTime())
 
 
-def _due() -> sa.CompoundSelect[Any]:
+def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
     """Names of workers with a due waiting run (kind 0), or with a due schedule (kind 1, at most :page a priority).
 
+    The waiting runs of :settled are not looked at, nor stepped over: the search goes from name to name between them.
     If there are none, one row of kind -1 with the times of `_next_due`, and with :is_looking whether any wait began
     ahead of now (`storage.workers.ahead`): a tick that finds nothing asks once.
     """
     r = t.runs
-    first = sa.select(sa.func.min(r.c.worker).label("name")).where(_PENDING)
-    waiting = first.cte("waiting", recursive=True)
-    following = sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name).scalar_subquery()
-    waiting = waiting.union_all(sa.select(following).where(waiting.c.name.is_not(None)))
+    given = dialect.rows("settled", name=sa.Text())
+    known = sa.union_all(sa.select(sa.literal_column("''").label("name")), sa.select(given.c.name)).subquery("known")
+    before = sa.func.lead(known.c.name).over(order_by=known.c.name).label("before")
+    gaps = sa.select(known.c.name, before, sa.literal_column("0").label("is_found"))
+    waiting = gaps.cte("waiting", recursive=True)
+    further = sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name)
+    following = sa.case(
+        (waiting.c.before.is_(None), further.scalar_subquery()),
+        else_=further.where(r.c.worker < waiting.c.before).scalar_subquery(),
+    )
+    waiting = waiting.union_all(
+        sa.select(following, waiting.c.before, sa.literal_column("1")).where(waiting.c.name.is_not(None))
+    )
     # An EXISTS would be shorter, but PostgreSQL then reads all due runs into a hash: 40 ms for 300,000 instead of 1.
     first_due = [
         sa.select(r.c.due_at)
@@ -81,7 +91,9 @@ def _due() -> sa.CompoundSelect[Any]:
     is_due = sa.or_(*(due_at <= _now() for due_at in first_due))
     s = t.worker_state
     parts: list[sa.Select[Any]] = [
-        sa.select(waiting.c.name, sa.literal_column("0").label("kind")).where(waiting.c.name.is_not(None), is_due)
+        sa.select(waiting.c.name, sa.literal_column("0").label("kind")).where(
+            waiting.c.is_found == sa.literal_column("1"), waiting.c.name.is_not(None), is_due
+        )
     ]
     for priority in PRIORITIES:
         page = (

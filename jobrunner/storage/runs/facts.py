@@ -83,13 +83,21 @@ class Due:
 
 
 async def read_due(
-    conn: AsyncConnection, dialect: Dialect, now: datetime, page: int, *, is_looking: bool = False
+    conn: AsyncConnection,
+    dialect: Dialect,
+    now: datetime,
+    page: int,
+    *,
+    is_looking: bool = False,
+    settled: Collection[str] = (),
 ) -> Due:
     """Find the workers that may have something due, of schedules at most `page` a priority.
 
-    With `is_looking`, and if there are none, say also whether any wait seems to have begun ahead of now.
+    Whether any of `settled` has waiting runs that are due is not asked. With `is_looking`, and if there are none, say
+    also whether any wait seems to have begun ahead of now.
     """
-    parameters = {"now": now, "page": page, "is_looking": is_looking, **ahead_values(now)}
+    asked = {"now": now, "page": page, "is_looking": is_looking, "settled": names_json(settled)}
+    parameters = {**asked, **ahead_values(now)}
     rows = (await conn.execute(statements(dialect).due, parameters)).all()
     if rows[0][1] < 0:
         return Due(set(), has_more=False, next_at=_earliest(rows[0][2:6]), is_ahead=rows[0][6])

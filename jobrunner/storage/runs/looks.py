@@ -58,6 +58,7 @@ async def look(
     page: int | None = None,
     is_looking: bool = False,
     aside: Collection[str] = (),
+    settled: Collection[str] = (),
     only: str | None = None,
 ) -> Look:
     """Look, without a lock, what may start.
@@ -70,11 +71,12 @@ async def look(
         page: how many due schedules of each priority are read at most.
         is_looking: ask also, if nothing is due, whether any wait seems to have begun ahead of now.
         aside: workers of which nothing is claimed.
+        settled: workers whose waiting runs a turn has just looked at: there is nothing of them to claim.
         only: look at this worker alone.
     """
     page = page or max(SMALLEST_PAGE, free_slots)
     async with db.peek() as conn:
-        due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking)
+        due = await reading.read_due(conn, db.dialect, now, page, is_looking=is_looking, settled=settled)
         names = due.names.difference(aside) if only is None else due.names & {only}
         if not names and not due.has_more:
             next_at = due.next_at if not due.names else await reading.next_due_at(conn, db.dialect, now)

@@ -189,7 +189,7 @@ def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
 
 
 def _by_kind(rows: list[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {"claim": [], "ended": [], "other": [], "seen": [], "all": []}
+    found: dict[str, list[Any]] = {kind: [] for kind in ("claim", "ended", "other", "seen", "locked", "all")}
     for row in rows:
         found[row[0]].append(row)
     return found
@@ -201,6 +201,7 @@ def _turned(answer: dict[str, list[Any]], node_id: str) -> Turned:
         runs=tuple([_run(row, node_id) for row in answer["claim"]]),
         written=frozenset(run_id for row in answer["ended"] for run_id in json.loads(row[_PAYLOAD])),
         has_other=bool(answer["other"]),
+        has_locked=bool(answer["locked"]),
         is_all=bool(answer["all"]),
         next_due_at=datetime.fromisoformat(next_due_at[0]) if next_due_at else None,
     )

@@ -310,7 +310,9 @@ BEGIN
     WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
     RETURNING 'claim'::text, {r.CLAIMED};
     GET DIAGNOSTICS claimed = ROW_COUNT;
-    IF is_looking AND claimed < free AND cardinality(mine) = cardinality(revisions) THEN
+    IF cardinality(mine) < cardinality(revisions) THEN
+        RETURN QUERY SELECT 'locked'::text, {_no_claim("NULL::jsonb")};
+    ELSIF is_looking AND claimed < free THEN
         RETURN QUERY SELECT 'all'::text, {_no_claim(f"to_jsonb(least({_NEXT_TIMES.format(p=p)}))")};
     END IF;
 END $$

@@ -67,13 +67,15 @@ NOBODY = Eligible({"": WorkerConfig("", "", WorkerExecutionMode.TRIGGERED)}, {""
 class Turned:
     """What a turn did: the runs claimed, and the ids of those whose ends were written.
 
-    `has_other`: something is due that only the long way can judge. `is_all`: nothing else is due that may start, but
-    for what is passed by, and `next_due_at` is when something will be; SQLite's turns do not say so.
+    `has_other`: something is due that only the long way can judge. `has_locked`: workers were passed by because others
+    had locked them. `is_all`: nothing else is due that may start, but for who is stuck, and `next_due_at` is when
+    something will be. SQLite's turns do not say the last three.
     """
 
     runs: tuple[Run, ...] = ()
     written: frozenset[int] = frozenset()
     has_other: bool = False
+    has_locked: bool = False
     is_all: bool = False
     next_due_at: datetime | None = None
 
