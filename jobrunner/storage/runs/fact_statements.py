@@ -108,7 +108,7 @@ def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
     due = sa.union_all(*parts).cte("due")
     no_times = [sa.type_coerce(sa.null(), UtcDateTime()) for _ in range(4)]
     look = sa.case((sa.bindparam("is_looking", type_=sa.Boolean()), is_any_ahead()))
-    nothing = sa.select(sa.null(), sa.literal_column("-1"), *_next_times(), look).where(~sa.exists().select_from(due))
+    nothing = sa.select(sa.null(), sa.literal_column("-1"), *next_times(), look).where(~sa.exists().select_from(due))
     return sa.select(due.c.name, due.c.kind, *no_times, sa.cast(sa.null(), sa.Boolean)).union_all(nothing)
 
 
@@ -215,10 +215,10 @@ def _handlers(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _next_due() -> sa.Select[Any]:
-    return sa.select(*_next_times())
+    return sa.select(*next_times())
 
 
-def _next_times() -> list[sa.ScalarSelect[Any]]:
+def next_times() -> list[sa.ScalarSelect[Any]]:
     """The next times after :now at which something becomes due: a waiting run, a schedule, a probe, a pause's end."""
     r, s = t.runs, t.worker_state
     run = sa.select(sa.func.min(r.c.due_at)).where(_PENDING, r.c.due_at > _now()).scalar_subquery()

@@ -11,7 +11,10 @@ is: every lookup here is by an index, of few rows.
 
 from __future__ import annotations
 
-from jobrunner.storage.tables.define import HAS_LEFT
+from sqlalchemy.dialects import postgresql
+
+from jobrunner.storage.runs.fact_statements import next_times
+from jobrunner.storage.tables.define import HAS_LEFT, SCHEMA_TOKEN
 from jobrunner.storage.turns import rules as r
 
 ARGUMENTS = {
@@ -42,12 +45,6 @@ ARGUMENTS = {
 the first of `names`. `e_…`: ends, but for `e_workers` and `e_revisions`, which are of their workers. `after_…`: how far
 the node has come in the queues of `names`, four of each by priority; empty to read all. `is_looking`: look for what
 came before that since the snapshot `since`, which an earlier look answered."""
-
-_NEXT_TIMES = """
-    (SELECT min(r.due_at) FROM {p}runs r WHERE r.state = 'pending' AND r.due_at > at),
-    (SELECT min(s.next_run_at) FROM {p}worker_state s WHERE s.next_run_at > at),
-    (SELECT min(s.probe_at) FROM {p}worker_state s WHERE s.probe_at > at),
-    (SELECT min(s.paused_until) FROM {p}worker_state s WHERE s.paused_until > at)"""
 
 
 def call() -> str:
@@ -313,7 +310,7 @@ BEGIN
     IF cardinality(mine) < cardinality(revisions) THEN
         RETURN QUERY SELECT 'locked'::text, {_no_claim("NULL::jsonb")};
     ELSIF is_looking AND claimed < free THEN
-        RETURN QUERY SELECT 'all'::text, {_no_claim(f"to_jsonb(least({_NEXT_TIMES.format(p=p)}))")};
+        RETURN QUERY SELECT 'all'::text, {_no_claim(f"to_jsonb(least({_next_times(p)}))")};
     END IF;
 END $$
 """  # noqa: S608 - made of constants
@@ -322,3 +319,9 @@ END $$
 def _no_claim(payload: str) -> str:
     """Return the columns of an answer that is no claim."""
     return ", ".join(payload if column == "payload" else f"NULL::{kind}" for column, kind in r.CLAIM.items())
+
+
+def _next_times(p: str) -> str:
+    """Return the times at which something becomes due next, as the look of the long way asks for them."""
+    texts = [str(time.compile(dialect=postgresql.dialect(paramstyle="named"))) for time in next_times()]  # type: ignore[no-untyped-call]
+    return ", ".join(texts).replace(":now", "at").replace(f"{SCHEMA_TOKEN}.", p)
