@@ -1,9 +1,9 @@
 """Never together, on any number of nodes: judged from `run_history` alone.
 
 The mutation that shows that these tests can fail: with the two locking statements of `runs/claims.py` answering all
-names without FOR UPDATE, and `uq_runs_worker_slot` dropped, four nodes break limits and blocks within seconds. It is
-done by `test_without_the_lock_and_the_constraint_it_goes_wrong`, on PostgreSQL (on SQLite, BEGIN IMMEDIATE is the lock
-and cannot be taken away from a statement).
+names without FOR UPDATE, and the primary key of `claims` dropped, four nodes break limits and blocks within seconds.
+It is done by `test_without_the_lock_and_the_constraint_it_goes_wrong`, on PostgreSQL (on SQLite, BEGIN IMMEDIATE is the
+lock and cannot be taken away from a statement).
 """
 
 from __future__ import annotations
@@ -87,6 +87,6 @@ def test_blocks_and_limits_hold_on_four_nodes(make: Start, database_url: str, se
 
 def test_without_the_lock_and_the_constraint_it_goes_wrong(make: Start, postgres_url: str):
     c = make(postgres_url, scenario="crowd", tick_interval=0.5, max_concurrent=12, without_locks=True)
-    c.rows("DROP INDEX {p}uq_runs_worker_slot")
+    c.rows("ALTER TABLE {p}claims DROP CONSTRAINT pk_claims")
     c.rows("DROP INDEX {p}uq_runs_scheduled")
     assert faults(crowd(c, 4)) != []

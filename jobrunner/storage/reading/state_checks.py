@@ -12,15 +12,13 @@ import sqlalchemy as sa
 
 from jobrunner.storage.reading.findings import Scope, Violation, stream
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.claims import is_active
+from jobrunner.storage.tables.claims import claims, is_active
 from jobrunner.storage.workers import states
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-_IS_CLAIMED: sa.ColumnElement[bool] = is_active()
 
 
 async def check_pairs(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
@@ -138,10 +136,23 @@ def _is_reasoned() -> sa.ColumnElement[bool]:
 async def check_claims(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
     """Promise 2: every claim is some node's."""
     r, n = t.runs, t.nodes
-    nobodys = sa.select(r.c.id, r.c.node_id).where(_IS_CLAIMED, sa.not_(sa.exists().where(n.c.id == r.c.node_id)))
+    nobodys = sa.select(r.c.id, r.c.node_id).where(is_active(), sa.not_(sa.exists().where(n.c.id == r.c.node_id)))
     async for row in stream(conn, nobodys):
         problem = f"run {row.id} is claimed by node {row.node_id}, which does not exist"
         yield Violation(2, problem, (f"runs.id={row.id}",))
+
+
+async def check_slots(conn: AsyncConnection, _scope: Scope) -> AsyncIterator[Violation]:
+    """Promise 2: `claims`, through which active runs are found, has those and no others."""
+    r, c = t.runs, claims
+    is_same = sa.and_(c.c.run_id == r.c.id, c.c.worker == r.c.worker, c.c.slot == r.c.slot)
+    unfound = sa.select(r.c.id).where(r.c.slot.is_not(None), sa.not_(sa.exists().where(is_same)))
+    async for row in stream(conn, unfound):
+        problem = f"run {row.id} is active, but not in claims: when its node dies, nobody ends it"
+        yield Violation(2, problem, (f"runs.id={row.id}",))
+    async for row in stream(conn, sa.select(c).where(sa.not_(sa.exists().where(is_same)))):
+        problem = f"claims has run {row.run_id} in slot {row.slot} of {row.worker}, and it is not: the slot is lost"
+        yield Violation(2, problem, (f"claims.worker={row.worker} AND slot={row.slot}",))
 
 
 def stopped_claims() -> sa.Select[Any]:
@@ -150,8 +161,8 @@ def stopped_claims() -> sa.Select[Any]:
     return (
         sa.select(r.c.id, r.c.fence, r.c.node_id, n.c.heartbeat_at)
         .join(n, n.c.id == r.c.node_id)
-        .where(_IS_CLAIMED, sa.literal_column("nodes.state = 'stopped'"))
+        .where(is_active(), sa.literal_column("nodes.state = 'stopped'"))
     )
 
 
-CHECKS = (check_pairs, check_named, check_streaks, check_last_ends, check_circuits, check_claims)
+CHECKS = (check_pairs, check_named, check_streaks, check_last_ends, check_circuits, check_claims, check_slots)

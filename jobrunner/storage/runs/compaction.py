@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.storage.tables.claims import claims
-from jobrunner.storage.tables.define import worker_state
-
 if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
@@ -35,7 +32,6 @@ UNUSUAL = 8
 MOST_ROWS = 10_000
 """With more rows, putting them back (15 us each) would keep others waiting for too long."""
 LOCK_TIMEOUT_MS = 50
-_COLUMNS = {table.name: [column.name for column in table.c] for table in (claims, worker_state)}
 _LOOK = sa.text("""
 SELECT
     c.relname AS name, size.pages, pg_stat_get_live_tuples(c.oid) AS live,
@@ -92,9 +88,8 @@ class Compactor:
 
     async def _make_small(self, name: str, pages: int) -> bool:
         table = f"{self.db.schema_prefix}{name}"
-        columns = ", ".join(_COLUMNS[name])
         async with self.db.write() as conn:
-            await conn.exec_driver_sql(_COMPACT.format(table=table, columns=columns, ms=LOCK_TIMEOUT_MS))
+            await conn.exec_driver_sql(_COMPACT.format(table=table, ms=LOCK_TIMEOUT_MS))
             after = (await conn.exec_driver_sql(f"SELECT pg_relation_size('{table}') / 8192")).scalar_one()
         if after >= pages:
             return False
@@ -102,15 +97,20 @@ class Compactor:
         return True
 
 
+# By the columns that are there, not by those we know: while nodes of two releases meet, the newer schema may have more.
 _COMPACT = """
 DO $$
-DECLARE kept {table}[];
+DECLARE
+    kept {table}[];
+    names text;
 BEGIN
     SET LOCAL lock_timeout = {ms};
     LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;
     kept := ARRAY(SELECT k FROM {table} k);
     TRUNCATE {table};
-    INSERT INTO {table} ({columns}) SELECT {columns} FROM unnest(kept);
+    SELECT string_agg(quote_ident(attname), ', ') INTO names FROM pg_attribute
+    WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
+    EXECUTE format('INSERT INTO {table} (%1$s) SELECT %1$s FROM unnest($1)', names) USING kept;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     NULL;  -- somebody keeps it in use
 END $$
