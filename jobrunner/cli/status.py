@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 _SCREENFUL = 100  # of what will fire
+_MOST_WORKERS = 1000
 _MOST_NAMED = 5
 
 
@@ -86,21 +87,33 @@ def status(
     worker: Annotated[
         str | None, typer.Argument(metavar="[WORKER]", help="Show this worker only, with all there is.")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, max=1_000_000, help="Show so many workers, those that fail or are off first."),
+    ] = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show the workers and how they stand, or one of them."""
+    """Show the workers and how they stand, or one of them.
+
+    Without --json it is 1,000 at most, and of more workers first those that fail or are switched off.
+    """
 
     async def read(
         db: Database,
-    ) -> tuple[list[dict[str, Any]], tuple[NodesHeard, OpenLetters], dict[str, list[dict[str, Any]]]]:
+    ) -> tuple[list[dict[str, Any]], tuple[NodesHeard, OpenLetters, reading.Totals], dict[str, list[dict[str, Any]]]]:
         async with db.read() as conn:
-            rows = await read_standing(conn, db.dialect, context.now(), worker)
+            totals = await reading.read_totals(conn)
+            most = limit or (totals.workers if as_json else _MOST_WORKERS)
+            worst = await reading.read_worst(conn, context.now(), most) if totals.workers > most else None
+            rows = await read_standing(conn, db.dialect, context.now(), worker, worst if worker is None else None)
+            if worst is not None and worker is None:
+                rows.sort(key=lambda row: worst.index(row["name"]))
             heard, _ = await read_nodes_heard(conn, context.now())
-            counts = heard, await count_open(conn)
+            counts = heard, await count_open(conn), totals
             return rows, counts, await reading.read_progress(conn)
 
-    rows, (nodes, letters), told = context.with_database(ctx, database_url, read)
+    rows, (nodes, letters, totals), told = context.with_database(ctx, database_url, read)
     if worker is not None:
         show_one(rows[0], as_json=as_json, timezone=rows[0]["timezone"])
         return
@@ -120,10 +133,12 @@ def status(
     ]
     show_rows(rows, shown, as_json=as_json, empty="no workers yet; `jobrunner run MODULE` registers those of a module")
     if not as_json:
-        running, waiting = (sum(row[key] for row in rows) for key in ("running_runs", "pending_runs"))
+        waiting = f"{reading.MOST_COUNTED:,}+" if totals.waiting > reading.MOST_COUNTED else f"{totals.waiting}"
         say("")
+        if len(rows) < totals.workers:
+            note(f"{len(rows):,} of {totals.workers:,} workers are shown, those that fail or are switched off first")
         say_folded(
-            f"{counted(len(rows), 'worker')}, {running} running, {waiting} waiting; "
+            f"{counted(totals.workers, 'worker')}, {totals.running} running, {waiting} waiting; "
             f"{counted(nodes.live, 'live node')}, {show_open(letters)}"
         )
         _say_silent(nodes)

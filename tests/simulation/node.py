@@ -233,7 +233,8 @@ class SimulatedNode:
             self.is_ticking = False
 
     async def _look_and_claim(self, free: int) -> None:
-        seen = await look(self.db, self.claimer, free, self.clock.now())
+        is_all_looked_at = self.known.is_at_rest or not self.known.settled
+        seen = await look(self.db, self.claimer, free, self.clock.now(), settled=self.known.settled)
         if seen.is_all_eligible:
             self.known.looked(self.clock.monotonic(), seen.eligible, is_nothing_due=False)
             if await self._take(seen.eligible, [], free):
@@ -245,7 +246,7 @@ class SimulatedNode:
             self.known.learn(claimed.planned)
         for claim in claimed.claims:
             self._start(claim)
-        if claimed.claims:
+        if claimed.claims or not (is_all_looked_at or isinstance(claimed, Passed)):
             self.world.soon(self, self.tick)
         elif isinstance(claimed, Passed):
             self._tick_at(self.world.time + 0.1)

@@ -29,4 +29,4 @@ async def read_few(conn: AsyncConnection, now: datetime, until: datetime, limit:
         .limit(_MOST_PLANNED)
     )
     waiting = [planned_run(dict(row)) for row in (await conn.execute(planned)).mappings()]
-    return few_of_each(await read_schedules(conn), waiting, now, until, limit)
+    return few_of_each(await read_schedules(conn, most=limit + 1), waiting, now, until, limit)

@@ -20,7 +20,7 @@ from jobrunner.storage.reading.status import read_status, state_in
 from jobrunner.storage.reading.waiting import Waiting, read_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,17 +32,18 @@ _MOST_JUDGED = 100
 
 
 async def read_standing(
-    conn: AsyncConnection, dialect: Dialect, now: datetime, name: str | None = None
+    conn: AsyncConnection, dialect: Dialect, now: datetime, name: str | None = None, names: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for every worker, or for the one of `name`: that of `worker_status`, with `next_at` and `why`.
+    """Return a row for every worker, for those of `names`, or for the one of `name`.
 
-    `next_at` is the earliest of its schedule's next time and the due times of what waits. `why` says why nothing
-    starts, or how the last run failed; None if there is nothing to say.
+    It is that of `worker_status`, with `next_at` and `why`. `next_at` is the earliest of its schedule's next time and
+    the due times of what waits. `why` says why nothing starts, or how the last run failed; None if there is nothing to
+    say.
 
     Raises:
         WorkerNotFound: there is no worker of that name.
     """
-    rows = await read_status(conn, name)
+    rows = await read_status(conn, name, names)
     waiting = await read_waiting(conn, dialect, now, [row["name"] for row in rows if row["pending_runs"]])
     overdue = []
     for row in rows:

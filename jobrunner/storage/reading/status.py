@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.claims import is_active
+from jobrunner.storage.tables.claims import claims, is_active
 from jobrunner.storage.tables.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_or_problem, state_of
 from jobrunner.storage.workers.definitions import existing_names
 
@@ -58,12 +59,54 @@ def worker_status() -> sa.Table:
     )
 
 
-async def read_status(conn: AsyncConnection, name: str | None = None) -> list[dict[str, Any]]:
-    """Return a row of `worker_status` for every worker, or for the one of `name`. Raises `WorkerNotFound`."""
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many workers there are, and how many runs; of those that wait no more than `MOST_COUNTED` + 1 are counted."""
+
+    workers: int
+    running: int
+    waiting: int
+
+
+MOST_COUNTED = 10_000
+
+
+async def read_totals(conn: AsyncConnection) -> Totals:
+    """Count, along indexes."""
+    some = sa.select(sa.literal_column("1")).select_from(t.runs).where(_PENDING).limit(MOST_COUNTED + 1).subquery()
+    counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (t.workers, claims, some)]
+    return Totals(*(await conn.execute(sa.select(*counts))).one())
+
+
+async def read_worst(conn: AsyncConnection, now: datetime, limit: int) -> list[str]:
+    """Return the names of `limit` workers: first those that fail, then those that are switched off, then by name."""
+    w, s = t.workers, t.worker_state
+    badness = sa.case(
+        (s.c.worker.is_(None), 0),
+        (s.c.circuit_state != "closed", 1),
+        (s.c.consecutive_failures > 0, 2),
+        (sa.not_(s.c.is_enabled), 3),
+        (s.c.paused_until > now, 4),
+        else_=5,
+    )
+    statement = sa.select(w.c.name).select_from(w.outerjoin(s, s.c.worker == w.c.name))
+    return list((await conn.execute(statement.order_by(badness, w.c.name).limit(limit))).scalars())
+
+
+async def read_status(
+    conn: AsyncConnection, name: str | None = None, names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Return a row of `worker_status` for every worker, for those of `names`, or for the one of `name`.
+
+    Raises:
+        WorkerNotFound: there is no worker of that name.
+    """
     view = worker_status()
     statement = sa.select(view).order_by(view.c.name)
     if name is not None:
         statement = statement.where(view.c.name == name)
+    if names is not None:
+        statement = statement.where(view.c.name.in_(names))
     rows = [dict(row) for row in (await conn.execute(statement)).mappings()]
     if name is not None and not rows:
         raise WorkerNotFound(name)
@@ -179,14 +222,22 @@ async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequen
 
 
 async def read_firings(
-    conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None
+    conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None, most: int | None = None
 ) -> Iterator[Upcoming]:
-    """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given."""
-    return firings(await read_schedules(conn, worker), now, until)
+    """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given.
+
+    With `most` no more than the first so many are right.
+    """
+    return firings(await read_schedules(conn, worker, most), now, until)
 
 
-async def read_schedules(conn: AsyncConnection, worker: str | None = None) -> list[tuple[WorkerConfig, WorkerState]]:
-    """Return the scheduled workers with their states, or `worker` alone if it is one."""
+async def read_schedules(
+    conn: AsyncConnection, worker: str | None = None, most: int | None = None
+) -> list[tuple[WorkerConfig, WorkerState]]:
+    """Return the scheduled workers with their states, or `worker` alone if it is one.
+
+    With `most` no more than so many, the next to fire: each fires once at least before any that is left out.
+    """
     w, s = t.workers, t.worker_state
     scheduled = (
         sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS)
@@ -196,7 +247,14 @@ async def read_schedules(conn: AsyncConnection, worker: str | None = None) -> li
     if worker is not None:
         scheduled = scheduled.where(w.c.name == worker)
     split = len(CONFIG_COLUMNS)
-    rows = (await conn.execute(scheduled)).all()
+    if most is None:
+        rows = (await conn.execute(scheduled)).all()
+    else:
+        fires = scheduled.where(s.c.next_run_at.is_not(None)).order_by(s.c.next_run_at, w.c.name)
+        rows = (await conn.execute(fires.limit(most))).all()
+        if len(rows) < most:  # those that have no next time come last
+            standing = scheduled.where(s.c.next_run_at.is_(None)).order_by(w.c.name)
+            rows = [*rows, *(await conn.execute(standing.limit(most - len(rows)))).all()]
     return [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
 
 
@@ -215,7 +273,7 @@ async def read_upcoming(
     it is given.
     """
     r = t.runs
-    ahead = await read_firings(conn, now, until, worker)
+    ahead = await read_firings(conn, now, until, worker, most=limit + 1)
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
