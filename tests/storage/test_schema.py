@@ -58,6 +58,11 @@ async def empty(empty_database_url: str) -> AsyncIterator[Database]:
     await db.close()
 
 
+HEAD = revisions.known()[0]
+NEXT = f"{int(HEAD) + 1:04}"
+"""The newest revision, and that of a migration that a test adds."""
+
+
 @pytest.fixture
 def shell(database_url: str, request: pytest.FixtureRequest) -> Shell:
     """A bare shell on a migrated database with one worker, `w`."""
@@ -100,14 +105,14 @@ def add_revision(folder: Path, number: str, down: str, *lines: str) -> None:
 
 async def test_an_empty_database_is_missing_and_stays_empty(empty, tmp_path):
     found = await revisions.status(empty)
-    assert (found.state, found.current, found.head) == (SchemaState.MISSING, None, "0001")
+    assert (found.state, found.current, found.head) == (SchemaState.MISSING, None, HEAD)
     with pytest.raises(SchemaMissing, match="jobrunner db upgrade"):
         await revisions.require_current(empty)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_revisions_read_from_their_texts_are_those_that_alembic_knows(more_revisions):
-    add_revision(more_revisions, "0002", "0001", "pass")
+    add_revision(more_revisions, NEXT, HEAD, "pass")
     scripts = ScriptDirectory(str(revisions.migrations_dir()))
     head, known = revisions.known()
     assert (head, set(known)) == (scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()})
@@ -126,14 +131,14 @@ async def test_an_upgraded_database_is_current(empty):
     await revisions.require_current(empty)
     async with empty.peek() as conn:
         audit = (await conn.execute(sa.select(t.audit_log.c.actor, t.audit_log.c.action, t.audit_log.c.detail))).all()
-    assert audit == [("tester", "upgrade", {"from": None, "to": "0001"})]
+    assert audit == [("tester", "upgrade", {"from": None, "to": HEAD})]
     assert await schema.upgrade(empty) == (after, after)
 
 
 async def test_a_database_below_the_newest_revision_is_behind(db, more_revisions):
-    add_revision(more_revisions, "0002", "0001", "pass")
+    add_revision(more_revisions, NEXT, HEAD, "pass")
     found = await revisions.status(db)
-    assert (found.state, found.current, found.head) == (SchemaState.BEHIND, "0001", "0002")
+    assert (found.state, found.current, found.head) == (SchemaState.BEHIND, HEAD, NEXT)
     with pytest.raises(SchemaBehind, match="jobrunner db upgrade"):
         await revisions.require_current(db)
     await schema.upgrade(db)
@@ -310,10 +315,10 @@ async def test_an_empty_database_cannot_be_downgraded(empty, tmp_path):
 
 async def test_an_upgrade_that_fails_changes_nothing(db, shell, more_revisions):
     drop = f"op.execute('DROP TABLE {shell.prefix}audit_log')"
-    add_revision(more_revisions, "0002", "0001", drop, "raise LookupError('half way')")
+    add_revision(more_revisions, NEXT, HEAD, drop, "raise LookupError('half way')")
     with pytest.raises(LookupError):
         await schema.upgrade(db)
-    assert (await revisions.status(db)).current == "0001"
+    assert (await revisions.status(db)).current == HEAD
     shell.run("SELECT * FROM {p}audit_log")
 
 
@@ -325,8 +330,8 @@ async def test_rebuilding_a_table_on_sqlite_keeps_what_points_to_it(sqlite_url, 
     before = shell.run(counts)
     add_revision(
         more_revisions,
-        "0002",
-        "0001",
+        NEXT,
+        HEAD,
         *(f"op.execute('DROP VIEW {name}')" for name in ("run_stats", "run_failures", "worker_status")),
         *(f"op.execute('DROP TRIGGER {name}')" for name in NAME_WORKERS),
         "with op.batch_alter_table('workers', recreate='always') as batch:",
@@ -344,7 +349,7 @@ async def test_a_migration_that_would_leave_orphans_on_sqlite_is_undone(sqlite_u
     shell = Shell(sqlite_url)
     shell.run(A_WORKER)
     fill(shell)
-    add_revision(more_revisions, "0002", "0001", "op.execute('DELETE FROM workers')")
+    add_revision(more_revisions, NEXT, HEAD, "op.execute('DELETE FROM workers')")
     db = Database.open(sqlite_url)
     with pytest.raises(DatabaseError, match="is undone"):
         await schema.upgrade(db)
