@@ -43,7 +43,8 @@ class FastPathKnowledge:
 
     def pass_begins(self, *, is_worth_a_turn: bool) -> None:
         """Note whether runs may wait that nobody has looked for: the last pass gave some, or something has woken us."""
-        self._is_worth_a_turn = is_worth_a_turn or self._is_held_up
+        has_paused = self._is_held_up or (self.is_at_rest and self._is_passing_by)
+        self._is_worth_a_turn = is_worth_a_turn or has_paused
 
     def next_turn(self, now: datetime, free_slots: int, *, may_claim: bool) -> Eligible | None:
         """Return whose runs, or firings, a turn may start now; None: of nobody's that is known."""
@@ -81,7 +82,11 @@ class FastPathKnowledge:
 
     @property
     def _is_look_due(self) -> bool:
-        return self._eligible is not None and bool(self._eligible.stuck) and self._is_late
+        return self._is_passing_by and self._is_late
+
+    @property
+    def _is_passing_by(self) -> bool:
+        return self._eligible is not None and bool(self._eligible.stuck)
 
     def seconds_of_rest(self, now: datetime, monotonic: float) -> float | None:
         """Return for how long there is nothing to do, as the last turn has found; None if a look is to say so."""
@@ -91,8 +96,7 @@ class FastPathKnowledge:
             return None
         due_at = self._last.next_due_at
         seconds = math.inf if due_at is None else max(0.0, (due_at - now).total_seconds())
-        is_passing_by = self._eligible is not None and bool(self._eligible.stuck)
-        return min(seconds, max(0.0, self._look_at - monotonic)) if is_passing_by else seconds
+        return min(seconds, max(0.0, self._look_at - monotonic)) if self._is_passing_by else seconds
 
     def turn_sent(self, monotonic: float) -> None:
         """A turn that claims has been sent off."""
@@ -116,6 +120,7 @@ class FastPathKnowledge:
             self._eligible = replace(self._eligible, stuck=())
         self._look_at = monotonic + LOOK_AGAIN_SECONDS
         self._is_late = False
+        self._last = None
 
     def learn(self, planned: Iterable[Planned]) -> None:
         """Note workers as their last firing left them."""

@@ -63,6 +63,8 @@ def test_while_somebody_is_stuck_the_rest_ends_with_a_look_that_leaves_out_whom_
     assert knowledge.seconds_of_rest(T0, 100.1) == pytest.approx(LOOK_AGAIN_SECONDS - 0.1)
     assert knowledge.settled == {"a": CONFIG}
     late = 100.0 + LOOK_AGAIN_SECONDS
+    knowledge.pass_begins(is_worth_a_turn=False)  # nothing has woken the node, and the look is due
+    assert knowledge.next_turn(T0, 5, may_claim=True) is not None
     assert turn(knowledge, Turned(is_all=True), late)
     assert knowledge.seconds_of_rest(T0, late) is None
     assert (knowledge.is_at_rest, knowledge.settled) == (True, {"a": CONFIG})
