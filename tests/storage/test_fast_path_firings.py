@@ -136,7 +136,7 @@ async def test_a_firing_leaves_the_same_rows_as_the_long_ways(stage: Stage, node
     assert turned is not None
     (run,) = turned.runs
     assert (run.worker, run.scheduled_for, run.started_at) == ("short", T0 + timedelta(seconds=10), stage.now)
-    own = {"id", "worker", "arrived"}
+    own = {"id", "worker", "arrived", "revision"}
     for table in ("runs", "worker_state"):
         one, other = await stage.rows(f"SELECT * FROM {{p}}{table} ORDER BY worker")
         assert {k: v for k, v in one.items() if k not in own} == {k: v for k, v in other.items() if k not in own}

@@ -31,6 +31,7 @@ def go(monkeypatch, parts, is_quick=False):
         return measured
 
     monkeypatch.setattr(plan, "time", clock)
+    monkeypatch.setattr(plan, "ALL_SECONDS", 1120.0)
     monkeypatch.setattr(
         plan, "parts", lambda _: [(name, planned, measure(name, real)) for name, planned, real in parts]
     )

@@ -56,7 +56,7 @@ def connect_plain(
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw",
         uri=True,
-        timeout=BUSY_TIMEOUT_SECONDS if busy_timeout is None else busy_timeout,
+        timeout=BUSY_TIMEOUT_SECONDS,
         isolation_level=None,
         check_same_thread=False,  # aiosqlite interrupts from the loop's thread; statements stay in one
     )
@@ -68,6 +68,8 @@ def connect_plain(
         connection.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT_BYTES}")
         if read_only:
             connection.execute("PRAGMA query_only=ON")
+        if busy_timeout is not None:
+            connection.execute(f"PRAGMA busy_timeout={busy_timeout * 1000:.0f}")  # not before: opening waits, too
     except BaseException:
         connection.close()
         raise
