@@ -46,7 +46,7 @@ from jobrunner.cli.main import app
 def ask(words):
     began = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
-        result = CliRunner().invoke(app, [*words, "--json"])
+        result = CliRunner().invoke(app, [*words, "--json", "--limit", "50"])
     assert result.exit_code == 0, result.output
     return time.perf_counter() - began
 
