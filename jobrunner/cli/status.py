@@ -89,7 +89,7 @@ def status(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, max=1_000_000, help="Show so many workers, those that fail or are off first."),
+        typer.Option("--limit", min=1, max=10_000, help="Show so many workers, those that fail or are off first."),
     ] = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -108,7 +108,8 @@ def status(
             worst = await reading.read_worst(conn, context.now(), most) if totals.workers > most else None
             rows = await read_standing(conn, db.dialect, context.now(), worker, worst if worker is None else None)
             if worst is not None and worker is None:
-                rows.sort(key=lambda row: worst.index(row["name"]))
+                places = {name: place for place, name in enumerate(worst)}
+                rows.sort(key=lambda row: places[row["name"]])
             heard, _ = await read_nodes_heard(conn, context.now())
             counts = heard, await count_open(conn), totals
             return rows, counts, await reading.read_progress(conn)

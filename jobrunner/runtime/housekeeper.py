@@ -137,7 +137,7 @@ class Housekeeper:
                 tables = " and ".join(compacted.refused)
                 self._slots.warn(
                     f"{tables}: this user may not TRUNCATE, so that a transaction that is held open elsewhere slows"
-                    " this node down; `jobrunner db grants node ROLE` prints what it needs"
+                    " this node down; `jobrunner db grants --role NAME --for node` prints what it needs"
                 )
 
     def _clock_offset(self) -> float:

@@ -39,7 +39,7 @@ _SYSTEM_ACTOR = "jobrunner"
 _DATABASES_OWN = frozenset(
     {"waits_from", "ix_worker_state_waits_from", "arrived", "ix_runs_arrived", "uq_runs_worker_slot"}
 )
-"""Generated, each database in its own words, and so none of what tables.py lists."""
+"""Generated, each database in its own words, and so none of what `tables.define` lists; `parts` has the indexes."""
 _one_migration = threading.Lock()
 
 

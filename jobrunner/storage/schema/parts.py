@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VIEWS = ("worker_status", "run_failures", "run_stats")
 _SQLITE = {
     "view": (*VIEWS, "claims"),
+    "index": ("uq_runs_worker_slot",),
     "trigger": (
         "runs_refuse_client",
         "runs_refuse_unknown_worker",
@@ -47,6 +48,7 @@ _SQLITE = {
 }
 _POSTGRES = {
     "table": ("claims",),
+    "index": ("ix_runs_arrived",),
     "view": VIEWS,
     "trigger": (
         "runs_refuse_client",
@@ -82,9 +84,9 @@ _POSTGRES = {
 }
 _SQLITE_HAS = "SELECT type, name FROM sqlite_master"
 _POSTGRES_HAS = """
-SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' ELSE 'table' END, c.relname
+SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' WHEN 'i' THEN 'index' ELSE 'table' END, c.relname
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = :schema AND c.relkind IN ('r', 'p', 'v', 'S')
+WHERE n.nspname = :schema AND c.relkind IN ('r', 'p', 'v', 'S', 'i')
 UNION ALL
 SELECT 'function', p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = :schema
 UNION ALL
