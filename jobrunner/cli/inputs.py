@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import JobPriority
 
 _MOST_BYTES_READ = 8 * definitions.MAX_PAYLOAD_BYTES  # white space does not count, but must end somewhere
-_NULLABLE = frozenset({"interval_seconds", "cron", "cooldown_seconds", "memory_limit_mb"})
+_NULLABLE = frozenset({"interval_seconds", "cron", "cooldown_seconds", "memory_limit_mb", "ping"})
 _COUNTS = frozenset({"max_retries", "max_consecutive_failures", "max_running", "memory_limit_mb"})
 
 
@@ -148,6 +148,8 @@ def _value(worker: str, field: str, text: str) -> Any:
         return None
     if field == "payload":
         return read_payload(text)
+    if field == "hidden_fields":
+        return [part.strip() for part in text.split(",") if part.strip()]
     if field == "priority":
         return int(read_priority(worker, text))
     if field in _COUNTS:

@@ -83,6 +83,7 @@ class Run:
     cancel_requested_at: datetime | None = None
     created_at: datetime | None = None
     cancel_reason: str | None = None
+    trace_context: str | None = None
 
     @property
     def claim_key(self) -> ClaimKey:

@@ -83,6 +83,9 @@ class WorkerConfig:
 
     `interval_seconds` is the period of a scheduled worker and the pause of a continuous one;
     None means the default for the mode, and for `isolation` the one that fits the function's kind.
+    `payload_schema` is what the handler's annotations say of the payload, as JSON Schema; empty where any payload will
+    do. `hidden_fields` are fields of the payload (dotted, where they lie deeper) that only an administrator sees; a
+    `ping` is a URL that is told of each start and end.
     Validate with `policy.definitions.check_definition`.
     """
 
@@ -106,6 +109,9 @@ class WorkerConfig:
     isolation: Isolation | None = None
     memory_limit_mb: int | None = None
     payload: dict[str, Any] = field(default_factory=dict)
+    payload_schema: dict[str, Any] = field(default_factory=dict)
+    hidden_fields: tuple[str, ...] = ()
+    ping: str | None = None
     description: str = ""
     depends_on: tuple[Dependency, ...] = ()
     blocks: tuple[str, ...] = ()

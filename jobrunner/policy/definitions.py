@@ -39,6 +39,7 @@ _MAX_COUNT = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _write_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_URL = re.compile(r"https?://[^\s/?#]+[!-~]*\Z")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
 _TO_TEXT = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -61,6 +62,8 @@ OVERRIDABLE = (
     "misfire",
     "memory_limit_mb",
     "payload",
+    "hidden_fields",
+    "ping",
     "description",
 )
 
@@ -107,6 +110,8 @@ def check_definition(config: WorkerConfig) -> WorkerConfig:
         depends_on=_dependencies(name, config.depends_on),
         blocks=_blocks(name, config.blocks),
         payload=_payload(name, config.payload),
+        hidden_fields=_hidden_fields(name, config.hidden_fields),
+        ping=None if config.ping is None else _ping(name, config.ping),
     )
 
 
@@ -217,6 +222,21 @@ def _payload(name: str, payload: object) -> dict[str, Any]:
         raise InvalidWorker(name, str(error)) from None
 
 
+def _hidden_fields(name: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, list | tuple | set | frozenset):
+        raise InvalidWorker(name, f"hidden_fields must be a list of the payload's fields, not {given!r}")
+    for field in given:
+        if not isinstance(field, str) or not field or not field.isprintable():
+            raise InvalidWorker(name, f"hidden_fields: {field!r} is no name of a field")
+    return tuple(sorted(set(given)))
+
+
+def _ping(name: str, given: object) -> str:
+    if not isinstance(given, str) or not _URL.match(given):
+        raise InvalidWorker(name, "ping must be a URL that begins with https:// or http://")
+    return given
+
+
 def check_key(key: object) -> str | None:
     """Return a usable uniqueness key (None: no key), or raise `InvalidPayload`."""
     if key is None:
@@ -273,6 +293,7 @@ def to_document(config: WorkerConfig) -> dict[str, Any]:
     document["depends_on"] = [dataclasses.asdict(edge) for edge in config.depends_on]
     document["blocks"] = list(config.blocks)
     document["priority"] = int(config.priority)
+    document["hidden_fields"] = list(config.hidden_fields)
     return document
 
 
@@ -291,6 +312,7 @@ def from_document(name: str, document: Mapping[str, Any], overrides: Mapping[str
     try:
         merged["depends_on"] = tuple(Dependency(**edge) for edge in merged.get("depends_on", ()))
         merged["blocks"] = tuple(merged.get("blocks", ()))
+        merged["hidden_fields"] = tuple(merged.get("hidden_fields", ()))
     except TypeError:
         raise InvalidWorker(name, "its stored definition names no usable depends_on and blocks") from None
     return check_definition(WorkerConfig(name=name, **merged))

@@ -48,6 +48,8 @@ class WorkerOptions(TypedDict, total=False):
     isolation: Isolation | Literal["inline", "thread", "process"] | None
     memory_limit_mb: int | None
     payload: Mapping[str, Any] | None
+    hidden_fields: Iterable[str]
+    ping: str | None
     description: str
     depends_on: Iterable[str | Dependency | Mapping[str, Any]]
     blocks: Iterable[str]

@@ -230,6 +230,9 @@ def _create_workers() -> None:
         sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
         sa.Column("memory_limit_mb", sa.Integer),
         sa.Column("payload", _JSON, nullable=False, server_default="{}"),
+        sa.Column("payload_schema", _JSON, nullable=False, server_default="{}"),
+        sa.Column("hidden_fields", _JSON, nullable=False, server_default="[]"),
+        sa.Column("ping", sa.Text),
         sa.Column("definition", _JSON, nullable=False, server_default="{}"),
         sa.Column("overrides", _JSON, nullable=False, server_default="{}"),
         sa.Column("definition_hash", sa.Text, nullable=False),
@@ -262,6 +265,8 @@ def _create_workers() -> None:
         *_payload_checks("workers"),
         _json_kind("workers", "definition"),
         _json_kind("workers", "overrides"),
+        _json_kind("workers", "payload_schema"),
+        _json_kind("workers", "hidden_fields", "array"),
         *_real_times("workers", "created_at", "updated_at"),
     )
 
@@ -421,6 +426,7 @@ def _create_runs() -> None:
         sa.Column("cancel_reason", sa.Text),
         sa.Column("replay_of", _BIG),
         sa.Column("waits_since", _TIME),
+        sa.Column("trace_context", sa.Text),
         sa.Column("is_ours", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("runs", "id"),
         _foreign_key("runs", "worker", "workers", "name"),
@@ -435,6 +441,7 @@ def _create_runs() -> None:
             f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT} AND id > 0",
         ),
         _check("runs", "key", "length(key) BETWEEN 1 AND 200"),
+        _check("runs", "trace_context", "length(trace_context) <= 1000"),
         _check(
             "runs",
             "claim",
@@ -528,6 +535,7 @@ def _create_run_history() -> None:
         sa.Column("output", sa.Text),
         sa.Column("occurrences", sa.Integer),
         sa.Column("node_id", sa.Text),
+        sa.Column("trace_context", sa.Text),
         _primary_key("run_history", "id"),
         _one_of("run_history", "trigger", *_TRIGGERS),
         _one_of(
@@ -672,7 +680,10 @@ def _create_audit_log() -> None:
 
 # What nobody but a program of ours may say of a new run: `is_ours` marks those. Said by anybody else it would be more
 # than the right to trigger: a run past all gates, a claim, a schedule that stands still.
-_CLIENTS_WORD = "a client gives a run worker, payload, priority, due_at, scheduled_for, key and key_scope, nothing else"
+_CLIENTS_WORD = (
+    "a client gives a run worker, payload, priority, due_at, scheduled_for, key, key_scope and trace_context,"
+    " nothing else"
+)
 _NOT_A_CLIENTS = """NOT NEW.is_ours AND (
     NEW.state <> 'pending' OR NEW.trigger <> 'manual' OR NEW.attempt <> 1 OR NEW.is_forced OR NEW.lost_in_a_row <> 0
     OR NEW.first_started_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL OR NEW.cancel_reason IS NOT NULL
@@ -1046,7 +1057,7 @@ SELECT
     w.name, w.handler, w.execution_mode, w.interval_seconds, w.cron, w.timezone, w.jitter_seconds, w.timeout_seconds,
     w.max_retries, w.retry_delay_seconds, w.retry_backoff, w.retry_max_delay_seconds, w.priority,
     w.max_consecutive_failures, w.cooldown_seconds, w.max_running, w.misfire, w.isolation, w.memory_limit_mb,
-    w.description, w.definition_version, w.created_at, w.updated_at,
+    w.ping, w.description, w.definition_version, w.created_at, w.updated_at,
     s.is_enabled, s.disabled_by, s.disabled_actor, s.disabled_reason, s.paused_until,
     CASE WHEN s.paused_until > {now} THEN s.paused_reason END AS paused_reason,  -- a pause that is over has none
     CASE WHEN s.paused_until > {now} THEN s.paused_by END AS paused_by,

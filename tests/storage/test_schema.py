@@ -591,7 +591,7 @@ async def test_worker_status_has_a_row_for_each_worker(db, shell):
     assert (other["name"], bool(other["is_running"]), other["pending_runs"]) == ("other", False, 0)
     assert (bool(w["is_enabled"]), w["consecutive_failures"], w["total_runs"]) == (True, 0, 0)
     columns = {column.name for column in (*t.workers.c, *t.worker_state.c)}
-    raw = {"payload", "definition", "overrides", "definition_hash", "revision"}
+    raw = {"payload", "payload_schema", "hidden_fields", "definition", "overrides", "definition_hash", "revision"}
     raw |= {"worker", "streak_since_id", "last_ended_at", "paused_at", "reach_seconds", "revision", "missed_from"}
     assert set(w) == columns - raw | {"is_running", "running_runs", "pending_runs"}
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import WorkerConfig, WorkerState
     from jobrunner.storage.database.dialect import Dialect
 
-_NOT_IN_THE_VIEW = frozenset({"payload", "definition", "overrides", "definition_hash", "revision"})
+_NOT_IN_THE_VIEW = frozenset(
+    {"payload", "payload_schema", "hidden_fields", "definition", "overrides", "definition_hash", "revision"}
+)
 _OURS = frozenset(
     {
         "worker",
@@ -181,7 +183,9 @@ async def read_worker(conn: AsyncConnection, name: str) -> dict[str, Any]:
     """
     found = (await read_status(conn, name))[0]
     w, b, h, n = t.workers, t.worker_blocks, t.node_handlers, t.nodes
-    layers = sa.select(w.c.payload, w.c.definition, w.c.overrides).where(w.c.name == name)
+    layers = sa.select(w.c.payload, w.c.payload_schema, w.c.hidden_fields, w.c.definition, w.c.overrides).where(
+        w.c.name == name
+    )
     found |= dict((await conn.execute(layers)).mappings().one())
     d = t.worker_dependencies
     edges = sa.select(d.c.depends_on, d.c.condition, d.c.max_age_seconds).where(d.c.worker == name)

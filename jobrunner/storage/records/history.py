@@ -75,6 +75,7 @@ def attempt_row(run: Run, finish: Finish) -> dict[str, Any]:
         "output": outcome.output,
         "occurrences": None,
         "node_id": run.node_id,
+        "trace_context": run.trace_context,
     }
 
 
@@ -93,6 +94,7 @@ _NOTHING: dict[str, Any] = {
     "result": None,
     "output": None,
     "node_id": None,
+    "trace_context": None,
 }
 
 

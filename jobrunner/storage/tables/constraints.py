@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 LONGEST_KEY = 200
+LONGEST_TRACE_CONTEXT = 1000
 _TIME_SHAPE = (
     "{c} GLOB '[1-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
     ".[0-9][0-9][0-9][0-9][0-9][0-9]' AND {c} >= '1970'"

@@ -14,6 +14,7 @@ from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
+    LONGEST_TRACE_CONTEXT,
     counts,
     json_kind,
     json_object,
@@ -69,6 +70,12 @@ workers = sa.Table(
     sa.Column("isolation", sa.Text, nullable=False, server_default="inline"),
     sa.Column("memory_limit_mb", sa.Integer),
     sa.Column("payload", Json, nullable=False, server_default="{}"),
+    # What the handler's annotations say of the payload, as JSON Schema; empty: any will do, or nobody knows.
+    sa.Column("payload_schema", Json, nullable=False, server_default="{}"),
+    # Fields of the payload that only an administrator sees.
+    sa.Column("hidden_fields", Json, nullable=False, server_default="[]"),
+    # A URL that is told of each start and end, by the protocol of Healthchecks.
+    sa.Column("ping", sa.Text),
     sa.Column("definition", Json, nullable=False, server_default="{}"),
     sa.Column("overrides", Json, nullable=False, server_default="{}"),
     sa.Column("definition_hash", sa.Text, nullable=False),
@@ -101,6 +108,8 @@ workers = sa.Table(
     *json_object("payload"),
     *json_kind("definition"),
     *json_kind("overrides"),
+    *json_kind("payload_schema"),
+    *json_kind("hidden_fields", "array"),
     *real_times("created_at", "updated_at"),
     sqlite_strict=True,
 )
@@ -241,6 +250,8 @@ runs = sa.Table(
     sa.Column("replay_of", Big),
     # Ours: when a wait of a given length began (a retry, a snooze, a delay); NULL where the time itself was named.
     sa.Column("waits_since", UtcDateTime),
+    # Of the trace that the trigger was part of: a W3C `traceparent`, and after a space its `tracestate`, if it has one.
+    sa.Column("trace_context", sa.Text),
     # Ours: a program of ours wrote the row. Of any other, a database trigger takes only what a client may say.
     sa.Column("is_ours", Flag, nullable=False, server_default=sa.false()),
     one_of("trigger", Trigger),
@@ -253,6 +264,7 @@ runs = sa.Table(
         name="numbers",
     ),
     sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),
+    sa.CheckConstraint(f"length(trace_context) <= {LONGEST_TRACE_CONTEXT}", name="trace_context"),
     # A claim is whole or absent: fence, slot, node and start come and go together.
     sa.CheckConstraint(
         "(state = 'pending' AND fence IS NULL AND slot IS NULL AND node_id IS NULL AND started_at IS NULL)"

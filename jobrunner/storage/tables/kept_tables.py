@@ -44,6 +44,7 @@ run_history = sa.Table(
     sa.Column("output", sa.Text),
     sa.Column("occurrences", sa.Integer),
     sa.Column("node_id", sa.Text),
+    sa.Column("trace_context", sa.Text),
     one_of("trigger", Trigger),
     one_of("outcome", OutcomeKind),
     one_of("ends_run", EndsRun),

@@ -44,6 +44,7 @@ def config_of(values: Iterable[Any]) -> WorkerConfig:
     found["priority"] = JobPriority(found["priority"])
     found["misfire"] = Misfire(found["misfire"])
     found["isolation"] = Isolation(found["isolation"])
+    found["hidden_fields"] = tuple(map(str, found["hidden_fields"]))
     return WorkerConfig(**found)
 
 

@@ -18,11 +18,12 @@ the switches (migration 0001); they are two because nobody who holds the one row
 AFTER_SUCCESS = "consecutive_failures = 0, last_run_outcome = 'succeeded', last_error = NULL"
 HISTORY_COLUMNS = (
     "run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at, started_at,"
-    " finished_at, duration_ms, reason, payload, result, output, node_id"
+    " finished_at, duration_ms, reason, payload, result, output, node_id, trace_context"
 )
 HISTORY_OF_SUCCESS = (
     "r.id, r.fence, r.worker, r.trigger, r.attempt, 'succeeded', 'succeeded', r.is_forced, r.scheduled_for, r.due_at,"
-    " r.started_at, e.finished_at, e.ms, e.reason, r.payload, e.result, e.output, r.node_id"
+    " r.started_at, e.finished_at, e.ms, e.reason, r.payload, e.result, e.output, r.node_id,"
+    " r.trace_context"
 )
 STARTING_ORDER = "f.priority DESC, f.due_at, f.id"
 FIRED_COLUMNS = (
@@ -53,6 +54,7 @@ CLAIM = {
     "first_started_at": "timestamptz",
     "lost_in_a_row": "integer",
     "created_at": "timestamptz",
+    "trace_context": "text",
 }
 """What a turn answers of each claim, in this order, with PostgreSQL's types. The rest of a claimed `Run` is known."""
 CLAIMED = ", ".join(f"r.{column}" for column in CLAIM)

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 2000
 """Rows of one statement: those of 100,000 new workers, all made at once, would take 400 MiB."""
-_ALL_BUT_NAME = attrgetter(*(f.name for f in fields(WorkerConfig) if f.name not in {"name", "payload"}))
+_DOCUMENTS = ("payload", "payload_schema")
+_ALL_BUT_NAME = attrgetter(*(f.name for f in fields(WorkerConfig) if f.name not in {"name", *_DOCUMENTS}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
     """Yield each name with its definition's hash, computed once for workers that differ in nothing but the name."""
     known: dict[Any, str] = {}
     for config in configs:
-        key = config.name if config.payload else _ALL_BUT_NAME(config)
+        key = config.name if config.payload or config.payload_schema else _ALL_BUT_NAME(config)
         if key not in known:
             known[key] = definitions.definition_hash(definitions.to_document(config))
         yield config.name, known[key]
