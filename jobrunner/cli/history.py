@@ -13,10 +13,11 @@ from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
 from jobrunner.cli.output import Listing, short, show_duration
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.filters import OUTCOMES
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.status import require_trace
-from jobrunner.storage.records.history import OUTCOMES, read_history
+from jobrunner.storage.records.history import read_history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
