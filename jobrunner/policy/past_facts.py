@@ -72,8 +72,8 @@ def _standing(spells: tuple[Spell, ...], at: datetime, known_id: int) -> Spell |
         return spell
     if spell.trigger in FROM_SCHEDULE:  # a firing has no row before it starts
         return None
-    is_known = spell.due_at <= at or spell.run_id <= known_id
-    return spell if (is_known if spell.created_at is None else spell.created_at <= at) else None
+    was_made = spell.created_at is not None and spell.created_at <= at
+    return spell if was_made or spell.due_at <= at or spell.run_id <= known_id else None
 
 
 def _candidate(config: WorkerConfig, spell: Spell, *, has_started: bool) -> Candidate:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
-from jobrunner.model.worker import WorkerConfig
+from jobrunner.model.worker import Dependency, WorkerConfig
 from jobrunner.storage import nodes
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.past import explain_at
@@ -52,8 +52,7 @@ def definitions(draw: random.Random, life: int) -> list[WorkerConfig]:
         others = [each.name for each in found]
         if others and draw.random() < 0.5:
             condition, age = draw.choice(["succeeded", "fresh"]), draw.choice([None, None, 120])
-            edge = {"depends_on": draw.choice(others), "condition": condition, "max_age_seconds": age}
-            rules["depends_on"] = [edge]
+            rules["depends_on"] = [Dependency(draw.choice(others), condition, age)]
         if draw.random() < 0.4:
             rules["blocks"] = [draw.choice([other for other in names if other != name])]
         kind = draw.choice(["interval", "interval", "cron", "loop", "triggered"])

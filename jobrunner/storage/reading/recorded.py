@@ -20,6 +20,7 @@ from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import names_json
+from jobrunner.storage.tables.types import UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,16 +104,42 @@ class Recorded:
 @dataclass(frozen=True)
 class _Statements:
     live: sa.Select[Any]
+    active: sa.Select[Any]
     born: sa.Select[Any]
+    oldest: sa.Select[Any]
+    others: sa.Select[Any]
+    before: sa.Select[Any]
+    after: sa.Select[Any]
+    switches: sa.Select[Any]
 
 
 @built_once
 def _statements(dialect: Dialect) -> _Statements:
-    most: sa.ColumnElement[int] = sa.literal_column(str(_MOST_WAITING))
-    columns = [t.runs.c[name] for name in _LIVE]
-    given, w = dialect.rows("names", name=sa.Text()), t.workers
-    born = sa.select(w.c.name, w.c.created_at, w.c.updated_at).where(w.c.name.in_(sa.select(given.c.name)))
-    return _Statements(dialect.first_waiting("names", most, PRIORITIES, columns, is_due=None), born)
+    r, h, w, a = t.runs, t.run_history, t.workers, t.audit_log
+    given = dialect.rows("names", name=sa.Text())
+    live = [r.c[name] for name in _LIVE]
+    moment = sa.bindparam("at", type_=UtcDateTime())
+    pivot = sa.bindparam("pivot", type_=sa.BigInteger())
+    name = sa.bindparam("name", type_=sa.Text())
+    mine = sa.select(*(h.c[column] for column in _HISTORY)).where(h.c.worker == name)
+    others = (h.c.id, h.c.run_id, h.c.node_id, h.c.started_at, h.c.finished_at)
+    return _Statements(
+        live=dialect.first_waiting("names", _number(_MOST_WAITING), PRIORITIES, live, is_due=None),
+        active=sa.select(*live).where(is_active()),
+        born=sa.select(w.c.name, w.c.created_at, w.c.updated_at).where(w.c.name.in_(sa.select(given.c.name))),
+        oldest=sa.select(h.c.finished_at).order_by(h.c.finished_at).limit(_number(1)),
+        others=sa.select(*others).where(h.c.finished_at > moment).order_by(h.c.finished_at).limit(_number(OTHERS_ROWS)),
+        before=mine.where(h.c.id < pivot).order_by(h.c.id.desc()).limit(_number(WINDOW_ROWS)),
+        after=mine.where(h.c.id >= pivot).order_by(h.c.id).limit(_number(WINDOW_ROWS)),
+        switches=sa.select(a.c.at, a.c.action, a.c.actor, a.c.detail)
+        .where(a.c.worker == name)
+        .order_by(a.c.id.desc())
+        .limit(_number(_MOST_DECISIONS)),
+    )
+
+
+def _number(number: int) -> sa.ColumnElement[int]:
+    return sa.literal_column(str(number))
 
 
 async def read_recorded(
@@ -120,14 +147,13 @@ async def read_recorded(
 ) -> Recorded:
     """Read what was recorded around `at` of `workers`, given as they are now."""
     found = Recorded()
-    h = t.run_history
-    names = names_json(workers)
-    live = await _read_live(conn, dialect, at, now, names, found)
-    pivot = await _read_others(conn, at, found)
-    found.oldest = (await conn.execute(sa.select(h.c.finished_at).order_by(h.c.finished_at).limit(1))).scalar()
-    for name, created_at, updated_at in await conn.execute(_statements(dialect).born, {"names": names}):
-        spells, passed = await _read_history(conn, name, pivot, found)
-        switches = await _read_switches(conn, name)
+    prepared, names = _statements(dialect), names_json(workers)
+    live = await _read_live(conn, prepared, at, now, names, found)
+    pivot = await _read_others(conn, prepared, at, found)
+    found.oldest = (await conn.execute(prepared.oldest)).scalar()
+    for name, created_at, updated_at in await conn.execute(prepared.born, {"names": names}):
+        spells, passed = await _read_history(conn, prepared, name, pivot, found)
+        switches = await _read_switches(conn, prepared, name)
         if updated_at > at:
             found.changed[name] = updated_at
         config = config_at(workers[name].config, [each for each in switches if each.at > at])
@@ -152,12 +178,11 @@ def _by_run(spells: list[Spell]) -> dict[int, tuple[Spell, ...]]:
 
 
 async def _read_live(
-    conn: AsyncConnection, dialect: Dialect, at: datetime, now: datetime, names: str, found: Recorded
+    conn: AsyncConnection, prepared: _Statements, at: datetime, now: datetime, names: str, found: Recorded
 ) -> defaultdict[str, list[Spell]]:
-    r = t.runs
     runs: defaultdict[str, list[Spell]] = defaultdict(list)
-    waiting = (await conn.execute(_statements(dialect).live, {"names": names, "now": now})).all()
-    active = (await conn.execute(sa.select(*(r.c[name] for name in _LIVE)).where(is_active()))).all()
+    waiting = (await conn.execute(prepared.live, {"names": names, "now": now})).all()
+    active = (await conn.execute(prepared.active)).all()
     for row in (*waiting, *active):
         spell = Spell(
             row.id,
@@ -181,12 +206,9 @@ async def _read_live(
     return runs
 
 
-async def _read_others(conn: AsyncConnection, at: datetime, found: Recorded) -> int:
+async def _read_others(conn: AsyncConnection, prepared: _Statements, at: datetime, found: Recorded) -> int:
     """Read which slots were taken by attempts that have ended since; return from which id on history is later."""
-    h = t.run_history
-    columns = (h.c.id, h.c.run_id, h.c.node_id, h.c.started_at, h.c.finished_at)
-    after = sa.select(*columns).where(h.c.finished_at > at).order_by(h.c.finished_at).limit(OTHERS_ROWS)
-    rows = (await conn.execute(after)).all()
+    rows = (await conn.execute(prepared.others, {"at": at})).all()
     for row in rows:
         if row.started_at is not None and row.started_at <= at:
             found.known_id = max(found.known_id, row.run_id)
@@ -197,13 +219,11 @@ async def _read_others(conn: AsyncConnection, at: datetime, found: Recorded) -> 
 
 
 async def _read_history(
-    conn: AsyncConnection, name: str, pivot: int, found: Recorded
+    conn: AsyncConnection, prepared: _Statements, name: str, pivot: int, found: Recorded
 ) -> tuple[list[Spell], list[Passed]]:
-    h = t.run_history
-    mine = sa.select(*(h.c[column] for column in _HISTORY)).where(h.c.worker == name)
-    before = mine.where(h.c.id < pivot).order_by(h.c.id.desc()).limit(WINDOW_ROWS)
-    after = mine.where(h.c.id >= pivot).order_by(h.c.id).limit(WINDOW_ROWS)
-    earlier, later = (await conn.execute(before)).all(), (await conn.execute(after)).all()
+    asked = {"name": name, "pivot": pivot}
+    earlier = (await conn.execute(prepared.before, asked)).all()
+    later = (await conn.execute(prepared.after, asked)).all()
     if len(later) == WINDOW_ROWS:
         found.cut.append(name)
     spells, passed = [], []
@@ -237,11 +257,9 @@ def _spell(row: Any) -> Spell:
     )
 
 
-async def _read_switches(conn: AsyncConnection, name: str) -> list[Switch]:
+async def _read_switches(conn: AsyncConnection, prepared: _Statements, name: str) -> list[Switch]:
     """Read the newest decisions on a worker, the newest first."""
-    a = t.audit_log
-    rows = sa.select(a.c.at, a.c.action, a.c.actor, a.c.detail).where(a.c.worker == name)
-    newest = (await conn.execute(rows.order_by(a.c.id.desc()).limit(_MOST_DECISIONS))).all()
+    newest = (await conn.execute(prepared.switches, {"name": name})).all()
     return [
         Switch(row.at, row.action, row.actor, row.detail if isinstance(row.detail, dict) else {})
         for row in newest
