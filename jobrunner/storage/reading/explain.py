@@ -108,15 +108,10 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
     None if all gates are open, or it waits no more. Unlike `explain` it looks only at the run's worker and at what that
     is related to, so that it costs the same however much else is due; the slots that others may take are left out.
     """
-    r = t.runs
-    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
-    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
-    async with db.read() as conn:
-        row = (await conn.execute(waiting)).first()
-        if row is None:
-            return None
-        heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
-    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    found = await _read_waiting(db, run_id, now)
+    if found is None:
+        return None
+    run, heard, nodes, facts = found
     worker = facts.workers[run.worker]
     shut = [judging.why_not(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
     if None in shut:
@@ -128,6 +123,42 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
     if anywhere is None or anywhere.gate is Gate.HANDLER or not anywhere.is_lasting:
         return _no_handler(worker, heard)
     return anywhere.reason
+
+
+async def explain_waiting(db: Database, run_id: int, now: datetime) -> dict[str, Any] | None:
+    """Judge every gate for this very run: `why` and `gates` as in `explain`; None if it waits no more.
+
+    It looks no further than `why_waits` does.
+    """
+    found = await _read_waiting(db, run_id, now)
+    if found is None:
+        return None
+    run, heard, nodes, facts = found
+    worker = facts.workers[run.worker]
+    each = [judging.explain_run(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
+    answers = [Answer(None, run, verdicts) for verdicts in each]
+    if not answers:
+        verdicts = judging.explain_run(replace(facts, free_slots=1), run)
+        answers = [Answer(None, run, without_node(verdicts, _no_handler(worker, heard)))]
+    best = max(answers, key=lambda answer: answer.first_shut)
+    shut = judging.headline(best.verdicts)
+    return {"why": shut and shut.reason, "gates": show_gates(best.verdicts)}
+
+
+async def _read_waiting(
+    db: Database, run_id: int, now: datetime
+) -> tuple[Candidate, NodesHeard, list[NodeView], Facts] | None:
+    """Read a waiting run with what its gates need; None if it waits no more."""
+    r = t.runs
+    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
+    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
+    async with db.read() as conn:
+        row = (await conn.execute(waiting)).first()
+        if row is None:
+            return None
+        heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
+    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    return run, heard, nodes, facts
 
 
 async def why_due_waits(
