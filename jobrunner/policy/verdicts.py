@@ -106,9 +106,10 @@ def _choose(facts: Facts, worker: WorkerFacts, starting: set[tuple[str, int | No
         if (candidate.worker, candidate.id) in starting:
             return candidate
     later = () if worker.later is None else worker.later.first
+    rows = [candidate for candidate in mine if candidate.id is not None]
     is_waiting = worker.scheduled_run not in {None, *(run.id for run in worker.active)}
-    if is_waiting:  # the run of its schedule has to end before that fires again
-        mine = [candidate for candidate in mine if candidate.id is not None]
+    if is_waiting and (rows or later):  # the run of its schedule has to end before that fires again
+        mine = rows
     due = [candidate for candidate in mine if candidate.due_at <= facts.now]
     return due[0] if due else min([*mine, *later], key=lambda candidate: candidate.due_at, default=None)
 

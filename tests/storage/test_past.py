@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
-from jobrunner.model.worker import Dependency, WorkerConfig
+from jobrunner.model.worker import Dependency, DependencyCondition, WorkerConfig
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.runs.finishes import Ended, finish
@@ -50,7 +50,7 @@ def definitions(draw: random.Random, group: int) -> list[WorkerConfig]:
         }
         others = [each.name for each in found]
         if others and draw.random() < 0.5:
-            condition, age = draw.choice(["succeeded", "fresh"]), draw.choice([None, None, 120])
+            condition, age = draw.choice(list(DependencyCondition)), draw.choice([None, None, 120])
             rules["depends_on"] = [Dependency(draw.choice(others), condition, age)]
         if draw.random() < 0.4:
             rules["blocks"] = [draw.choice([other for other in names if other != name])]
@@ -136,7 +136,7 @@ class Life:
 
     async def record(self) -> None:
         self.pass_time(0.01)
-        for name in [self.name for _ in range(6)]:
+        for name in [self.name for _ in range(5)]:
             self.records.append(Record(self.stage.now, name, await explain(self.stage.db, name, self.stage.now)))
 
 
@@ -161,7 +161,7 @@ def differs_by_others(then: dict[str, Any], now: dict[str, Any]) -> bool:
 
 async def live_and_compare(url: str, seed: int) -> None:
     """Live, then ask again for each moment at which `explain` was asked."""
-    stage = Stage(url)
+    stage = Stage(url, sqlite_synchronous="NORMAL")
     try:
         life = Life(stage, seed)
         await life.live()
@@ -175,7 +175,7 @@ async def live_and_compare(url: str, seed: int) -> None:
             seen[then[0]] += 1
     finally:
         await stage.db.close()
-    assert len(seen) >= 5, f"a life in which too little happened: {seen}"
+    assert len(seen) >= 3, f"a life in which too little happened: {seen}"
 
 
 @pytest.mark.parametrize("seed", range(25))
