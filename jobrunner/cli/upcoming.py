@@ -99,19 +99,19 @@ class _Asked:
         return f"nothing fires in the next {self.horizon}"
 
     async def first(self, conn: AsyncConnection, most: int, ahead: Ahead) -> list[dict[str, Any]]:
-        found, _ = await reading.read_upcoming(conn, self.now, self.until, most, self.worker)
+        found, _ = await reading.read_upcoming(conn, self.now, self.until, most, self.worker, ahead.forecast.begins)
         return [_row(row, ahead) for row in found]
 
     async def show_few(self, db: Database, ahead: Ahead) -> None:
         async with db.read() as conn:
-            few = await read_few(conn, self.now, self.until, _SCREENFUL)
+            few = await read_few(conn, self.now, self.until, _SCREENFUL, ahead.forecast.begins)
         show_rows([_row(row, ahead) for row in few.rows], _SHOWN, as_json=False, empty=self.empty)
         for line in _more(few):
             note(line)
 
     async def show_all(self, db: Database, ahead: Ahead, *, as_json: bool) -> None:
         async def pages() -> AsyncIterator[list[dict[str, Any]]]:
-            async for page in upcoming_pages(db, self.now, self.until, self.worker):
+            async for page in upcoming_pages(db, self.now, self.until, self.worker, ahead.forecast.begins):
                 yield [_row(row, ahead) for row in page]
 
         def first(conn: AsyncConnection, most: int) -> Awaitable[list[dict[str, Any]]]:

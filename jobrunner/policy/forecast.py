@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from jobrunner.model.facts import Start
+    from jobrunner.model.worker import WorkerState
 
 MOST_PLAYED = 10_000
 """So many starts are played at most."""
@@ -53,12 +54,17 @@ class Forecast:
 
     until: datetime
     expected: Mapping[Key, Expected] = field(default_factory=dict)
+    overdue: Mapping[Key, Expected] = field(default_factory=dict)
+    """What will come of the times that are due already: they are listed as one, the first."""
     stuck: Mapping[str, tuple[datetime, str | None]] = field(default_factory=dict)
     """The workers of which a time still waits at the end: the first such time, and why."""
+    begins: Mapping[str, datetime] = field(default_factory=dict)
+    """When the first run of a worker that never ran will begin, where that is later than planned: its grid with it."""
 
     def of(self, worker: str, due_at: datetime, run_id: int | None) -> Expected:
         """Return what will come of a time of a worker's schedule, or of a run that waits."""
-        found = self.expected.get((worker, due_at if run_id is None else run_id))
+        key = (worker, due_at if run_id is None else run_id)
+        found = self.overdue.get(key) or self.expected.get(key)
         if found is not None:
             return found
         first, why = self.stuck.get(worker, (None, None))
@@ -108,6 +114,8 @@ class _Play:
         self._slots = slots
         self._active = sum(len(worker.active) for worker in workers.values())
         self._found: dict[Key, Expected] = {}
+        self._listed: dict[Key, Expected] = {}
+        self._begins: dict[str, datetime] = {}
         self._played = 0
         self._last_id = _FIRST_ID
         self._agenda: list[tuple[datetime, str]] = []
@@ -145,11 +153,7 @@ class _Play:
             for run_id in part.why.keys() & {run.id for run in part.facts.waiting if run.id is not None}:
                 if run_id is not None:
                     self._found[name, run_id] = Expected(note=part.why[run_id])
-        for name, first in self._overdue.items():
-            part = self._parts[name]
-            if (name, first) not in self._found and None in part.why:
-                self._found[name, first] = Expected(note=part.why[None])
-        return Forecast(until, self._found, stuck)
+        return Forecast(until, self._found, self._listed, stuck, self._begins)
 
     # --- the agenda ---
 
@@ -219,7 +223,7 @@ class _Play:
             self._last_id += 1
             run_id, trigger = self._last_id, fired.trigger
             worker = replace(worker, scheduled_run=run_id)
-            self._note_start(start.worker, fired.scheduled_for, fired.scheduled_for, part.why.pop(None, None))
+            self._note_firing(part.facts.state, fired.scheduled_for, part.why.pop(None, None))
         else:
             run = next(each for each in worker.waiting if each.id == run_id)
             worker = replace(worker, waiting=tuple(each for each in worker.waiting if each.id != run_id))
@@ -237,12 +241,17 @@ class _Play:
 
     # --- what is noted ---
 
+    def _note_firing(self, before: WorkerState, due_at: datetime, why: str | None) -> None:
+        name, planned = before.worker, before.next_run_at
+        is_moved = before.last_due_at is None and planned is not None and due_at > planned
+        if is_moved and due_at == self._now:  # the grid begins with the first run
+            self._begins[name] = due_at
+        self._note_start(name, due_at, planned if is_moved and planned is not None else due_at, why)
+        if due_at <= self._began and name in self._overdue:
+            self._listed.setdefault((name, self._overdue[name]), self._found[name, due_at])
+
     def _note_start(self, name: str, key: datetime | int, due_at: datetime, why: str | None) -> None:
-        expected = Expected(self._now, why if self._now - due_at >= _LATE else None)
-        self._found[name, key] = expected
-        first = self._overdue.get(name)
-        if first is not None and isinstance(key, datetime) and key <= self._began:
-            self._found[name, first] = expected  # what is overdue is listed as one time, the first
+        self._found[name, key] = Expected(self._now, why if self._now - due_at >= _LATE else None)
 
     def _note_passed(self, name: str, fired: Fired) -> None:
         schedule = schedules.usable_schedule(self._parts[name].facts.config)

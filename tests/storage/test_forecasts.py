@@ -45,7 +45,7 @@ async def ahead_of(stage: Stage, hours: float, worker: str | None = None) -> tup
     until = stage.now + timedelta(hours=hours)
     async with stage.db.read() as conn:
         ahead = await read_ahead(conn, stage.db.dialect, stage.now, until, worker)
-        rows, is_cut = await read_upcoming(conn, stage.now, until, MOST, worker)
+        rows, is_cut = await read_upcoming(conn, stage.now, until, MOST, worker, ahead.forecast.begins)
     assert not is_cut
     return ahead, rows
 
