@@ -72,6 +72,20 @@ class ModuleNotUsable(UsageError):
     """`jobrunner run MODULE` or `register MODULE` was given one that does not import or holds no orchestrator."""
 
 
+class MissingExtra(JobrunnerError, ImportError):
+    """A part of jobrunner is used whose packages are not installed; `extra` names the set of them."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed; run: pip install 'jobrunner[{extra}]'")
+        self.extra = extra
+
+
+class CannotListen(JobrunnerError):
+    """The address cannot be listened on: it is in use, or not this machine's."""
+
+
 class NotFound(JobrunnerError, LookupError):
     """What was named does not exist."""
 

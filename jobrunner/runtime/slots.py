@@ -145,6 +145,10 @@ class Slots:
         """Tell an operator."""
         self._events.emit(e.Warned(message))
 
+    def timed(self, what: str, since: float) -> None:
+        """Tell how long a part of the node's own work took, `since` a time on the node's monotonic clock."""
+        self._events.emit(e.Timed(what, self._clock.monotonic() - since))
+
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""
         try:

@@ -117,6 +117,14 @@ class LoopBlocked:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """How long a part of the node's own work took: `what` is `tick`, `claim` or `finish`, `seconds` on its clock."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something an operator should know, in a sentence."""
 
@@ -136,6 +144,7 @@ Event = (
     | NodeCrashed
     | NodeLost
     | LoopBlocked
+    | Timed
     | Warned
 )
 
