@@ -6,6 +6,7 @@ into. What was given is never changed: what holds a hidden value is made anew, t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.unreadable import Unreadable
@@ -30,19 +31,24 @@ def masked(payload: Any, fields: Sequence[str]) -> Any:
     return payload
 
 
-def masked_row(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """Return a row, of whatever table, with the fields hidden in each payload that it holds."""
-    if not fields:
+def masked_row(row: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
+    """Return a row, of whatever table, with the fields hidden in each payload that it holds.
+
+    None: nobody knows which fields there are to hide, so that each payload is hidden whole.
+    """
+    if fields is not None and not fields:
         return dict(row)
     return {
         column: _in_document(column, value, fields) if column in _PAYLOADS else value for column, value in row.items()
     }
 
 
-def _in_document(name: str, value: Any, fields: Sequence[str]) -> Any:
+def _in_document(name: str, value: Any, fields: Sequence[str] | None) -> Any:
     """Hide the fields in a payload, or in all payloads that a document holds."""
-    if name == "payload" or isinstance(value, Unreadable):
-        return masked(value, fields)
+    if name == "payload":
+        return masked(value, fields) if fields is not None else MASK if value else value
+    if isinstance(value, Unreadable):
+        return masked(value, [MASK])
     if isinstance(value, dict):
         return {key: _in_document(key, inner, fields) for key, inner in value.items()}
     if isinstance(value, list):
@@ -58,8 +64,12 @@ def restored(payload: dict[str, Any], stored: Any, fields: Sequence[str]) -> dic
     for field in fields:
         found = _value_at(stored, field)
         if found is not _NOTHING:
-            payload = _changed(payload, field, lambda given, kept=found: kept if given == MASK else given)
+            payload = _changed(payload, field, partial(_kept, found))
     return payload
+
+
+def _kept(stored: Any, given: Any) -> Any:
+    return stored if given == MASK else given
 
 
 def still_masked(payload: Any, fields: Sequence[str]) -> str | None:

@@ -60,6 +60,14 @@ def test_every_payload_of_a_row_is_masked_and_nothing_else():
         "name": "pin",
     }
     assert masked_row(row, []) == row
+    assert masked_row({**row, "payload": {}}, None) == {
+        **row,
+        "payload": {},
+        "definition": {"payload": MASK, "pin": "a field of the definition"},
+        "overrides": {"payload": MASK},
+        "errors": [{"error": "no", "payload": MASK}],
+        "detail": {"old": {"payload": MASK}, "new": {"payload": MASK}},
+    }
 
 
 def test_an_edited_payload_gets_back_what_its_editor_could_not_see():
