@@ -147,6 +147,17 @@ class DatabaseUnavailable(DatabaseError):
     """What may go away by itself: unreachable, connection lost, locked, disk full, starting up; try again later."""
 
 
+class ReadTooLong(DatabaseError):
+    """A bounded read was given up: what it asks for takes the database too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer takes the database more than {seconds:g} s; ask for less: one worker, a shorter time, or"
+            " fewer rows"
+        )
+        self.seconds = seconds
+
+
 class DatabaseGone(DatabaseError):
     """SQLite's file was removed, replaced or emptied under a process that uses it: it must not be used any more."""
 
