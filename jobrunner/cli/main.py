@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": ("demo", "Run the bundled example on a fresh SQLite file."),
     "run": ("run", "Start a node: run the workers of MODULE until told to stop."),
+    "serve": ("serve", "Answer HTTP for a database: probes, metrics and the API, without a node."),
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
     "status": ("status", "Show the workers and how they stand, or one of them."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),

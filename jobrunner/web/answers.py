@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 logger = logging.getLogger("jobrunner")
+
+
+class Forbidden(Exception):
+    """The one who asks may not do this."""
+
+
 _STATUS: tuple[tuple[type[JobrunnerError], int], ...] = (
     (NotFound, 404),
     (InvalidPayload, 422),
@@ -63,8 +69,10 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None) -
     return answer({"error": line}, status, headers)
 
 
-def failure(raised: Exception, narrow: str = "") -> Response:
-    """Return the response for what a route has raised; `narrow` says what to ask for instead, where it took too long."""
+def failure(raised: Exception) -> Response:
+    """Return the response for what a route has raised."""
+    if isinstance(raised, Forbidden):
+        return error(403, str(raised))
     if not isinstance(raised, JobrunnerError):
         logger.error("an HTTP request failed: a bug, or a damaged database", exc_info=raised)
         return error(500, "the server failed; its log says more")

@@ -22,14 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from jobrunner.config import Settings
     from jobrunner.runtime.vitals import Vitals
-
-READERS = 2
-STATEMENT_SECONDS = 2.0
-_PATIENCE_SECONDS = STATEMENT_SECONDS / 0.8  # the server is told four fifths of it
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 
 def orchestrator_of(orchestrator_or_url: WorkerOrchestrator | str) -> WorkerOrchestrator:
@@ -50,7 +45,7 @@ class Desk:
         self._readers = KeptDatabases(self._open, revisions.require_current, revisions.require_current)
 
     def _open(self) -> Database:
-        return Database.of(self.settings, pool_size=READERS, patience=_PATIENCE_SECONDS)
+        return Database.of(self.settings).bounded()
 
     @property
     def settings(self) -> Settings:

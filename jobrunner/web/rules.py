@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from jobrunner.config import Settings
     from jobrunner.web.access import Access
 
-DEFAULT_ADDRESS = "127.0.0.1:8484"
 _ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]*)|\[(?P<v6>[^\]]+)\]):(?P<port>\d{1,5})")
 
 
@@ -37,7 +36,7 @@ class Address:
         host = "" if found is None else found["host"] or found["v6"] or ""
         if found is None or not host or int(found["port"]) > 65535:
             raise InvalidSetting(
-                f"{text!r} is no address to listen on; write HOST:PORT, such as {DEFAULT_ADDRESS}, "
+                f"{text!r} is no address to listen on; write HOST:PORT, such as 127.0.0.1:8484, "
                 "or 0.0.0.0:8484 for every network of this machine"
             )
         return cls(host, int(found["port"]))

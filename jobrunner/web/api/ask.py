@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
     from starlette.requests import Request
 
+    from jobrunner.storage.runs.transaction import AsyncConnection
     from jobrunner.web.desk import Desk
 
 MOST_BYTES = 8 * 1024 * 1024
@@ -63,10 +63,14 @@ def _worker_of(row: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows, and the place after which the next page begins; None: this is the last."""
+    """Rows, and the place after which the next page begins; None: this is the last.
+
+    `searched`: after so many rows the search was ended, so that the next page may hold what fits, too.
+    """
 
     rows: Sequence[Mapping[str, Any]]
     after: str | None = None
+    searched: int | None = None
 
 
 def next_link(request: Request, after: str) -> str:

@@ -8,28 +8,38 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import InvalidSetting
+from jobrunner.errors import InvalidSetting, UsageError
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import parse_time
+from jobrunner.policy.filters import parse_filter
 from jobrunner.policy.hidden import masked_row
 from jobrunner.runtime.moments import read_span
 from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.one_run import read_run
+from jobrunner.storage.reading.search import search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
 from jobrunner.storage.tables.types import to_json as time_to_json
 from jobrunner.web.access import Level
+from jobrunner.web.answers import Forbidden
 from jobrunner.web.api.ask import Page
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
+    from jobrunner.policy.filters import Filter
+    from jobrunner.storage.reading.search import Found
+    from jobrunner.storage.runs.transaction import AsyncConnection
     from jobrunner.web.api.ask import Ask
+
+    Search = Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]
 
 _MOST_ATTEMPTS = 500
 _MOST_UPCOMING = 10_000
@@ -62,6 +72,8 @@ async def explain(ask: Ask) -> dict[str, Any]:
 
 async def runs(ask: Ask) -> Page:
     """`jobrunner runs`: the live runs, those that run, then those that wait."""
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "runs", search_runs)
     limit, after = ask.fields["limit"], ask.fields["after"]
     async with ask.desk.reading() as conn:
         rows = await live_runs_after(conn, ask.fields["worker"], limit + 1, _run_place(after))
@@ -96,6 +108,8 @@ async def run(ask: Ask) -> dict[str, Any]:
 
 async def history(ask: Ask) -> Page:
     """`jobrunner history`: what ended, the newest first."""
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "history", search_history)
     limit, name = ask.fields["limit"], ask.fields["worker"]
     since, until = read_span(ask.fields["since"], ask.fields["until"], ask.now)
     narrowed = {
@@ -130,7 +144,9 @@ def _history_place(after: str | None) -> dict[str, Any] | None:
 
 async def letters(ask: Ask) -> Page:
     """`jobrunner dead-letters list`: the newest first."""
-    limit, name, status = ask.fields["limit"], ask.fields["worker"], ask.fields["status"]
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "letters", search_letters)
+    limit, name, status = ask.fields["limit"], ask.fields["worker"], ask.fields["status"] or "open"
     async with ask.desk.reading() as conn:
         if name is not None:
             await reading.require_trace(conn, name)
@@ -139,7 +155,7 @@ async def letters(ask: Ask) -> Page:
             worker=name,
             status=None if status == "all" else status,
             limit=limit + 1,
-            before_id=ask.fields["after"],
+            before_id=_id_place(ask.fields["after"]),
         )
         return _by_id(await ask.shown(conn, rows), limit)
 
@@ -196,6 +212,40 @@ async def audit(ask: Ask) -> Page:
             actor=ask.fields["actor"],
         )
         return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def search_page(ask: Ask, kind: str, search: Search) -> Page:
+    """Return a page of the rows of `kind` that fit the filter `q`.
+
+    Raises:
+        UsageError: the filter cannot be read, or stands beside other fields.
+        Forbidden: it looks into a field that is hidden from the one who asks.
+    """
+    for name, value in ask.fields.items():
+        if name not in {"q", "limit", "after"} and value is not None:
+            raise UsageError(f"q and {name} are both given; write {name}: into q")
+    asked = parse_filter(ask.fields["q"], kind, ask.now)
+    async with ask.desk.reading() as conn:
+        if asked.payload and ask.level < Level.ADMIN:
+            await _refuse_hidden(conn, asked.payload)
+        found = await search(conn, asked, ask.fields["limit"], _id_place(ask.fields["after"]))
+        shown = await ask.shown(conn, found.rows)
+    return Page(shown, None if found.after is None else str(found.after), found.searched)
+
+
+async def _refuse_hidden(conn: AsyncConnection, payload: Sequence[tuple[tuple[str, ...], str]]) -> None:
+    """Refuse a search in what any worker hides: that something was found would tell its value."""
+    hidden = await read_all_hidden(conn)
+    for path, _ in payload:
+        name = ".".join(path)
+        if any(f"{name}.".startswith(f"{field}.") or f"{field}.".startswith(f"{name}.") for field in hidden):
+            raise Forbidden(f"payload.{name} is hidden by a worker; only an administrator may search in it")
+
+
+def _id_place(after: str | None) -> int | None:
+    if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
+        raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
+    return None if after is None else int(after)
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], limit: int) -> Page:

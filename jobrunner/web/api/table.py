@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jobrunner.storage.records.history import OUTCOMES
+from jobrunner.policy.filters import LETTER_STATES, OUTCOMES
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.api import fields as f
@@ -17,15 +17,10 @@ from jobrunner.web.api import reads, verbs
 from jobrunner.web.api.ask import Ask, Page
 from jobrunner.web.api.fields import Field
 
-_NARROW = "name a worker, or narrow it by time or limit"
-
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `fields` are those of the query of a GET, and of the body of a POST; `do` answers it.
-
-    `narrow` says what to ask for instead, where the answer took too long.
-    """
+    """One route. `fields` are those of the query of a GET, and of the body of a POST; `do` answers it."""
 
     method: str
     path: str
@@ -33,7 +28,6 @@ class Route:
     do: Callable[[Ask], Awaitable[Page | dict[str, Any]]]
     about: str
     fields: tuple[Field, ...] = ()
-    narrow: str = "try again"
 
     @property
     def is_list(self) -> bool:
@@ -52,13 +46,13 @@ _AFTER_ID = Field("after", f.ID, "the id where the page before ended: of its Lin
 _WORKER = Field("worker", f.TEXT, "of this worker only")
 _SINCE = Field("since", f.PAST, "only what was since then")
 _UNTIL = Field("until", f.PAST, "only what was until then")
+_QUERY = Field("q", f.TEXT, "a filter instead of the other fields: worker:send-* error:timeout payload.customer:42")
 _REASON = Field("reason", f.TEXT, "why, for those who look later")
 _PAYLOAD = Field("payload", f.OBJECT, "the payload, a JSON object")
-_LETTERS = ("open", "replayed", "discarded", "all")
 
 
 def _get(path: str, do: Any, about: str, *fields: Field) -> Route:
-    return Route("GET", path, Level.READ, do, about, fields, _NARROW)
+    return Route("GET", path, Level.READ, do, about, fields)
 
 
 def _post(path: str, do: Any, about: str, *fields: Field, level: Level = Level.OPERATE) -> Route:
@@ -69,12 +63,21 @@ ROUTES = (
     _get("/api/workers", reads.workers, "How the workers stand, by name.", _LIMIT, _AFTER),
     _get("/api/workers/{name}", reads.worker, "All there is about a worker."),
     _get("/api/workers/{name}/explain", reads.explain, "Every gate a worker's run must pass, and why it is shut."),
-    _get("/api/runs", reads.runs, "The live runs: those that run, then those that wait.", _WORKER, _LIMIT, _AFTER),
+    _get(
+        "/api/runs",
+        reads.runs,
+        "The live runs: those that run, then those that wait; with `q` the newest first.",
+        _QUERY,
+        _WORKER,
+        _LIMIT,
+        _AFTER,
+    ),
     _get("/api/runs/{id}", reads.run, "One run, live or ended, with its attempts."),
     _get(
         "/api/history",
         reads.history,
         "What ended, the newest first.",
+        _QUERY,
         _WORKER,
         Field("outcome", f.TEXTS, "only what ended so; may be given several times", choices=OUTCOMES),
         Field("since", f.TEXT, "only what was since then: a time (UTC without a zone), or a duration ago such as 2h"),
@@ -87,10 +90,11 @@ ROUTES = (
         "/api/dead-letters",
         reads.letters,
         "The dead letters, the newest first.",
+        _QUERY,
         _WORKER,
-        Field("status", f.TEXT, "those of this status", "open", choices=_LETTERS),
+        Field("status", f.TEXT, "those of this status; else the open ones", choices=(*LETTER_STATES, "all")),
         _LIMIT,
-        _AFTER_ID,
+        _AFTER,
     ),
     _get("/api/dead-letters/{id}", reads.letter, "One dead letter, with the error of every attempt."),
     _get(
