@@ -103,9 +103,9 @@ async def body_of(request: Request, several: frozenset[str]) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InvalidSetting("the body is not UTF-8 text") from None
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/x-www-form-urlencoded":
+    if kind == "application/x-www-form-urlencoded" and not text.lstrip().startswith("{"):  # as curl calls any text
         return _gathered([pair for pair in parse_qsl(text, keep_blank_values=True) if pair[1]], several)
-    if kind not in {"", "application/json"}:
+    if kind not in {"", "application/json", "application/x-www-form-urlencoded"}:
         raise InvalidSetting(f"the body is {kind}; send application/json")
     try:
         found = json.loads(text, parse_constant=_refuse_constant)
