@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.routing import Route as Path
 
+from jobrunner.policy.arguments import check_id
 from jobrunner.web.access import Level, Unauthorized
 from jobrunner.web.answers import answer, error, failure
 from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of
@@ -93,6 +94,8 @@ class Console:
             given: Mapping[str, Any] = query_of(request, several)
         else:
             given = await body_of(request, several)
+        if "id" in request.path_params:
+            check_id("id", request.path_params["id"])
         now = self.desk.now()
         fields = read_fields(route.fields, given, now)
         level, actor = request.state.level, request.state.actor
