@@ -46,12 +46,13 @@ class Console:
     def __init__(self, desk: Desk, rule: Rule) -> None:
         self.desk = desk
         self.rule = rule
+        self.metrics = Metrics(desk)
         probes = Probes(desk)
         self.paths = [
             Path("/livez", self._open(probes.livez)),
             Path("/readyz", self._open(probes.readyz)),
             Path("/healthz", self._behind(Level.READ, probes.healthz)),
-            Path("/metrics", self._behind(Level.READ, Metrics(desk).show)),
+            Path("/metrics", self._behind(Level.READ, self.metrics.show)),
             Path("/api/openapi.json", self._behind(Level.READ, self._document)),
             *(self._path(route) for route in ROUTES),
             *self._pages(),

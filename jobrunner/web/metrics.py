@@ -118,6 +118,10 @@ class Metrics:
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self), media_type=kind)
 
+    def forget(self) -> None:
+        """Have the next scrape read the database again."""
+        self._read_at = None
+
     async def _look(self) -> None:
         """Read the database's gauges, unless they were read less than 5 s ago; one at a time."""
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())

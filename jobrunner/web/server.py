@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -116,7 +117,8 @@ def _listen(address: Address) -> socket.socket:
         family, *_, place = found[0]
         opened = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        is_of_system = error.errno is not None and error.errno > 0  # that of an unknown name is not
+        reason = (os.strerror(error.errno or 0) if is_of_system else error.strerror or str(error)).lower()
         raise CannotListen(
             f"cannot listen on {address.host}:{address.port}: {reason}; give another HOST:PORT, or end what has it"
         ) from None
