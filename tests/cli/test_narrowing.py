@@ -57,9 +57,7 @@ def test_several_outcomes_come_in_pages_each_row_once(told, monkeypatch):
 
 def test_history_takes_its_worker_either_way(cli, told):
     assert told("--worker", "mail") == told("mail") == told("mail", "--worker", "mail") == [5, 4]
-    assert "two workers are given, 'mail' and 'fetch'" in cli.refused(
-        2, "history", "mail", "--worker", "fetch"
-    )
+    assert "two workers are given, 'mail' and 'fetch'" in cli.refused(2, "history", "mail", "--worker", "fetch")
     assert "no worker named 'nobody'" in cli.refused(3, "history", "--worker", "nobody")
     assert "--since is later than --until" in cli.refused(2, "history", "--since", "1h", "--until", "2h")
 
