@@ -85,6 +85,13 @@ class Desk:
         async with self.database() as db, db.read() as conn:
             yield conn
 
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Database]:
+        """The database for changes that the orchestrator has no method for. Raises as `database`."""
+        await self.require_schema()
+        async with self.orchestrator._database() as db:
+            yield db
+
     async def require_schema(self) -> None:
         """Return if the database can be used, its schema looked at anew. Raises as `database`."""
         async with self.database() as db:

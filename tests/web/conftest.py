@@ -18,7 +18,7 @@ from jobrunner.web.rules import Address, served_rule
 from tests.support.stage import Stage, scheduled, triggered
 
 TOKENS = {"read": "the-read-token", "operate": "the-operate-token", "admin": "the-admin-token"}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "http_read_token": TOKENS["read"],
     "http_operate_token": TOKENS["operate"],
     "http_token": TOKENS["admin"],

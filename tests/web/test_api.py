@@ -340,3 +340,28 @@ async def test_a_search_that_ended_early_says_how_far_it_looked(web: Web, monkey
         assert (response.json(), response.headers["jobrunner-searched"]) == ([], "2")
         found = await pages(client, "/api/history?q=payload.n:0")
     assert [row["payload"]["n"] for page in found for row in page] == [0]
+
+
+async def test_a_bulk_operation_is_seen_first_and_is_not_done_to_other_than_was_seen(web: Web):
+    for number in range(3):
+        await web.stage.trigger("mail", payload={"n": number, "card": {"number": "0815"}})
+    order = {"action": "cancel", "filter": "worker:mail", "reason": "no more"}
+    async with web.client(level="operate") as client:
+        seen = (await client.post("/api/bulk", json={**order, "dry_run": True})).json()
+        assert (seen["expected"], len(seen["examples"])) == (3, 3)
+        assert {row["payload"]["card"]["number"] for row in seen["examples"]} == {MASK}
+        await web.stage.trigger("mail")
+        refused = await client.post("/api/bulk", json={**order, "expected": 3})
+        assert (refused.status_code, refused.json()["error"].split(";")[0]) == (409, "4 fit now, not 3")
+        hidden = await client.post("/api/bulk", json={**order, "filter": "payload.card.number:0815"})
+        assert hidden.status_code == 403
+        begun = (await client.post("/api/bulk", json={**order, "expected": 4, "rate": 5})).json()
+        assert (begun["state"], begun["expected"], begun["actor"]) == ("running", 4, "operate@http")
+        stopped = (await client.post(f"/api/bulk/{begun['id']}/stop")).json()
+        assert stopped["state"] == "stopped"
+        assert (await client.post(f"/api/bulk/{begun['id']}/stop")).status_code == 409
+        assert [row["id"] for row in (await client.get("/api/bulk")).json()] == [begun["id"]]
+        assert (await client.get(f"/api/bulk/{begun['id']}")).json() == stopped
+        for body in ({}, {"action": "enable", "filter": "x"}, {**order, "filter": ""}, {**order, "rate": -1}):
+            assert (await client.post("/api/bulk", json=body)).status_code == 400, body
+        assert (await client.get("/api/bulk/4711")).status_code == 404

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -54,7 +55,7 @@ async def test_counters_equal_the_history_after_a_thousand_mixed_runs(database_u
     orchestrator = WorkerOrchestrator(database_url, tick_interval=1, max_concurrent=50, drain_timeout=0, **SETTINGS)
     web = Web(None, orchestrator)  # type: ignore[arg-type]  # nothing is staged
     snoozed: set[int] = set()
-    often = {"execution_mode": "triggered", "max_running": 50, "max_consecutive_failures": 10_000}
+    often: dict[str, Any] = {"execution_mode": "triggered", "max_running": 50, "max_consecutive_failures": 10_000}
 
     @orchestrator.worker("good", **often)
     async def good(n: int) -> None: ...

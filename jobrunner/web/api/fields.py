@@ -7,6 +7,7 @@ program does. What a route does not take is refused, with the name that was prob
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,6 +115,16 @@ def _limit(name: str, given: Any, _now: datetime) -> int:
     return number
 
 
+def _number(name: str, given: Any, _now: datetime) -> float:
+    try:
+        number = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidSetting(f"{name} must be a number, not {given!r}")
+    return number
+
+
 def _flag(name: str, given: Any, _now: datetime) -> bool:
     said = str(given).strip().lower()
     if isinstance(given, bool) or said in _TRUE | _FALSE:
@@ -158,6 +169,7 @@ TEXT = Kind(_text, {"type": "string"})
 TEXTS = Kind(_texts, {"type": "array", "items": {"type": "string"}}, is_several=True)
 ID = Kind(_id, {"type": "integer"})
 LIMIT = Kind(_limit, {"type": "integer", "minimum": 1, "maximum": MOST_ROWS})
+NUMBER = Kind(_number, {"type": "number"})
 FLAG = Kind(_flag, {"type": "boolean"})
 PAST = Kind(_past, {"type": "string", "description": "a time (UTC without a zone), or a duration ago such as 2h"})
 TIME = Kind(_time, {"type": "string", "format": "date-time"})

@@ -14,6 +14,7 @@ from jobrunner.policy.durations import parse_time
 from jobrunner.policy.filters import parse_filter
 from jobrunner.policy.hidden import masked_row
 from jobrunner.runtime.moments import read_span
+from jobrunner.storage import bulk
 from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
@@ -226,17 +227,18 @@ async def search_page(ask: Ask, kind: str, search: Search) -> Page:
             raise UsageError(f"q and {name} are both given; write {name}: into q")
     asked = parse_filter(ask.fields["q"], kind, ask.now)
     async with ask.desk.reading() as conn:
-        if asked.payload and ask.level < Level.ADMIN:
-            await _refuse_hidden(conn, asked.payload)
+        await refuse_hidden(ask, conn, asked)
         found = await search(conn, asked, ask.fields["limit"], _id_place(ask.fields["after"]))
         shown = await ask.shown(conn, found.rows)
     return Page(shown, None if found.after is None else str(found.after), found.searched)
 
 
-async def _refuse_hidden(conn: AsyncConnection, payload: Sequence[tuple[tuple[str, ...], str]]) -> None:
-    """Refuse a search in what any worker hides: that something was found would tell its value."""
+async def refuse_hidden(ask: Ask, conn: AsyncConnection, asked: Filter) -> None:
+    """Refuse a search in what any worker hides: that something was found would tell its value. Raises `Forbidden`."""
+    if not asked.payload or ask.level >= Level.ADMIN:
+        return
     hidden = await read_all_hidden(conn)
-    for path, _ in payload:
+    for path, _ in asked.payload:
         name = ".".join(path)
         if any(f"{name}.".startswith(f"{field}.") or f"{field}.".startswith(f"{name}.") for field in hidden):
             raise Forbidden(f"payload.{name} is hidden by a worker; only an administrator may search in it")
@@ -246,6 +248,19 @@ def _id_place(after: str | None) -> int | None:
     if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
         raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
     return None if after is None else int(after)
+
+
+async def operations(ask: Ask) -> Page:
+    """`jobrunner bulk list`: the newest first."""
+    limit = ask.fields["limit"]
+    async with ask.desk.reading() as conn:
+        return _by_id(await bulk.read_operations(conn, limit + 1, ask.fields["after"]), limit)
+
+
+async def operation(ask: Ask) -> dict[str, Any]:
+    """`jobrunner bulk show`: one operation, and how far it has come."""
+    async with ask.desk.reading() as conn:
+        return await bulk.read_operation(conn, ask.path["id"])
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], limit: int) -> Page:

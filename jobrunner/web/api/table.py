@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobrunner.policy.filters import LETTER_STATES, OUTCOMES
+from jobrunner.storage.bulk import DEFAULT_RATE
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.api import fields as f
@@ -125,6 +126,8 @@ ROUTES = (
         _LIMIT,
         _AFTER_ID,
     ),
+    _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
+    _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
     _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit."),
     _post("/api/workers/{name}/disable", verbs.disable, "Disable a worker: nothing of it starts.", _REASON),
     _post(
@@ -165,4 +168,16 @@ ROUTES = (
     _post("/api/runs/{id}/cancel", verbs.cancel, "Cancel a run: one that runs is told to stop.", _REASON),
     _post("/api/dead-letters/{id}/replay", verbs.replay, "Make a new run of a letter, and close it.", _PAYLOAD),
     _post("/api/dead-letters/{id}/discard", verbs.discard, "Close a letter without running anything; it is kept."),
+    _post(
+        "/api/bulk",
+        verbs.begin_bulk,
+        "Cancel runs, replay or discard letters: all that fit a filter. The nodes do it, at a rate.",
+        Field("action", f.TEXT, "what to do", choices=("cancel", "replay", "discard"), is_required=True),
+        Field("filter", f.TEXT, "to which: worker:send-* error:timeout payload.customer:42", is_required=True),
+        Field("dry_run", f.FLAG, "change nothing; say how many it would be, and show the newest", False),
+        Field("expected", f.ID, "refuse it if not so many fit"),
+        Field("rate", f.NUMBER, "at most so many a second", DEFAULT_RATE),
+        _REASON,
+    ),
+    _post("/api/bulk/{id}/stop", verbs.stop_bulk, "Stop a bulk operation; what is done stays done."),
 )

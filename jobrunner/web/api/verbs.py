@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, WorkerNotFound
+from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, Refused, WorkerNotFound
 from jobrunner.policy import definitions
 from jobrunner.policy.hidden import MASK, restored, still_masked
 from jobrunner.policy.near import did_you_mean
+from jobrunner.storage import bulk
 from jobrunner.storage.reading.hidden import read_hidden
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.status import read_worker
 from jobrunner.storage.runs.dead_letters import read_letter
 from jobrunner.web.access import Level
+from jobrunner.web.api.reads import refuse_hidden
 
 if TYPE_CHECKING:
     from jobrunner.web.api.ask import Ask
@@ -111,6 +113,41 @@ async def discard(ask: Ask) -> dict[str, Any]:
     await ask.desk.require_schema()
     await ask.desk.orchestrator.discard(ask.path["id"], actor=ask.actor)
     return {"letter_id": ask.path["id"], "run_id": None}
+
+
+async def begin_bulk(ask: Ask) -> dict[str, Any]:
+    """`jobrunner bulk cancel / replay / discard`: all that fit a filter; the nodes do it.
+
+    With `dry_run` it is only said how many that are, and the newest are shown; `expected` is then what to send along.
+    """
+    action, text, expected = ask.fields["action"], ask.fields["filter"], ask.fields["expected"]
+    async with ask.desk.database() as db:
+        async with db.read() as conn:
+            await refuse_hidden(ask, conn, bulk.read_filter(action, text, ask.now))
+        seen = await bulk.preview(db, action, text, ask.now)
+        async with db.read() as conn:
+            examples = await ask.shown(conn, seen.examples)
+    found = {"action": action, "filter": text, "expected": seen.count}
+    if ask.fields["dry_run"]:
+        return {**found, "examples": examples}
+    if expected is not None and expected != seen.count:
+        raise Refused(f"{seen.count} fit now, not {expected}; look at them again (dry_run), then send that number")
+    async with ask.desk.writing() as db:
+        reason, rate = ask.fields["reason"], ask.fields["rate"]
+        bulk_id = await bulk.begin(db, seen, ask.now, ask.actor, reason=reason, rate=rate)
+    return await _operation(ask, bulk_id)
+
+
+async def stop_bulk(ask: Ask) -> dict[str, Any]:
+    """`jobrunner bulk stop`: what is done stays done."""
+    async with ask.desk.writing() as db:
+        await bulk.stop(db, ask.path["id"], ask.now, ask.actor)
+    return await _operation(ask, ask.path["id"])
+
+
+async def _operation(ask: Ask, bulk_id: int) -> dict[str, Any]:
+    async with ask.desk.reading() as conn:
+        return await bulk.read_operation(conn, bulk_id)
 
 
 async def _of_worker(ask: Ask, payload: dict[str, Any]) -> dict[str, Any]:
