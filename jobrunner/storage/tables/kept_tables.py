@@ -160,6 +160,8 @@ AUDIT_ACTIONS = (
     "node_lost",
     "clock",
     "upgrade",
+    "alert_add",
+    "alert_remove",
 )
 
 audit_log = sa.Table(
