@@ -76,6 +76,13 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(_text(pattern) for pattern in given)
 
 
+def _web_url(value: object) -> str:
+    url = _text(value)
+    if not url.startswith(("http://", "https://")) or "@" in url or not url.isprintable():
+        raise InvalidSetting("must be where the console is, such as https://jobs.example.org, without a password")
+    return url
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -104,8 +111,9 @@ class Settings:
     """What a process of jobrunner is told from outside; make one with `load`.
 
     `workers` are patterns of the workers that a node runs, None for all: a list, or text with commas. `pooler` is
-    `transaction` behind a transaction-pooling proxy, else None. The URL (it may hold a password) and the
-    token are left out of the repr.
+    `transaction` behind a transaction-pooling proxy, else None. Nodes look for incidents every `alert_interval`, and
+    close one that has been over for `alert_calm`; `http_url` is where the console is, for links to it. The database's
+    URL (it may hold a password) and the token are left out of the repr.
     """
 
     database_url: str = _setting(DEFAULT_DATABASE_URL, _text, is_secret=True)
@@ -121,6 +129,9 @@ class Settings:
     workers: tuple[str, ...] | None = _setting(None, _patterns)
     history_days: float = _setting(30.0, _days)
     failure_days: float = _setting(90.0, _days)
+    alert_interval: float = _setting(5.0, _positive_seconds)
+    alert_calm: float = _setting(30.0, _seconds)
+    http_url: str | None = _setting(None, _web_url)
     http_token: str | None = _setting(None, _text, is_secret=True)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
 

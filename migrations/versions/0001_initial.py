@@ -731,6 +731,7 @@ def _create_alerts() -> None:
         sa.Column("closed_at", _TIME),
         sa.Column("count", _BIG, nullable=False, server_default="1"),
         sa.Column("summary", sa.Text, nullable=False),
+        sa.Column("recovered", sa.Text),
         sa.Column("detail", _JSON, nullable=False, server_default="{}"),
         sa.Column("clear_since", _TIME),
         _primary_key("alerts", "id"),

@@ -52,6 +52,7 @@ alerts = sa.Table(
     sa.Column("closed_at", UtcDateTime),
     sa.Column("count", Big, nullable=False, server_default="1"),
     sa.Column("summary", sa.Text, nullable=False),
+    sa.Column("recovered", sa.Text),
     sa.Column("detail", Json, nullable=False, server_default="{}"),
     # Ours: since when its cause is gone. It closes when that has lasted.
     sa.Column("clear_since", UtcDateTime),
