@@ -765,7 +765,6 @@ def _create_alerts() -> None:
         _one_of("alert_deliveries", "message", "open", "repeat", "close"),
         *_counts("alert_deliveries", 1, "count", most=_MAX_BIG_COUNT),
         *_counts("alert_deliveries", 0, "attempts"),
-        _json_kind("alert_deliveries", "body"),
         _check("alert_deliveries", "one_end", "sent_at IS NULL OR given_up_at IS NULL"),
         *_real_times("alert_deliveries", "created_at", "next_at", "sent_at", "given_up_at"),
         sqlite_autoincrement=True,

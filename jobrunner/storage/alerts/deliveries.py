@@ -64,7 +64,9 @@ _COLUMNS = tuple(t.alert_deliveries.c[name] for name in Delivery.__slots__)
 async def due_rules(conn: AsyncConnection, node_id: str, now: datetime) -> list[tuple[str, dict[str, Any]]]:
     """Return the rules, each with its channel, whose first waiting message is due and which this node may take."""
     r, d = t.alert_rules, t.alert_deliveries
-    first = sa.select(d.c.id).where(d.c.rule == r.c.name, _WAITING).order_by(d.c.id).limit(1).scalar_subquery()
+    other = d.alias("other")
+    waits = other.c.rule == r.c.name, other.c.sent_at.is_(None), other.c.given_up_at.is_(None)
+    first = sa.select(other.c.id).where(*waits).order_by(other.c.id).limit(1).correlate(r).scalar_subquery()
     statement = (
         sa.select(r.c.name, r.c.channel, *_COLUMNS)
         .select_from(r.join(d, d.c.id == first))

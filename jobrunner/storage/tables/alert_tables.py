@@ -90,7 +90,6 @@ alert_deliveries = sa.Table(
     one_of("message", [kind for kind in MessageKind if kind is not MessageKind.TEST]),
     *counts(1, "count", most=MAX_BIG_COUNT),
     *counts(0, "attempts"),
-    *json_kind("body"),
     sa.CheckConstraint("sent_at IS NULL OR given_up_at IS NULL", name="one_end"),
     *real_times("created_at", "next_at", "sent_at", "given_up_at"),
     sa.Index("ix_alert_deliveries_alert_id", "alert_id", "rule", "id"),
