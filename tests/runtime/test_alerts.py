@@ -162,7 +162,7 @@ async def test_an_answer_that_is_no_success_is_an_error_without_the_url(receiver
 
 async def test_a_redirect_is_not_followed(receiver: Receiver):
     receiver.status, receiver.location = 302, "file:///etc/passwd"
-    with pytest.raises(NotSent, match="127.0.0.1 answered 302 Found"):
+    with pytest.raises(NotSent, match=r"127\.0\.0\.1 answered 302 Found"):
         await send(channels.webhook(receiver.url), BODY, "k", NOW, allow_commands=False)
 
 

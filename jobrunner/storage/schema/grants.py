@@ -32,6 +32,7 @@ _CHANGED_BY_OPERATORS = (
     "alert_rules",
     "alerts",
     "alert_deliveries",
+    "bulk_operations",
 )
 _WRITTEN_BY_OPERATORS = ("run_history", "audit_log")
 _MADE_SMALL_BY_NODES = ("claims", "worker_state")

@@ -13,6 +13,7 @@ from jobrunner.model.limits import LONGEST_SECONDS, MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
 from jobrunner.storage.tables.alert_tables import alert_deliveries, alert_rules, alerts
+from jobrunner.storage.tables.bulk_table import bulk_operations
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
     LONGEST_TRACE_CONTEXT,
@@ -37,6 +38,7 @@ __all__ = [
     "alert_rules",
     "alerts",
     "audit_log",
+    "bulk_operations",
     "dead_letters",
     "metadata",
     "node_handlers",
