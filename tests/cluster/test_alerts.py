@@ -86,7 +86,7 @@ def test_every_incident_is_told_once_in_order_though_the_receiver_is_away_and_th
     rows = c.rows("SELECT idempotency_key FROM {p}alert_deliveries ORDER BY id")
     assert [message.key for message in receiver.once] == [row["idempotency_key"] for row in rows]
     assert all(is_signed(message) for message in receiver.received)
-    same = {}
+    same: dict[str, bytes] = {}
     for message in receiver.received:
         assert same.setdefault(message.key, message.raw) == message.raw, "each try sends the same"
     told = [(body["kind"], body["message"], body["worker"]) for body in receiver.bodies]
