@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import DatabaseError, NotSent
 from jobrunner.policy import channels
 from jobrunner.runtime.channels.sending import send
+from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.alerts import deliveries, message
 from jobrunner.storage.alerts.look import Look
 
@@ -37,6 +38,7 @@ class Alerting:
     ) -> None:
         self._db = db
         self._clock = clock
+        self._pace = SystemClock()  # people wait in real time, whatever clock the node lives by
         self._outage = outage
         self._settings = settings
         self._node_id = node_id
@@ -58,7 +60,7 @@ class Alerting:
             else:
                 self._has_rules.set() if has_rules else self._has_rules.clear()
             spread = random.uniform(0.9, 1.1)  # noqa: S311 - nodes that began together part
-            await self._clock.sleep(self._settings.alert_interval * spread)
+            await self._pace.sleep(self._settings.alert_interval * spread)
 
     async def send(self) -> None:
         """Send what waits, until cancelled."""
@@ -66,7 +68,7 @@ class Alerting:
             while True:
                 await self._has_rules.wait()
                 await self._send_due()
-                await self._clock.sleep(SEND_SECONDS)
+                await self._pace.sleep(SEND_SECONDS)
         finally:
             tasks = list(self._sending.values())
             for task in tasks:
