@@ -41,6 +41,7 @@ COMMANDS = {
     "alerts": ("alerts", "Tell people when something is wrong: rules, incidents, a test."),
     "bulk": ("bulk", "Cancel runs, replay or discard letters: all that fit a filter."),
     "admin": ("admin", "Change workers and runs; every change is written to the audit log."),
+    "init": ("init", "Write files to start from: Grafana dashboards and alert rules."),
     "db": ("db", "Upgrade and check the schema, prune what is old, verify the promises."),
 }
 GROUPS = frozenset({"dead-letters", "alerts", "bulk", "admin", "db"})
