@@ -1,7 +1,7 @@
 """What becomes of incidents: facts and a time in; what to open, note, close and tell out. Pure.
 
 An incident of a kind that lasts (`failing`, `stalled`, `late`, `slow`, `no_node`, `backlog`) is *on* while the
-worker's health is that word, or the backlog that long. It is *clear* when the health is a lesser evil, or somebody has
+worker's health is that word, or the backlog that long. A health is *clear* when it is a lesser evil, or somebody has
 disabled or paused the worker. Behind a greater evil nothing can be seen of it, and it stays as it is: a worker that
 fails and is then disabled by its circuit has not recovered.
 
@@ -215,14 +215,16 @@ def _over(incident: Incident, facts: Facts, rules: Sequence[AlertRule], now: dat
 
 
 def _over_for(incident: Incident, seen: Seen, rules: Sequence[AlertRule]) -> str | None:
-    if incident.kind is AlertKind.TRIPPED:
-        return None if seen.circuit_state != "closed" else f"the circuit of {seen.worker} is closed"
-    if incident.kind is AlertKind.BACKLOG:
+    if incident.kind is AlertKind.BACKLOG:  # it grows, whoever has paused the worker
         limit = backlog_limit(rules, seen.worker)
         is_on = limit is not None and seen.waiting_runs >= limit
         return None if is_on else f"{counted(seen.waiting_runs, 'run')} of {seen.worker} wait"
+    if incident.kind is AlertKind.TRIPPED and seen.circuit_state != "closed":
+        return None
     if seen.health == "paused" or (seen.health == "disabled" and seen.disabled_by == "operator"):
         return f"somebody has {seen.health} {seen.worker}"
+    if incident.kind is AlertKind.TRIPPED:
+        return f"the circuit of {seen.worker} is closed"
     if _harm(seen.health) <= _harm(incident.kind):
         return None
     return f"{seen.worker} is {seen.health.replace('_', ' ')}"

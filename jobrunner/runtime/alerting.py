@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.errors import DatabaseError, NotSent
+from jobrunner.errors import DatabaseError
 from jobrunner.policy import channels
 from jobrunner.runtime.channels.sending import send
 from jobrunner.runtime.clock import SystemClock
@@ -75,6 +76,15 @@ class Alerting:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def flush(self, seconds: float) -> None:
+        """Send what is due for at most so long: the node leaves, and may be the only one for a while."""
+        if self._outage.is_on:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._send_due()
+                await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
     async def _send_due(self) -> None:
         try:
             async with self._db.peek() as conn:
@@ -113,7 +123,9 @@ class Alerting:
                 await deliveries.keep_body(self._db, found.id, body)
             allows = self._settings.allow_commands
             await send(channel, body, found.idempotency_key, self._clock.now(), allow_commands=allows)
-        except NotSent as error:
+        except DatabaseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it was not taken; or it could not be made, which tells of it
             jitter = random.uniform(-0.2, 0.2)  # noqa: S311 - spreads load, guards nothing
             await deliveries.note_failed(self._db, found, error, self._clock.now(), jitter)
             return False

@@ -334,6 +334,7 @@ class Node:
         await self._ticker.close()
         self._launcher.close()
         await self._heartbeat.stop()
+        await self._alerting.flush(STOP_GRACE_SECONDS)
         self._events.unsubscribe(self._pinger)
         await asyncio.to_thread(self._pinger.close, STOP_GRACE_SECONDS)
         for task in self._services:

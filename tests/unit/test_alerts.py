@@ -123,6 +123,13 @@ def test_a_backlog_is_judged_by_the_rule_that_minds_first():
     assert [kind for kind, _ in found.opened] == [AlertKind.BACKLOG]
 
 
+@pytest.mark.parametrize("health", ["paused", "disabled"])
+def test_what_somebody_has_stopped_opens_nothing_that_is_over_at_once(health: str):
+    seen = facts(health, waiting_runs=5000, disabled_by="operator")
+    for kind, _ in decide([OPS], [], seen, T0, CALM).opened:
+        assert not decided(incident(kind, clear_since=T0 - timedelta(hours=1)), seen).closed
+
+
 @pytest.mark.parametrize(
     ("patterns", "name", "is_one"),
     [("*", "mail", True), ("send-*", "send-mail", True), ("send-*", "mail", False), ("a, m?il", "mail", True)],

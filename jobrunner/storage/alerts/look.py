@@ -18,9 +18,20 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.model.alerts import AlertKind, AlertRule, Happened, Incident, MessageKind, Told
-from jobrunner.policy.alerts import OF_HEALTH, Decided, Facts, Seen, decide, recovered, summary_of, wants
+from jobrunner.policy.alerts import (
+    OF_HEALTH,
+    Cleared,
+    Closed,
+    Decided,
+    Facts,
+    Seen,
+    decide,
+    recovered,
+    summary_of,
+    wants,
+)
 from jobrunner.storage.reading.status import worker_status
-from jobrunner.storage.records.alerts import message_row, note_incident, read_rules, write_messages
+from jobrunner.storage.records.alerts import message_row, open_incident, read_rules, write_messages
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.alert_tables import IS_OPEN
 
@@ -210,27 +221,37 @@ async def _write(
     decided: Decided,
     now: datetime,
 ) -> None:
-    a = t.alerts
-    known = {incident.id: incident for incident in incidents}
-    rows = []
+    rows = [message_row(each.alert_id, each.rule, each.kind, each.count, now) for each in decided.messages]
     for kind, seen in sorted(decided.opened, key=lambda each: (each[1].worker, each[0])):
         what = Happened(kind, seen.worker, seen.worker, now, summary_of(kind, seen))
-        alert_id, is_new = await note_incident(conn, db.dialect, what, 1)
-        told = [r.name for r in rules if wants(r, kind, seen.worker) and _is_enough(r, kind, seen)] if is_new else []
-        rows += [message_row(alert_id, rule, MessageKind.OPEN, 1, now) for rule in told]
-    for cleared in decided.cleared:
-        await conn.execute(sa.update(a).where(a.c.id == cleared.alert_id, _OPEN).values(clear_since=cleared.since))
-    for closing in decided.closed:
-        incident = known[closing.alert_id]
-        unchanged = a.c.id == closing.alert_id, a.c.last_at == closing.last_at, a.c.count == incident.count, _OPEN
-        said = recovered(incident.kind, incident.worker, (now - incident.opened_at).total_seconds(), closing.summary)
-        closed = sa.update(a).where(*unchanged).values(closed_at=now, recovered=said).returning(a.c.id)
-        if (await conn.execute(closed)).first() is not None:
-            there = {rule.name for rule in rules}
+        alert_id = await open_incident(conn, db.dialect, what)
+        if alert_id is not None:
+            told = [r.name for r in rules if wants(r, kind, seen.worker) and _is_enough(r, kind, seen)]
+            rows += [message_row(alert_id, rule, MessageKind.OPEN, 1, now) for rule in told]
+    known = {incident.id: incident for incident in incidents}
+    changes: list[Cleared | Closed] = [*decided.cleared, *decided.closed]
+    there = {rule.name for rule in rules}
+    # In the order in which ends of runs count in the same incidents: else each might wait for the other.
+    for change in sorted(changes, key=lambda change: (known[change.alert_id].subject, known[change.alert_id].kind)):
+        incident = known[change.alert_id]
+        if await _change(conn, incident, change, now):
             told = [rule for rule in incident.told if rule in there]
             rows += [message_row(incident.id, rule, MessageKind.CLOSE, incident.count, now) for rule in told]
-    rows += [message_row(each.alert_id, each.rule, each.kind, each.count, now) for each in decided.messages]
     await write_messages(conn, db.dialect, rows)
+
+
+async def _change(conn: AsyncConnection, incident: Incident, change: Cleared | Closed, now: datetime) -> bool:
+    """Write what becomes of an open incident; say whether it is closed now."""
+    a = t.alerts
+    mine = a.c.id == incident.id, _OPEN
+    if isinstance(change, Cleared):
+        await conn.execute(sa.update(a).where(*mine).values(clear_since=change.since))
+        return False
+    lasted = (now - incident.opened_at).total_seconds()
+    values = {"closed_at": now, "recovered": recovered(incident.kind, incident.worker, lasted, change.summary)}
+    unchanged = a.c.last_at == change.last_at, a.c.count == incident.count  # else it has happened again since
+    closed = await conn.execute(sa.update(a).where(*mine, *unchanged).values(**values).returning(a.c.id))
+    return closed.first() is not None
 
 
 def _is_enough(rule: AlertRule, kind: AlertKind, seen: Seen) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import WorkerNotFound
+from jobrunner.errors import DatabaseError
 from jobrunner.model.alerts import AlertKind, MessageKind
 from jobrunner.policy.alerts import link_to, tail
 from jobrunner.policy.words import first_line
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
 _ROWS_LOOKED_AT = 50
-_WITHOUT_GATES = frozenset({AlertKind.CLOSED, AlertKind.NODE_LOST, AlertKind.SLOW})
+_OF_STARTS = frozenset({AlertKind.TRIPPED, AlertKind.STALLED, AlertKind.NO_NODE, AlertKind.BACKLOG})
+"""What is about runs that do not start."""
 _EMPTY: dict[str, Any] = {
     "version": 1,
     "message": None,
@@ -58,7 +59,7 @@ async def make(db: Database, delivery: Delivery, base_url: str | None, now: date
         "kind": row.kind,
         "worker": row.worker,
         "summary": row.recovered if is_over else row.summary,
-        "explain": None if is_over or row.kind in _WITHOUT_GATES else await _why(db, row.worker, now),
+        "explain": await _why(db, row.worker, now) if row.kind in _OF_STARTS and not is_over else None,
         "last_error": None if is_over else error,
         "output": [] if is_over else tail(output),
         "link": link_to(base_url, row.worker),
@@ -86,7 +87,9 @@ async def _why(db: Database, worker: str | None, now: datetime) -> str | None:
         return None
     try:
         found = await explain(db, worker, now)
-    except WorkerNotFound:
+    except DatabaseError:
+        raise
+    except Exception:  # noqa: BLE001 - it is gone, or its rows cannot be read: people are told all the same
         return None
     why = found["why"]
     return None if why is None else str(why)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.model.alerts import AlertKind, AlertRule, Happened, MessageKind
+from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.alerts import together, wants
 from jobrunner.policy.words import counted, first_line
@@ -42,16 +43,31 @@ async def arise(conn: AsyncConnection, dialect: Dialect, happened: Sequence[Happ
     wanted = [each for each in happened if any(wants(rule, each.kind, each.worker) for rule in rules)]
     messages = []
     for each, count in together(wanted).values():
-        alert_id, is_new = await note_incident(conn, dialect, each, count)
+        alert_id, is_new = await _note_incident(conn, dialect, each, count)
         if is_new:
             told = [rule.name for rule in rules if wants(rule, each.kind, each.worker)]
             messages += [message_row(alert_id, rule, MessageKind.OPEN, count, each.at) for rule in told]
     await write_messages(conn, dialect, messages)
 
 
-async def note_incident(conn: AsyncConnection, dialect: Dialect, what: Happened, count: int) -> tuple[int, bool]:
+async def _note_incident(conn: AsyncConnection, dialect: Dialect, what: Happened, count: int) -> tuple[int, bool]:
     """Open an incident, or count `what` in the open one; return its id, and whether it is new."""
-    given = {
+    alert_id, total = (await conn.execute(_upsert(dialect), _row(what, count))).one()
+    return alert_id, total == count
+
+
+async def open_incident(conn: AsyncConnection, dialect: Dialect, what: Happened) -> int | None:
+    """Open an incident of something that lasts; return its id, or None if one is open."""
+    a = t.alerts
+    insert = dialect.insert(a).on_conflict_do_nothing(
+        index_elements=[a.c.kind, a.c.subject], index_where=sa.text(IS_OPEN)
+    )
+    row = (await conn.execute(insert.returning(a.c.id), _row(what, 1))).first()
+    return None if row is None else row.id
+
+
+def _row(what: Happened, count: int) -> dict[str, Any]:
+    return {
         "kind": str(what.kind),
         "worker": what.worker,
         "subject": what.subject,
@@ -62,8 +78,6 @@ async def note_incident(conn: AsyncConnection, dialect: Dialect, what: Happened,
         "summary": what.summary[:LONGEST_SUMMARY],
         "detail": dict(what.detail),
     }
-    alert_id, total = (await conn.execute(_upsert(dialect), given)).one()
-    return alert_id, total == count
 
 
 @built_once
@@ -72,11 +86,14 @@ def _upsert(dialect: Dialect) -> Any:
     insert = dialect.insert(a)
     new = insert.excluded
     latest = sa.case((new.last_at > a.c.last_at, new.last_at), else_=a.c.last_at)
+    # A count that was written by hand must not keep the end of a run from being written.
+    most: sa.ColumnElement[int] = sa.literal_column(str(MAX_BIG_COUNT // 2))
+    total = sa.case((a.c.count < most, a.c.count + new.count), else_=a.c.count)
     return insert.on_conflict_do_update(
         index_elements=[a.c.kind, a.c.subject],
         index_where=sa.text(IS_OPEN),
         set_={
-            "count": a.c.count + new.count,
+            "count": total,
             "last_at": latest,
             "detail": new.detail,
             "clear_since": sa.null(),
