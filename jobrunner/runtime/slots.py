@@ -100,7 +100,7 @@ class Slots:
             reason = "the node could not renew its lease before the code was started"
             self._end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
-            self._events.emit(e.RunStarted(attempt.claim.run))
+            self._events.emit(e.RunStarted(claim.run, claim.config.ping))
             attempt.start(self._end)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:

@@ -45,9 +45,10 @@ class NodeStopped:
 
 @record
 class RunStarted:
-    """An attempt's code starts."""
+    """An attempt's code starts. `ping` is the worker's URL that is told of it, if it has one."""
 
     run: Run
+    ping: str | None = None
 
 
 @record
@@ -162,6 +163,11 @@ class Events:
     def subscribe(self, subscriber: Callable[[Event], None]) -> None:
         """Add a subscriber; it may be called from any thread of the node."""
         self._subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Take a subscriber away, if it is there."""
+        with suppress(ValueError):
+            self._subscribers.remove(subscriber)
 
     def emit(self, event: Event) -> None:
         """Hand `event` to everyone."""
