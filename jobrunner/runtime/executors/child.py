@@ -37,9 +37,12 @@ from jobrunner.runtime.raised import (
 )
 from jobrunner.runtime.results import never_begun, storable_result
 from jobrunner.storage.database.forks import keep_private
+from jobrunner.telemetry import tracing
+from jobrunner.telemetry.current import current_run
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
     from multiprocessing.connection import Connection
 
@@ -48,7 +51,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What a child is told: the function by name, and the run. `arguments` is a pickled dict."""
+    """What a child is told: the function by name, and the run. `arguments` is a pickled dict.
+
+    `trace_context` is that of the attempt's span, which the node makes.
+    """
 
     module: str
     qualname: str
@@ -58,6 +64,7 @@ class Task:
     deadline: datetime
     memory_limit_mb: int | None
     captures_logs: bool = False
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     if task.captures_logs:
         logs.see_all()
     try:
-        with logs.said_to(context if task.captures_logs else None, frozenset({1, 2})):
+        with logs.said_to(context if task.captures_logs else None, frozenset({1, 2})), _traced(task):
             value = _call(pipe, task, context)
         end = _end(value, context)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
@@ -179,6 +186,31 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     is_out_of_memory = end.error is not None and end.error.kind == "MemoryError"
     is_spent = is_out_of_memory or _has_children() or Traces.seen() != made
     pipe.send(("end", replace(end, is_spent=is_spent)))
+
+
+@contextlib.contextmanager
+def _traced(task: Task) -> Iterator[None]:
+    """Inside the block, hand the trace on: to OpenTelemetry in this process, and to processes that the code starts."""
+    given = tracing.as_environment(task.trace_context)
+    before = {
+        name: os.environ[name] for name in (tracing.PARENT_VARIABLE, tracing.STATE_VARIABLE) if name in os.environ
+    }
+    token = current_run.set((task.run, tracing.ids_in(task.trace_context)))
+    _set_environment(given)
+    try:
+        with tracing.handed_over(task.trace_context):
+            yield
+    finally:
+        current_run.reset(token)
+        _set_environment(before)
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    for name in (tracing.PARENT_VARIABLE, tracing.STATE_VARIABLE):
+        if name in variables:
+            os.environ[name] = variables[name]
+        else:
+            os.environ.pop(name, None)
 
 
 def _end(value: Any, context: RunContext) -> End:

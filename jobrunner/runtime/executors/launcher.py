@@ -69,6 +69,7 @@ class Launcher:
                 takes_run=handler.takes_run,
                 memory_limit_mb=config.memory_limit_mb,
                 captures_logs=handler.captures_logs,
+                trace_context=context.trace_context,
             )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()

@@ -316,10 +316,12 @@ def task_of(
     takes_run: bool,
     memory_limit_mb: int | None,
     captures_logs: bool = False,
+    trace_context: str | None = None,
 ) -> Task:
     """Make the task for a handler by its label, `module:qualname`. Raises what pickling the arguments does."""
     module, _, qualname = label.partition(":")
-    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, captures_logs)
+    more = captures_logs, trace_context
+    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, *more)
 
 
 def importable(function: Callable[..., Any]) -> str | None:
