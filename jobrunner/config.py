@@ -123,6 +123,7 @@ class Settings:
     failure_days: float = _setting(90.0, _days)
     http_token: str | None = _setting(None, _text, is_secret=True)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", _one_of("text", "json"))
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:

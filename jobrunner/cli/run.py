@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +11,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Module
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.loading import load_orchestrator
+from jobrunner.cli.log_output import set_up_logging
 from jobrunner.cli.output import note
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.words import counted
@@ -66,6 +64,9 @@ def run(
             help="jobrunner's own: DEBUG, INFO, WARNING, ERROR or CRITICAL; else the program's, or INFO.",
         ),
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="json: an object a line, for programs; else text.")
+    ] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Start a node: run the workers of MODULE until told to stop.
@@ -84,11 +85,12 @@ def run(
         "allow_commands": True if allow_commands else None,
         "workers": workers or None,
         "log_level": log_level,
+        "log_format": log_format,
     }
     settings = context.load_settings(ctx, **explicit)
     orchestrator = load_orchestrator(module)
     is_said = log_level is not None or bool(os.environ.get("JOBRUNNER_LOG_LEVEL", "").strip())
-    set_up_logging(settings.log_level, is_said=is_said)
+    set_up_logging(settings.log_level, is_said=is_said, log_format=settings.log_format)
     orchestrator.configure(**explicit)
     exhausted = _count_exhausted(orchestrator)
     orchestrator.events.subscribe(_on_event)
@@ -115,35 +117,3 @@ def _on_event(event: e.Event) -> None:
     """Set aside what the start has loaded, too: statements, mostly, which live as long as the node."""
     if isinstance(event, e.NodeStarted):
         set_aside_what_is_loaded()
-
-
-class _OneLine(logging.Formatter):
-    """`2026-03-01T12:00:00.123Z INFO jobrunner: …`: a record is a line, whatever its message holds."""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - its name
-        """Return the record's time, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(record.created, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line; of a traceback, the lines one after the other."""
-        lines = super().format(record).splitlines()
-        line = " | ".join(line.strip() for line in lines if line.strip())
-        return line if line.isprintable() else "".join(c if c.isprintable() else " " for c in line)
-
-
-def set_up_logging(level: str, *, is_said: bool) -> None:
-    """Write log records to stderr, one line each, as far as the program has not set up logging itself.
-
-    A handler of the program's, or a level, is its own decision and stays. `level` is that of jobrunner's logger: the
-    usual one where the program has decided nothing, and in any case one that was asked for (`is_said`).
-    """
-    log, ours = logging.getLogger(), logging.getLogger("jobrunner")
-    has_handlers = bool(log.handlers or ours.handlers)
-    has_level = log.level != logging.WARNING or ours.level != logging.NOTSET
-    if not has_handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
-    if is_said or not (has_handlers or has_level):
-        ours.setLevel(level)
