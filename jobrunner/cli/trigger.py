@@ -25,6 +25,7 @@ from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
 from jobrunner.storage.runs.enqueue import Request, enqueue, same_key
+from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, 
         known = None
         if request.key is not None:
             known = (await conn.execute(same_key(request))).scalars().first()
+        await refuse_misfit(conn, request.worker, request.payload)
         run_id = await enqueue(conn, db.dialect, request, now)
         return run_id, run_id != known
 
