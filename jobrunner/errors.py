@@ -105,6 +105,14 @@ class DeadLetterNotFound(NotFound):
         self.letter_id = letter_id
 
 
+class BulkNotFound(NotFound):
+    """No bulk operation has that id."""
+
+    def __init__(self, bulk_id: int) -> None:
+        super().__init__(f"no bulk operation {bulk_id}; `jobrunner bulk list` shows those there are")
+        self.bulk_id = bulk_id
+
+
 class WaitedTooLong(JobrunnerError):
     """A run has not ended by the time that was set for it to be waited for; it goes on."""
 
@@ -131,6 +139,17 @@ class DatabaseError(JobrunnerError):
 
 class DatabaseUnavailable(DatabaseError):
     """What may go away by itself: unreachable, connection lost, locked, disk full, starting up; try again later."""
+
+
+class ReadTooLong(DatabaseError):
+    """A bounded read was given up: what it asks for takes the database too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer takes the database more than {seconds:g} s; ask for less: one worker, a shorter time, or"
+            " fewer rows"
+        )
+        self.seconds = seconds
 
 
 class DatabaseGone(DatabaseError):

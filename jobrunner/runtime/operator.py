@@ -14,13 +14,14 @@ from jobrunner.errors import InvalidSetting
 from jobrunner.model.reports import HistoryRow
 from jobrunner.policy import definitions, switches
 from jobrunner.policy.arguments import check_actor, check_id, check_limit, check_reason, check_text
+from jobrunner.policy.filters import OUTCOMES
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.moments import read_aware, read_length, read_span
 from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
-from jobrunner.storage.records.history import OUTCOMES, read_history
+from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
 from jobrunner.storage.workers import operations
 

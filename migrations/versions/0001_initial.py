@@ -54,6 +54,7 @@ def upgrade() -> None:
     _create_dead_letters()
     _create_nodes()
     _create_audit_log()
+    _create_bulk_operations()
     if _is_sqlite():
         _create_sqlite_triggers()
     else:
@@ -71,6 +72,7 @@ def downgrade() -> None:
         op.execute(f"DROP VIEW IF EXISTS {_p()}{view}")
     op.execute(f"DROP {'VIEW' if _is_sqlite() else 'TABLE'} IF EXISTS {_p()}claims")
     for table in (
+        "bulk_operations",
         "audit_log",
         "node_handlers",
         "nodes",
@@ -637,6 +639,40 @@ def _create_nodes() -> None:
     _index("ix_node_handlers_node_id", "node_handlers", "node_id")
 
 
+def _create_bulk_operations() -> None:
+    _table(
+        "bulk_operations",
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("filter", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("actor", sa.Text, nullable=False),
+        sa.Column("rate", _REAL, nullable=False),
+        sa.Column("state", sa.Text, nullable=False, server_default="running"),
+        sa.Column("since", _TIME),
+        sa.Column("until", _TIME),
+        sa.Column("expected", _BIG, nullable=False),
+        sa.Column("done", _BIG, nullable=False, server_default="0"),
+        sa.Column("left_out", _BIG, nullable=False, server_default="0"),
+        sa.Column("next_id", _BIG, nullable=False),
+        sa.Column("last_error", sa.Text),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("ended_at", _TIME),
+        sa.Column("stopped_by", sa.Text),
+        sa.Column("holder", sa.Text),
+        sa.Column("held_until", _TIME),
+        _primary_key("bulk_operations", "id"),
+        _one_of("bulk_operations", "action", "cancel", "replay", "discard"),
+        _one_of("bulk_operations", "state", "running", "done", "stopped", "failed"),
+        _check("bulk_operations", "ended", "(state = 'running') = (ended_at IS NULL)"),
+        _check("bulk_operations", "rate", f"rate > 0 AND rate <= {_LONGEST_SECONDS}"),
+        *_counts("bulk_operations", 0, "expected", "done", "left_out", "next_id", most=_MAX_BIG_COUNT),
+        *_real_times("bulk_operations", "since", "until", "created_at", "ended_at", "held_until"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_bulk_operations_running", "bulk_operations", "id", where="state = 'running'")
+
+
 def _create_audit_log() -> None:
     _table(
         "audit_log",
@@ -666,6 +702,7 @@ def _create_audit_log() -> None:
             "discard",
             "node_lost",
             "clock",
+            "bulk",
             "upgrade",
         ),
         _json_kind("audit_log", "detail"),
@@ -1041,7 +1078,7 @@ def _create_postgres_wakeups() -> None:
 
 def _create_views() -> None:
     p = _p()
-    op.execute(_WORKER_STATUS.format(p=p, now=_now()))
+    op.execute(_WORKER_STATUS.format(p=p, now=_now(), health=_HEALTH.format(p=p, now=_now(), **_health_words())))
     op.execute(_RUN_FAILURES.format(p=p))
     if _is_sqlite():
         day, since = "substr(finished_at, 1, 10)", "strftime('%Y-%m-%d 00:00:00.000000', 'now', '-29 days')"
@@ -1050,6 +1087,105 @@ def _create_views() -> None:
         since = "(date_trunc('day', now() AT TIME ZONE 'UTC') - interval '29 days') AT TIME ZONE 'UTC'"
     op.execute(_RUN_STATS.format(p=p, day=day, since=since))
 
+
+def _health_words() -> dict[str, str]:
+    """Ages in seconds, in each database's words."""
+    age = "(julianday('now') - julianday({})) * 86400.0" if _is_sqlite() else "extract(epoch FROM now() - {})"
+    late = (
+        "(julianday({0}.started_at) - julianday({0}.due_at)) * 86400.0"
+        if _is_sqlite()
+        else "extract(epoch FROM {0}.started_at - {0}.due_at)"
+    )
+    return {
+        "run_age": age.format("r.started_at"),
+        "node_age": age.format("n.heartbeat_at"),
+        "due_age": age.format("due.since"),
+        "run_late": late.format("r"),
+        "history_late": late.format("h"),
+    }
+
+
+# How a worker is, in a word: the first that holds, in the order of harm. A p99 is that of its last 50 attempts, by
+# nearest rank the largest of them; of fewer than five nothing is said, and a second is nobody's delay.
+_HEALTH = """
+    CASE
+        WHEN s.is_enabled IS NULL THEN 'unknown'
+        WHEN NOT s.is_enabled THEN 'disabled'
+        WHEN s.paused_until > {now} THEN 'paused'
+        WHEN s.consecutive_failures > 0 AND s.last_run_outcome <> 'succeeded' THEN 'failing'
+        WHEN (  -- due for longer than three of its periods, and a minute, and not started
+            SELECT {due_age} > 60
+                AND {due_age} > 3 * coalesce(w.interval_seconds, s.reach_seconds)
+            FROM (
+                SELECT min(times.at) AS since
+                FROM (
+                    SELECT (  -- as a range and in order, as below
+                        SELECT r.due_at FROM {p}runs AS r
+                        WHERE r.state = 'pending' AND r.worker >= w.name AND r.worker <= w.name
+                            AND r.priority >= level.p AND r.priority <= level.p
+                        ORDER BY r.worker, r.priority, r.due_at, r.id LIMIT 1
+                    ) AS at
+                    FROM (SELECT 0 AS p UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3) AS level
+                    UNION ALL
+                    SELECT s.next_run_at WHERE NOT EXISTS (SELECT 1 FROM {p}claims AS c WHERE c.worker = w.name)
+                ) AS times
+            ) AS due
+        ) THEN 'stalled'
+        WHEN (  -- its last start was later than each of those before it
+            SELECT count(*) > 5 AND max(CASE WHEN starts.place = 1 THEN starts.late END) > 1
+                AND max(CASE WHEN starts.place = 1 THEN starts.late END)
+                    > max(CASE WHEN starts.place > 1 THEN starts.late END)
+            FROM (
+                SELECT last.late, row_number() OVER (ORDER BY last.started_at DESC, last.run_id DESC) AS place
+                FROM (
+                    SELECT r.started_at, r.id AS run_id, {run_late} AS late
+                    FROM {p}claims AS c JOIN {p}runs AS r ON r.id = c.run_id
+                    WHERE c.worker = w.name
+                    UNION ALL
+                    SELECT ended.started_at, ended.run_id, ended.late
+                    FROM (
+                        SELECT h.started_at, h.run_id, {history_late} AS late
+                        FROM {p}run_history AS h WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 51
+                    ) AS ended
+                    WHERE ended.started_at IS NOT NULL
+                ) AS last
+            ) AS starts
+            WHERE starts.place <= 51
+        ) THEN 'late'
+        WHEN EXISTS (  -- it runs for more than twice as long as any of those before
+            SELECT 1 FROM {p}claims AS c JOIN {p}runs AS r ON r.id = c.run_id
+            WHERE c.worker = w.name AND {run_age} > 1
+                AND {run_age} > (
+                    SELECT CASE WHEN count(took.ms) >= 5 THEN max(took.ms) * 0.002 END
+                    FROM (
+                        SELECT h.duration_ms AS ms FROM {p}run_history AS h
+                        WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 50
+                    ) AS took
+                )
+        ) THEN 'slow'
+        WHEN NOT EXISTS (
+            SELECT 1 FROM {p}nodes AS n
+            WHERE n.state = 'active' AND {node_age} <= n.lease_seconds + 5
+                AND CASE
+                    WHEN w.isolation = 'command' THEN n.allows_commands
+                    ELSE EXISTS (SELECT 1 FROM {p}node_handlers AS h WHERE h.worker = w.name AND h.node_id = n.id)
+                END
+        ) THEN 'no_node'
+        WHEN s.total_failures > 0 AND (  -- more than a tenth of its last 50 runs
+            SELECT sum(CASE WHEN ends.ends_run IN ('exhausted', 'discarded') THEN 10 ELSE 0 END) > count(*)
+            FROM (
+                SELECT attempts.ends_run
+                FROM (
+                    SELECT h.id, h.ends_run FROM {p}run_history AS h
+                    WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 200
+                ) AS attempts
+                WHERE attempts.ends_run IS NOT NULL
+                ORDER BY attempts.id DESC LIMIT 50
+            ) AS ends
+        ) THEN 'degraded'
+        WHEN s.last_run_at IS NULL THEN 'unknown'
+        ELSE 'healthy'
+    END"""
 
 _WORKER_STATUS = """
 CREATE VIEW {p}worker_status AS
@@ -1072,7 +1208,7 @@ SELECT
             SELECT 1 FROM {p}runs AS r WHERE r.state = 'pending' AND r.worker >= w.name AND r.worker <= w.name
             ORDER BY r.worker, r.priority, r.due_at, r.id LIMIT 10001
         ) AS waiting
-    ) AS pending_runs
+    ) AS pending_runs,{health} AS health
 FROM {p}workers AS w
 LEFT JOIN {p}worker_state AS s ON s.worker = w.name
 """

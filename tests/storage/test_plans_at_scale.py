@@ -211,7 +211,7 @@ PIECES = {
     "ahead": Piece(ahead, "ix_worker_state_waits_from", 1500),
     "enqueue": Piece(enqueue, "workers", 2000),
     "keyed": Piece(keyed, "uq_runs_key_live", 200),
-    "status of one": Piece(status_of_one, "ix_runs_pending", 21_000),
+    "status of one": Piece(status_of_one, "ix_runs_pending", 25_000),
     "status of all": Piece(
         status_of_all,
         "uq_runs_worker_slot|pk_worker_state",

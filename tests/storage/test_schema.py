@@ -593,7 +593,7 @@ async def test_worker_status_has_a_row_for_each_worker(db, shell):
     columns = {column.name for column in (*t.workers.c, *t.worker_state.c)}
     raw = {"payload", "payload_schema", "hidden_fields", "definition", "overrides", "definition_hash", "revision"}
     raw |= {"worker", "streak_since_id", "last_ended_at", "paused_at", "reach_seconds", "revision", "missed_from"}
-    assert set(w) == columns - raw | {"is_running", "running_runs", "pending_runs"}
+    assert set(w) == columns - raw | {"is_running", "running_runs", "pending_runs", "health"}
 
 
 async def test_worker_status_counts_waiting_runs_only_so_far(db, shell):

@@ -117,6 +117,10 @@ class Database:
         """The same database again, with connections of its own, for another thread and its event loop."""
         return Database(self._options)
 
+    def bounded(self) -> Database:
+        """The same database again, for what people ask: a statement that takes over 2 s raises `ReadTooLong`."""
+        return Database(self._options.bounded())
+
     @classmethod
     def of(cls, settings: Settings, *, pool_size: int | None = None, patience: float = PATIENCE_SECONDS) -> Database:
         """Prepare to use the database of the settings, as `open` does; `patience` in seconds."""

@@ -15,11 +15,11 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaMissing
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, ReadTooLong, SchemaMissing
 from jobrunner.storage.database.rowsets import PostgresRows, SqliteRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -57,6 +57,9 @@ class Dialect(Protocol):
 
     async def try_prune_lock(self, conn: AsyncConnection) -> bool:
         """Take the lock of pruning until the transaction of `conn` ends; False, at once, if another has it."""
+
+    def new_rows(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> tuple[sa.Insert, Any]:
+        """Return the INSERT of many rows, and its parameters; there is at least one row."""
 
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """The row set that the JSON array bound as `parameter` holds, one object a row."""
@@ -137,8 +140,9 @@ class SqliteDialect(SqliteRows):
     _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
     _PASSING = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT}
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_seconds: float | None = None) -> None:
         self.path = path
+        self._most_seconds = most_seconds
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """An INSERT that knows ON CONFLICT."""
@@ -192,6 +196,8 @@ class SqliteDialect(SqliteRows):
         if code is None:
             return _pool_exhausted(exc, where)
         primary = code & 0xFF
+        if self._most_seconds is not None and primary == sqlite3.SQLITE_INTERRUPT:
+            return ReadTooLong(self._most_seconds)
         if primary == sqlite3.SQLITE_CANTOPEN:
             return self._cannot_open()
         if primary in self._BUSY:
@@ -245,8 +251,9 @@ class PostgresDialect(PostgresRows):
     name = "postgresql"
     has_writing_ctes = True
 
-    def __init__(self, *, has_pooler: bool = False) -> None:
+    def __init__(self, *, has_pooler: bool = False, most_seconds: float | None = None) -> None:
         self._has_pooler = has_pooler
+        self._most_seconds = most_seconds
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""
@@ -288,6 +295,8 @@ class PostgresDialect(PostgresRows):
         state = self._sqlstate(exc)
         if state is None:
             return self._unreachable(exc, where) or _pool_exhausted(exc, where)
+        if self._most_seconds is not None and state == _QUERY_CANCELED:
+            return ReadTooLong(self._most_seconds)
         if not self._has_pooler and _is_poolers(state, exc):
             return DatabaseError(
                 f"{where} looks like a transaction-pooling proxy such as PgBouncer ({self._said(exc)});"
@@ -336,7 +345,8 @@ class PostgresDialect(PostgresRows):
 # Class 57 is "operator intervention"; 25P03 and 57P05 are time limits on idle connections.
 _HUNG_UP = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
 # Serialization, deadlock, no lock in time, statement cancelled.
-_GAVE_WAY = frozenset({"40001", "40P01", "55P03", "57014"})
+_QUERY_CANCELED = "57014"
+_GAVE_WAY = frozenset({"40001", "40P01", "55P03", _QUERY_CANCELED})
 _REFUSED = {
     "28P01": "correct the password in the database URL",
     "28000": "check user and database in the URL, and the server's pg_hba.conf",

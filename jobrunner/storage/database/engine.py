@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ _EXAMPLES = "write sqlite:///jobrunner.db or postgresql://user@host/database"
 _ENCODE = "a password with @ : / # ? in it is percent-encoded, @ as %40"
 _BEGIN = "jobrunner_begin"  # an execution option: the statement a transaction begins with, "" for none
 _SQLITE_READERS = 5
+MOST_READ_SECONDS = 2.0
 _SEVERAL = "several.hosts"
 FAILED = "jobrunner_failed"
 """Set in a connection's `info` when a statement failed outside any savepoint: its transaction must not commit."""
@@ -125,6 +126,12 @@ class Options:
     pooler: str | None
     pool_size: int
     patience: float = postgres_driver.PATIENCE_SECONDS
+    most_seconds: float | None = None
+
+    def bounded(self) -> Options:
+        """For reading what people ask: two connections, and no statement takes longer than `MOST_READ_SECONDS`."""
+        patience = MOST_READ_SECONDS / postgres_driver.SERVERS_SHARE
+        return replace(self, pool_size=2, patience=patience, most_seconds=MOST_READ_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,7 @@ def open_engines(options: Options) -> Engines:
 
 def _open_sqlite(options: Options) -> Engines:
     path = Path(options.url.database or "").absolute()
-    dialect = SqliteDialect(path)
+    dialect = SqliteDialect(path, options.most_seconds)
     file = WatchedFile(path)
 
     def opened(begin: str, pool_size: int, **pragmas: bool) -> AsyncEngine:
@@ -156,6 +163,8 @@ def _open_sqlite(options: Options) -> Engines:
             file.check()  # what opens now may be another file
             connection = await sqlite_driver.connect(path, synchronous=options.sqlite_synchronous, **pragmas)
             file.opened()
+            if options.most_seconds is not None:
+                connection.bound(options.most_seconds)
             return connection
 
         return _engine(
@@ -178,7 +187,7 @@ def _open_sqlite(options: Options) -> Engines:
 
 
 def _open_postgres(options: Options) -> Engines:
-    dialect = PostgresDialect(has_pooler=options.pooler is not None)
+    dialect = PostgresDialect(has_pooler=options.pooler is not None, most_seconds=options.most_seconds)
     opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
     async def connect(*_: Any, **__: Any) -> Any:

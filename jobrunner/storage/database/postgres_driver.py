@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 30.0
 """How long a statement may take, unless it is known to be a long one."""
 LONGEST_SECONDS = 6 * 3600.0
 """How long even a long one may take: making an index of a large table, checking a long history."""
-_SERVERS_SHARE = 0.8
+SERVERS_SHARE = 0.8
 _PEER_TIMEOUT_MS = 20_000
 _KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS, _KEEPALIVE_COUNT = 10, 5, 2
 _SERVER_SETTINGS = {
@@ -61,7 +61,7 @@ async def connect(url: sa.URL, *, pooler: str | None = None, patience: float = P
     """
     settings = {"application_name": "jobrunner"}
     if pooler != POOLER_TRANSACTION:
-        settings |= {**_SERVER_SETTINGS, "statement_timeout": str(round(patience * _SERVERS_SHARE * 1000))}
+        settings |= {**_SERVER_SETTINGS, "statement_timeout": str(round(patience * SERVERS_SHARE * 1000))}
     settings |= {key: str(value) for key, value in url.query.items() if key in settings}
     options: dict[str, Any] = {
         "password": url.password,  # a URL without a user name does not show it

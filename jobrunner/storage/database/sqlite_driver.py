@@ -12,6 +12,7 @@ write all the time, one waited for 3 s.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
+_STEPS_BETWEEN_LOOKS = 10_000
+"""Of SQLite's machine: well under a millisecond of them."""
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.01
 """The longest after half a second: then it is no queue that is in the way."""
 
@@ -109,6 +112,12 @@ class Connection(aiosqlite.Connection):
 
     stopping: asyncio.Future[Any] | None = None
     _is_given_up = False
+    _most_seconds = _ends_at = math.inf
+
+    def bound(self, seconds: float) -> None:
+        """End each statement that takes longer than that."""
+        self._most_seconds = seconds
+        self._conn.set_progress_handler(lambda: time.monotonic() > self._ends_at, _STEPS_BETWEEN_LOOKS)
 
     @property
     def is_open(self) -> bool:
@@ -137,6 +146,7 @@ class Connection(aiosqlite.Connection):
     async def visit(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in the connection's thread; a caller who is cancelled ends the statement, too."""
         self._is_given_up = False
+        self._ends_at = time.monotonic() + self._most_seconds
         try:
             await self._execute(self._do, work, *arguments)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:

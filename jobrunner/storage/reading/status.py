@@ -57,6 +57,7 @@ def worker_status() -> sa.Table:
         sa.Column("is_running", sa.Boolean),
         sa.Column("running_runs", sa.BigInteger),
         sa.Column("pending_runs", sa.BigInteger),
+        sa.Column("health", sa.Text),
         schema=t.SCHEMA_TOKEN,
     )
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.model.run import USES_UP_AN_ATTEMPT, EndsRun, OutcomeKind, Run, Trigger
+from jobrunner.model.run import USES_UP_AN_ATTEMPT, OutcomeKind, Run, Trigger
+from jobrunner.policy.filters import ENDS_ASKED_FOR
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import to_json as time_to_json
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from jobrunner.policy.transitions import Finish
 
 MAX_TRACEBACK_BYTES = 64 * 1024
-ENDS_ASKED_FOR = (EndsRun.EXHAUSTED, EndsRun.DISCARDED)
-"""How runs end that no outcome of an attempt is called by."""
-OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))
-"""All that `outcome` of `read_history` may be."""
 
 
 def missed_row(worker: str, missed: Missed, now: datetime) -> dict[str, Any]:

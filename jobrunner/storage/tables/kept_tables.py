@@ -159,6 +159,7 @@ AUDIT_ACTIONS = (
     "discard",
     "node_lost",
     "clock",
+    "bulk",
     "upgrade",
 )
 

@@ -1,0 +1,128 @@
+"""What a filter finds is what looking at every row finds, page by page, on both databases."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from jobrunner.errors import UsageError
+from jobrunner.policy import filters
+from jobrunner.policy.filters import ENDS_ASKED_FOR, Filter, parse_filter
+from jobrunner.storage.reading import search
+from tests.support.stage import Stage, triggered
+
+_NAMES = ["send-a", "send-b", "other", "send_c"]
+
+
+async def _filled(stage: Stage, seed: int) -> random.Random:
+    draw = random.Random(seed)
+    await stage.register(*(triggered(name, max_running=50, max_retries=1) for name in _NAMES))
+    await stage.join("n1")
+    for number in range(60):
+        payload = {"customer": {"id": draw.choice([1, "1", 2, True, None])}, "n": number}
+        await stage.trigger(draw.choice(_NAMES), payload=payload)
+    for _ in range(4):
+        for run in await stage.tick(slots=20):
+            if draw.random() < 0.4:
+                await stage.fail(run, error=draw.choice(["it timed OUT", "100% of it", "no"]))
+            else:
+                await stage.end(run)
+        stage.after(3600)
+    return draw
+
+
+def _fits(row: dict[str, Any], asked: Filter) -> bool:
+    """Say by Python alone whether a row of history fits."""
+    ends = set(map(str, ENDS_ASKED_FOR))
+    said = f"{row['error_type'] or ''}: {row['error'] or ''} {row['reason'] or ''}".lower()
+    outcome = not asked.outcome or row["outcome"] in asked.outcome or (row["ends_run"] in ends & set(asked.outcome))
+    return (
+        outcome
+        and (not asked.worker or filters.matches(row["worker"], asked.worker))
+        and (not asked.run or row["run_id"] in asked.run)
+        and (not asked.attempt or row["attempt"] in asked.attempt)
+        and (asked.since is None or row["finished_at"] >= asked.since)
+        and (asked.until is None or row["finished_at"] <= asked.until)
+        and (asked.error is None or asked.error.lower() in said)
+        and all(_text(row["payload"], path) == value for path, value in asked.payload)
+    )
+
+
+def _text(document: Any, path: tuple[str, ...]) -> str | None:
+    for step in path:
+        document = document.get(step) if isinstance(document, dict) else None
+    return document if document is None or isinstance(document, str) else json.dumps(document)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_history_is_found_as_by_looking_at_every_row(stage: Stage, seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "_FIRST_PIECE", 3)  # so that what lies in many pieces is found in all of them
+    draw = await _filled(stage, seed)
+    terms = [
+        "worker:send-a", "worker:send-*", "worker:send_*", "outcome:failed", "outcome:exhausted,succeeded",
+        "outcome:exhausted", "since:90m", "until:90m", "error:timed", "error:%", "attempt:2", "run:7",
+        "payload.customer.id:1", "payload.customer.id:true", "payload.n:3", "trigger:manual",
+    ]  # fmt: skip
+    async with stage.db.read() as conn:
+        everything = (await search.search_history(conn, Filter(), 1000)).rows
+        assert len(everything) > 60
+        for _ in range(60):
+            text = " ".join(draw.sample(terms, draw.choice([1, 1, 2, 3])))
+            try:
+                asked = parse_filter(text, "history", stage.now)
+            except UsageError:  # since and until may contradict each other
+                continue
+            wanted = [row["id"] for row in everything if _fits(row, asked)]
+            found, after, limit = [], None, draw.choice([2, 5, 100])
+            while True:
+                page = await search.search_history(conn, asked, limit, after)
+                found += [row["id"] for row in page.rows]
+                after = page.after
+                if after is None:
+                    break
+            assert found == wanted, text
+
+
+async def test_a_search_ends_after_its_window_says_so_and_goes_on_from_there(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search, "WINDOW_ROWS", 20)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    await _filled(stage, 1)
+    async with stage.db.read() as conn:
+        first = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5)
+        assert (first.searched, first.rows) == (20, [])
+        found: list[Any] = []
+        after = first.after
+        while after is not None:
+            page = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5, after)
+            found, after = found + page.rows, page.after
+        assert {row["payload"]["n"] for row in found} == {0}
+
+
+async def test_letters_and_live_runs_are_found_too(stage: Stage):
+    await _filled(stage, 2)
+    async with stage.db.read() as conn:
+        letters = (await search.search_letters(conn, Filter(), 1000)).rows
+        some = (
+            await search.search_letters(conn, parse_filter("worker:send-* error:timed", "letters", stage.now), 99)
+        ).rows
+        assert some == [d for d in letters if d["worker"].startswith("send-") and "timed" in d["error"]] != []
+        gone = await search.search_letters(conn, parse_filter("status:replayed", "letters", stage.now), 99)
+        assert gone.rows == []
+    for name in _NAMES:
+        await stage.trigger(name, payload={"x": name})
+    await stage.tick(slots=2)
+    async with stage.db.read() as conn:
+        live = (await search.search_runs(conn, Filter(), 1000)).rows
+        for text, fits in {
+            "state:running": lambda run: run["state"] == "running",
+            "state:pending worker:send_c": lambda run: run["state"] == "pending" and run["worker"] == "send_c",
+            "payload.x:other": lambda run: run["payload"].get("x") == "other",
+            "node:n1": lambda run: run["node_id"] == "n1",
+        }.items():
+            rows = (await search.search_runs(conn, parse_filter(text, "runs", stage.now), 99)).rows
+            assert [row["id"] for row in rows] == [row["id"] for row in live if fits(row)] != [], text
