@@ -13,6 +13,8 @@ from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.loading import load_orchestrator
 from jobrunner.cli.log_output import set_up_logging
 from jobrunner.cli.output import note
+from jobrunner.cli.reloading import run_reloading
+from jobrunner.errors import UsageError
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.words import counted
 from jobrunner.runtime.first import stand_aside_if_first
@@ -67,6 +69,9 @@ def run(
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="json: an object a line, for programs; else text.")
     ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For developing: start again when a .py file of this folder changes.")
+    ] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Start a node: run the workers of MODULE until told to stop.
@@ -75,6 +80,10 @@ def run(
     by itself. Exits with 0 when it was told to stop or, with --until-idle, when there is nothing left to do; with 5 if
     with --until-idle a run of this node was exhausted: all its attempts failed.
     """
+    if reload:
+        if until_idle:
+            raise UsageError("--reload and --until-idle are both given; keep one")
+        raise typer.Exit(run_reloading(ctx, database_url))
     stand_aside_if_first()
     explicit: dict[str, Any] = {
         "database_url": context.given_url(ctx, database_url),
