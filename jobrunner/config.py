@@ -92,6 +92,8 @@ def _networks(value: object) -> tuple[str, ...]:
         except ValueError:
             raise InvalidSetting(f"{network!r} is no address or network; write 10.0.0.7 or 10.0.0.0/8") from None
     return networks
+
+
 def _web_url(value: object) -> str:
     url = _text(value)
     if not url.startswith(("http://", "https://")) or "@" in url or not url.isprintable():
@@ -161,6 +163,7 @@ class Settings:
     http_hosts: tuple[str, ...] = _setting((), _texts)
     metrics_db: bool = _setting(True, _flag)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", _one_of("text", "json"))
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:
