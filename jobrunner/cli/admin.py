@@ -13,7 +13,7 @@ from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Rea
 from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time, require_one
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
-from jobrunner.cli.status import show_schedule, show_switch
+from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
 from jobrunner.policy.missed import show_end_of_pause
@@ -213,11 +213,11 @@ def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: Data
         async with db.read() as conn:
             return await read_status(conn)
 
-    rows, now = context.with_database(ctx, database_url, read), context.now()
+    rows = context.with_database(ctx, database_url, read)
     shown = [
         *columns("name"),
         Column("schedule", "schedule", show_schedule, importance=7),
-        Column("state", "state", lambda row: show_switch(row, now)),
+        Column("health", "health", show_health),
         priority(importance=5),
         *columns("max_running", "timeout_seconds", "max_retries", importance=4),
         *columns("isolation", importance=3),

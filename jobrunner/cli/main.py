@@ -31,7 +31,7 @@ COMMANDS = {
     "demo": ("demo", "Run the bundled example on a fresh SQLite file."),
     "run": ("run", "Start a node: run the workers of MODULE until told to stop."),
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
-    "status": ("status", "Show the workers and how they stand, or one of them."),
+    "status": ("standing", "Show the workers and how they stand, or one of them."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),
     "history": ("history", "Show what ended, the newest first."),
     "trigger": ("trigger", "Make a run of a worker, now or later."),

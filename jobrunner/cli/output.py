@@ -23,7 +23,7 @@ from jobrunner.cli import context
 from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
-from jobrunner.policy.words import short_time, show_moment
+from jobrunner.policy.words import short_time, show_age, show_moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -45,6 +45,11 @@ class InZone:
 def in_zone(moment: datetime | None, timezone: str) -> InZone | None:
     """Return a time as a table shows it for a worker of that zone."""
     return None if moment is None else InZone(moment, timezone)
+
+
+def age(key: str, title: str, now: datetime, importance: int) -> Column:
+    """Return the column of how far a time lies from `now`: `in 4 min`, `2 h ago`."""
+    return Column(key, title, lambda row: None if row[key] is None else show_age(row[key], now), importance)
 
 
 def priority(importance: int) -> Column:
@@ -313,7 +318,7 @@ def _paint(column: Column | None, text: str) -> str:
     return text if color is None else typer.style(text, fg=color)
 
 
-_STYLED = frozenset({"state", "outcome", "ends_run", "last_run_outcome", "open", "status"})
+_STYLED = frozenset({"state", "health", "outcome", "ends_run", "last_run_outcome", "open", "status"})
 _COLORS = {
     "succeeded": "green",
     "open": "green",
@@ -328,4 +333,13 @@ _COLORS = {
     "disabled": "red",
     "missed": "yellow",
     "paused": "yellow",
+    "half open": "yellow",
+    "no state": "red",
+    "failing": "red",
+    "stalled": "red",
+    "late": "yellow",
+    "slow": "yellow",
+    "no node": "red",
+    "degraded": "yellow",
+    "healthy": "green",
 }

@@ -81,21 +81,6 @@ async def read_totals(conn: AsyncConnection) -> Totals:
     return Totals(*(await conn.execute(sa.select(*counts))).one())
 
 
-async def read_worst(conn: AsyncConnection, now: datetime, limit: int) -> list[str]:
-    """Return the names of `limit` workers: first those that fail, then those that are switched off, then by name."""
-    w, s = t.workers, t.worker_state
-    badness = sa.case(
-        (s.c.worker.is_(None), 0),
-        (s.c.circuit_state != "closed", 1),
-        (s.c.consecutive_failures > 0, 2),
-        (sa.not_(s.c.is_enabled), 3),
-        (s.c.paused_until > now, 4),
-        else_=5,
-    )
-    statement = sa.select(w.c.name).select_from(w.outerjoin(s, s.c.worker == w.c.name))
-    return list((await conn.execute(statement.order_by(badness, w.c.name).limit(limit))).scalars())
-
-
 async def read_status(
     conn: AsyncConnection, name: str | None = None, names: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
