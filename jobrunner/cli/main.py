@@ -33,6 +33,10 @@ COMMANDS = {
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
     "status": ("standing", "Show the workers and how they stand, or one of them."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),
+    "show": (
+        "show",
+        "Show all there is about a run, live or ended: its attempts, errors, output, result, and its dead letter.",
+    ),
     "history": ("history", "Show what ended, the newest first."),
     "trigger": ("trigger", "Make a run of a worker, now or later."),
     "explain": ("status", "Show every gate a worker's run must pass, open or shut, and why."),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from jobrunner.policy.zones import zone_or_utc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _FAR_DAYS = 180  # from here on a date is said with its year
 _LONGEST_ERROR = 200
@@ -17,6 +21,13 @@ _UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Return `1 run`, `2 runs`; `many` where an s is not enough."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the names in a list, the first `most` of them: `a, b, c and 7 others`."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} others"
 
 
 def show_time(moment: datetime, timezone: str = "UTC", *, today: datetime | None = None) -> str:

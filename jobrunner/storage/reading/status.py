@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import WorkerNotFound
+from jobrunner.errors import NoWorkerFits, WorkerNotFound
+from jobrunner.policy.filters import check_pattern
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import claims, is_active
-from jobrunner.storage.tables.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_or_problem, state_of
+from jobrunner.storage.tables.matching import is_one_of
+from jobrunner.storage.tables.rows import (
+    CONFIG_COLUMNS,
+    STATE_COLUMNS,
+    STATE_FIELDS,
+    config_or_problem,
+    names_json,
+    state_of,
+)
 from jobrunner.storage.workers.definitions import existing_names
 
 if TYPE_CHECKING:
@@ -79,6 +88,16 @@ async def read_totals(conn: AsyncConnection) -> Totals:
     some = sa.select(sa.literal_column("1")).select_from(t.runs).where(_PENDING).limit(MOST_COUNTED + 1).subquery()
     counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (t.workers, claims, some)]
     return Totals(*(await conn.execute(sa.select(*counts))).one())
+
+
+async def count_live(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> int:
+    """Count the live runs of workers, up to `MOST_COUNTED` + 1."""
+    given = dialect.rows("names", name=sa.Text())
+    mine = sa.select(given.c.name)
+    waiting = sa.select(t.runs.c.id).where(_PENDING, t.runs.c.worker.in_(mine)).limit(MOST_COUNTED + 1).subquery()
+    active = sa.select(claims.c.run_id).where(claims.c.worker.in_(mine)).subquery()
+    counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (waiting, active)]
+    return sum((await conn.execute(sa.select(*counts), {"names": names_json(names)})).one())
 
 
 async def read_status(
@@ -201,6 +220,27 @@ async def require_trace(conn: AsyncConnection, name: str) -> None:
 async def all_names(conn: AsyncConnection) -> list[str]:
     """Return the names of all workers, in their order."""
     return list((await conn.execute(sa.select(t.workers.c.name).order_by(t.workers.c.name))).scalars())
+
+
+async def chosen_names(conn: AsyncConnection, dialect: Dialect, given: Sequence[str]) -> list[str]:
+    """Return the names that are given, and those that fit the patterns among them (with `*`), each once, in order.
+
+    Raises:
+        UsageError: a pattern cannot be read.
+        WorkerNotFound: there is no worker of a name.
+        NoWorkerFits: there is none that fits a pattern.
+    """
+    patterns = [check_pattern(each) for each in given if "*" in each]
+    plain = [each for each in given if "*" not in each]
+    await require_workers(conn, dialect, plain)
+    names = set(plain)
+    w = t.workers
+    for pattern in patterns:
+        fitting = (await conn.execute(sa.select(w.c.name).where(is_one_of(w.c.name, [pattern])))).scalars().all()
+        if not fitting:
+            raise NoWorkerFits(pattern)
+        names.update(fitting)
+    return sorted(names)
 
 
 async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:

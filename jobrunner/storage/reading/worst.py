@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -71,7 +71,7 @@ async def read_worst(conn: AsyncConnection, now: datetime, limit: int, wanted: F
     return await _filled(conn, found, limit, wanted)
 
 
-def _of_switches(now: datetime) -> dict[str, sa.Select[tuple[str]]]:
+def _of_switches(now: datetime) -> dict[str, sa.Select[Any]]:
     """Select who is in trouble by its state alone, as the view says it."""
     s = t.worker_state
     is_on = sa.not_(_DISABLED)
@@ -85,10 +85,10 @@ def _of_switches(now: datetime) -> dict[str, sa.Select[tuple[str]]]:
     return {health: sa.select(s.c.worker).where(each).order_by(s.c.worker) for health, each in conditions.items()}
 
 
-async def _names(conn: AsyncConnection, statement: sa.Select[tuple[str]], wanted: Filter, limit: int) -> Sequence[str]:
+async def _names(conn: AsyncConnection, statement: sa.Select[Any], wanted: Filter, limit: int) -> list[str]:
     """Read the names that a statement selects, of those that are wanted."""
     (name,) = statement.selected_columns
-    return (await conn.execute(statement.where(*_asked_of(name, wanted)).limit(limit))).scalars().all()
+    return list((await conn.execute(statement.where(*_asked_of(name, wanted)).limit(limit))).scalars())
 
 
 def _asked_of(name: sa.ColumnElement[str], wanted: Filter) -> Iterator[sa.ColumnElement[bool]]:
@@ -119,7 +119,7 @@ async def _candidates(conn: AsyncConnection, now: datetime, wanted: Filter, free
 _FAILURES = (OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, OutcomeKind.LOST)
 
 
-def _ended(kind: OutcomeKind | None) -> sa.Select[tuple[str]]:
+def _ended(kind: OutcomeKind | None) -> sa.Select[Any]:
     """Select whose attempts ended last, so or anyhow."""
     h = t.run_history
     statement = sa.select(h.c.worker).order_by(h.c.id.desc())
@@ -130,7 +130,7 @@ def _ended(kind: OutcomeKind | None) -> sa.Select[tuple[str]]:
     return statement.where(is_so, sa.literal_column("run_history.outcome <> 'succeeded'"))
 
 
-def _with_something_due(since: datetime) -> sa.Select[tuple[str]]:
+def _with_something_due(since: datetime) -> sa.Select[Any]:
     """Select, in the order of names, of which workers a run is due since then: a step of the index for each worker.
 
     The runs that are due longest may all be of one worker.
@@ -177,7 +177,7 @@ async def _filled(conn: AsyncConnection, found: dict[str, None], limit: int, wan
     while len(names) < limit:
         page = limit + 1 if not wanted.health else _PAGE
         statement = sa.select(w.c.name).where(w.c.name > last).order_by(w.c.name)
-        some = list(await _names(conn, statement, wanted, page))
+        some = await _names(conn, statement, wanted, page)
         new = [name for name in some if name not in names]
         if wanted.health:
             health_of = await _ask(conn, new)
