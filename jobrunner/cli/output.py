@@ -65,11 +65,23 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
     if not rows:
         say(empty)
         return
-    values = [[row.get(column.key) if column.show is None else column.show(row) for column in shown] for row in rows]
+    values = _values(rows, shown)
     if sys.stdout.isatty():
-        _draw(shown, values)
+        for line in _drawn(shown, values, _columns()):
+            say(line)
+        if any(isinstance(value, datetime | InZone) for row in values for value in row):
+            say(_painter()(None, "times are UTC"))
     else:
         _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
+
+
+def draw_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], width: int) -> list[str]:
+    """Return the lines of a table as a terminal of that width shows it; its times are UTC and do not say so."""
+    return _drawn(shown, _values(rows, shown), width)
+
+
+def _values(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column]) -> list[list[Any]]:
+    return [[row.get(column.key) if column.show is None else column.show(row) for column in shown] for row in rows]
 
 
 def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") -> None:
@@ -299,16 +311,16 @@ def _align(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _draw(shown: Sequence[Column], values: Sequence[Sequence[Any]]) -> None:
+def _drawn(shown: Sequence[Column], values: Sequence[Sequence[Any]], width: int) -> list[str]:
     from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
     now = context.now()
     cells = [_cells(shown, row, lambda moment, timezone: short_time(moment, now, timezone)) for row in values]
-    paint = plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
-    for line in lay_out(shown, cells, _columns(), cell_len, paint):
-        say(line)
-    if any(isinstance(value, datetime | InZone) for row in values for value in row):
-        say(paint(None, "times are UTC"))
+    return lay_out(shown, cells, width, cell_len, _painter())
+
+
+def _painter() -> Callable[[Column | None, str], str]:
+    return plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
 
 
 def _paint(column: Column | None, text: str) -> str:
