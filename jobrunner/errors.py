@@ -113,6 +113,14 @@ class DeadLetterNotFound(NotFound):
         self.letter_id = letter_id
 
 
+class BulkNotFound(NotFound):
+    """No bulk operation has that id."""
+
+    def __init__(self, bulk_id: int) -> None:
+        super().__init__(f"no bulk operation {bulk_id}; `jobrunner bulk list` shows those there are")
+        self.bulk_id = bulk_id
+
+
 class WaitedTooLong(JobrunnerError):
     """A run has not ended by the time that was set for it to be waited for; it goes on."""
 

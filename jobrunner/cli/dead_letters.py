@@ -13,11 +13,13 @@ from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Wor
 from jobrunner.cli.inputs import read_payload, require_one
 from jobrunner.cli.layout import ERROR, Column, columns
 from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
+from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import letter_pages
+from jobrunner.storage.reading.search import search_letters
 from jobrunner.storage.reading.status import require_trace
 from jobrunner.storage.runs import dead_letters as letters
 
@@ -43,37 +45,48 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show wh
 @app.command("list")
 def list_letters(
     ctx: typer.Context,
-    worker: WorkerFilter = None,
+    words: Words = None,
+    of: WorkerFilter = None,
     status: Annotated[str, typer.Option(metavar="STATUS", help=f"One of {', '.join(_STATUSES)}.")] = "open",
     is_all: Annotated[bool, typer.Option("--all", help="Of every status.")] = False,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """List the dead letters, the newest first: the open ones."""
+    """List the dead letters, the newest first: the open ones.
+
+    Terms say what is meant: worker:NAME or a pattern, since:, until: (when it died), error:, trigger:, key: and
+    payload.FIELD:; status: instead of --status.
+    """
     if status not in _STATUSES:
         raise UsageError(f"--status: {status!r} is none of {', '.join(_STATUSES)}")
     wanted = None if is_all else status
+    is_said = any(word.startswith("status:") for word in words or ())
+    worker, asked = read_words(words, of, "letters", status=None if is_said else wanted)
 
     async def read(db: Database) -> None:
         async with db.peek() as conn:
             if worker is not None:
                 await require_trace(conn, worker)
             opened = await letters.count_open(conn, worker) if wanted in {None, "open"} and not as_json else None
+        shown = [
+            *columns("id", "worker"),
+            *columns("run_id", run_id="run", importance=5),
+            *columns("trigger", importance=7),
+            *columns("attempts", importance=4),
+            *columns("died_at", died_at="died", importance=8),
+            *columns("status", importance=6),
+            *columns("replay_run_id", replay_run_id="replayed as", importance=7),
+            Column("error", "error", _error, longest=ERROR),
+            Column("payload", "payload", lambda row: row["payload"] or None, longest=80),
+        ]
+        if not asked.is_empty:
+            await show_found(db, search_letters, asked, limit, shown, "no dead letters that fit", as_json=as_json)
+            return
         listing = Listing(
             lambda conn, most: letters.list_letters(conn, worker=worker, status=wanted, limit=most),
             lambda: letter_pages(db, worker=worker, status=wanted),
-            [
-                *columns("id", "worker"),
-                *columns("run_id", run_id="run", importance=5),
-                *columns("trigger", importance=7),
-                *columns("attempts", importance=4),
-                *columns("died_at", died_at="died", importance=8),
-                *columns("status", importance=6),
-                *columns("replay_run_id", replay_run_id="replayed as", importance=7),
-                Column("error", "error", _error, longest=ERROR),
-                Column("payload", "payload", lambda row: row["payload"] or None, longest=80),
-            ],
+            shown,
             empty="no dead letters" if is_all else f"no {status} dead letters",
         )
         await listing.show(db, limit, as_json=as_json)

@@ -11,11 +11,13 @@ from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, Work
 from jobrunner.cli.inputs import read_span
 from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
 from jobrunner.cli.output import Listing, short, show_duration
+from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.filters import OUTCOMES
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.pages import history_pages
+from jobrunner.storage.reading.search import search_history
 from jobrunner.storage.reading.status import require_trace
 from jobrunner.storage.records.history import read_history
 
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
+_EMPTY = "no history that fits"
 
 
 @app.command("history")
 def history(
     ctx: typer.Context,
-    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
+    words: Words = None,
     of: WorkerFilter = None,
     outcome: Annotated[
         list[str] | None,
@@ -43,13 +46,15 @@ def history(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show what ended, the newest first."""
+    """Show what ended, the newest first.
+
+    Terms say what is meant: worker:NAME or a pattern, outcome:, since:, until:, run:, trigger:, node:, attempt:, error:
+    (a part of the error or reason) and payload.FIELD:. All must hold; outcome:failed,lost means either.
+    """
     for kind in outcome or ():
         if kind not in OUTCOMES:
             raise UsageError(f"--outcome: {kind!r} is none of {', '.join(OUTCOMES)}")
-    if worker is not None and of is not None and worker != of:
-        raise UsageError(f"two workers are given, {worker!r} and --worker {of!r}; keep one")
-    worker = worker or of
+    worker, asked = read_words(words, of, "history", outcome=outcome, since=since, until=until, run=run_id)
     first, last = read_span(since, until, context.now())
     narrowed: dict[str, Any] = {
         "worker": worker,
@@ -63,20 +68,24 @@ def history(
         if worker is not None:
             async with db.peek() as conn:
                 await require_trace(conn, worker)
+        shown = [
+            *columns("id", importance=3),
+            *columns("run_id", "worker", run_id="run"),
+            *columns("attempt", importance=5),
+            *columns("outcome"),
+            *columns("ends_run", importance=6),
+            *columns("finished_at", finished_at="finished", importance=8),
+            Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
+            Column("error", "why", _why, longest=WHOLE),
+        ]
+        if not asked.is_empty:
+            await show_found(db, search_history, asked, limit, shown, _EMPTY, as_json=as_json)
+            return
         listing = Listing(
             lambda conn, most: read_history(conn, **narrowed, limit=most),
             lambda: history_pages(db, **narrowed),
-            [
-                *columns("id", importance=3),
-                *columns("run_id", "worker", run_id="run"),
-                *columns("attempt", importance=5),
-                *columns("outcome"),
-                *columns("ends_run", importance=6),
-                *columns("finished_at", finished_at="finished", importance=8),
-                Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
-                Column("error", "why", _why, longest=WHOLE),
-            ],
-            empty="no history that fits",
+            shown,
+            empty=_EMPTY,
         )
         await listing.show(db, limit, as_json=as_json)
 

@@ -54,6 +54,7 @@ def upgrade() -> None:
     _create_dead_letters()
     _create_nodes()
     _create_audit_log()
+    _create_bulk_operations()
     if _is_sqlite():
         _create_sqlite_triggers()
     else:
@@ -71,6 +72,7 @@ def downgrade() -> None:
         op.execute(f"DROP VIEW IF EXISTS {_p()}{view}")
     op.execute(f"DROP {'VIEW' if _is_sqlite() else 'TABLE'} IF EXISTS {_p()}claims")
     for table in (
+        "bulk_operations",
         "audit_log",
         "node_handlers",
         "nodes",
@@ -640,6 +642,40 @@ def _create_nodes() -> None:
     _index("ix_node_handlers_node_id", "node_handlers", "node_id")
 
 
+def _create_bulk_operations() -> None:
+    _table(
+        "bulk_operations",
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("filter", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("actor", sa.Text, nullable=False),
+        sa.Column("rate", _REAL, nullable=False),
+        sa.Column("state", sa.Text, nullable=False, server_default="running"),
+        sa.Column("since", _TIME),
+        sa.Column("until", _TIME),
+        sa.Column("expected", _BIG, nullable=False),
+        sa.Column("done", _BIG, nullable=False, server_default="0"),
+        sa.Column("left_out", _BIG, nullable=False, server_default="0"),
+        sa.Column("next_id", _BIG, nullable=False),
+        sa.Column("last_error", sa.Text),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("ended_at", _TIME),
+        sa.Column("stopped_by", sa.Text),
+        sa.Column("holder", sa.Text),
+        sa.Column("held_until", _TIME),
+        _primary_key("bulk_operations", "id"),
+        _one_of("bulk_operations", "action", "cancel", "replay", "discard"),
+        _one_of("bulk_operations", "state", "running", "done", "stopped", "failed"),
+        _check("bulk_operations", "ended", "(state = 'running') = (ended_at IS NULL)"),
+        _check("bulk_operations", "rate", f"rate > 0 AND rate <= {_LONGEST_SECONDS}"),
+        *_counts("bulk_operations", 0, "expected", "done", "left_out", "next_id", most=_MAX_BIG_COUNT),
+        *_real_times("bulk_operations", "since", "until", "created_at", "ended_at", "held_until"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_bulk_operations_running", "bulk_operations", "id", where="state = 'running'")
+
+
 def _create_audit_log() -> None:
     _table(
         "audit_log",
@@ -669,6 +705,7 @@ def _create_audit_log() -> None:
             "discard",
             "node_lost",
             "clock",
+            "bulk",
             "upgrade",
         ),
         _json_kind("audit_log", "detail"),

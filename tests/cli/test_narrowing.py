@@ -57,9 +57,7 @@ def test_several_outcomes_come_in_pages_each_row_once(told, monkeypatch):
 
 def test_history_takes_its_worker_either_way(cli, told):
     assert told("--worker", "mail") == told("mail") == told("mail", "--worker", "mail") == [5, 4]
-    assert "two workers are given, 'mail' and --worker 'fetch'" in cli.refused(
-        2, "history", "mail", "--worker", "fetch"
-    )
+    assert "two workers are given, 'mail' and 'fetch'" in cli.refused(2, "history", "mail", "--worker", "fetch")
     assert "no worker named 'nobody'" in cli.refused(3, "history", "--worker", "nobody")
     assert "--since is later than --until" in cli.refused(2, "history", "--since", "1h", "--until", "2h")
 
@@ -120,3 +118,15 @@ def test_why_times_were_missed_is_said_whole(cli):
     said = cli.ok("history").out
     assert f"7 times: {reason}" in said
     assert f"OSError: {reason}"[:147] + "..." in said
+
+
+def test_history_takes_terms_that_say_the_same_as_options(told):
+    assert told("worker:mail") == told("worker:m*") == told("mail", "since:3h") == [5, 4]
+    assert told("outcome:exhausted", "--worker", "mail") == told("worker:mail", "--outcome", "exhausted") == [5]
+    assert told("outcome:failed,exhausted", "--limit", "1") == [5]
+    assert told("run:3") == told("until:150m", "--since", "200m") == [3]
+
+
+def test_a_term_that_cannot_be_read_shows_nothing(cli, told):
+    assert "did you mean outcome?" in cli.refused(2, "history", "outcom:failed")
+    assert "has no value" in cli.refused(2, "dead-letters", "list", "worker:,")

@@ -95,7 +95,8 @@ async def test_a_search_ends_after_its_window_says_so_and_goes_on_from_there(
     async with stage.db.read() as conn:
         first = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5)
         assert (first.searched, first.rows) == (20, [])
-        found, after = [], first.after
+        found: list[Any] = []
+        after = first.after
         while after is not None:
             page = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5, after)
             found, after = found + page.rows, page.after

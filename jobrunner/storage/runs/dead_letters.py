@@ -61,10 +61,14 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which letters: those of `ids`, or the open ones of `worker`; give one of the two."""
+    """Which letters: those of `ids`, or the open ones of `worker`, or those of `among` that are still open; give one.
+
+    Of `ids` each must be open, and none is replayed if one cannot be; of the others, what cannot be stays open.
+    """
 
     ids: tuple[int, ...] = ()
     worker: str | None = None
+    among: tuple[int, ...] = ()
 
 
 async def list_letters(
@@ -225,13 +229,21 @@ async def _each_batch(
                 await _refuse_gone_workers(conn, db.dialect, letters)
             await resolve(conn, letters)
         return
-    async for batch in _open_letters(db, chosen.worker or ""):
+    async for batch in _batches(db, chosen):
         async with db.read() if dry_run else db.write() as conn:
             letters = await _lock_letters(conn, db.dialect, batch, lock=not dry_run)
             letters = [row for row in letters if row.status == "open"]  # somebody else may have been faster
             if needs_worker:
                 await _refuse_gone_workers(conn, db.dialect, letters)
             await resolve(conn, letters)
+
+
+async def _batches(db: Database, chosen: Chosen) -> AsyncIterator[Sequence[int]]:
+    if chosen.worker is not None:
+        async for batch in _open_letters(db, chosen.worker):
+            yield batch
+    for place in range(0, len(chosen.among), BATCH):
+        yield chosen.among[place : place + BATCH]
 
 
 async def _named_letters(conn: AsyncConnection, dialect: Dialect, ids: Sequence[int], *, lock: bool) -> Sequence[Any]:

@@ -29,6 +29,7 @@ _CHANGED_BY_OPERATORS = (
     "runs",
     "dead_letters",
     "claims",
+    "bulk_operations",
 )
 _WRITTEN_BY_OPERATORS = ("run_history", "audit_log")
 _MADE_SMALL_BY_NODES = ("claims", "worker_state")

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from jobrunner.model.limits import LONGEST_SECONDS, MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
+from jobrunner.storage.tables.bulk_table import bulk_operations
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
     LONGEST_TRACE_CONTEXT,
@@ -33,6 +34,7 @@ __all__ = [
     "NOW",
     "SCHEMA_TOKEN",
     "audit_log",
+    "bulk_operations",
     "dead_letters",
     "metadata",
     "node_handlers",

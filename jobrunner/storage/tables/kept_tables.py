@@ -162,6 +162,7 @@ AUDIT_ACTIONS = (
     "discard",
     "node_lost",
     "clock",
+    "bulk",
     "upgrade",
 )
 
