@@ -86,7 +86,7 @@ class _Canceller:
         whose = some_of(names)
         if live > 1 and not yes:
             number = f"more than {MOST_COUNTED:,} runs" if live > MOST_COUNTED else counted(live, "run")
-            ask_or_refuse(f"this would cancel {number} of {whose}")
+            ask_or_refuse("cancel", f"{number} of {whose}")
         for name in names:
             await self._cancel_of(db, name)
         if not self._asked:

@@ -127,7 +127,7 @@ class _Chosen:
                 say_folded("there is no worker")
                 return
             if len(names) > 1 and not self._yes:
-                ask_or_refuse(f"this would {self._asked} {_named(names)}")
+                ask_or_refuse(self._asked, _named(names))
             done: list[str] = []
             for place in range(0, len(names), switching.MOST_AT_ONCE):
                 some = names[place : place + switching.MOST_AT_ONCE]

@@ -91,7 +91,7 @@ def require_one(is_first: bool, is_second: bool, advice: str) -> None:
         raise UsageError(f"{advice}, not both" if is_first else advice)
 
 
-def ask_or_refuse(what: str) -> None:
+def ask_or_refuse(verb: str, what: str) -> None:
     """Ask on a terminal whether what is about to be done shall be; go on only after a yes.
 
     Raises:
@@ -99,9 +99,8 @@ def ask_or_refuse(what: str) -> None:
         typer.Abort: the answer was no.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError(f"{what}, and there is nobody to ask; pass --yes")
-    note(f"{what[:1].upper()}{what[1:]}.")
-    typer.confirm("Go on?", abort=True, err=True)
+        raise UsageError(f"this would {verb} {what}, and there is nobody to ask; pass --yes")
+    typer.confirm(f"{verb.capitalize()} {what}?", abort=True, err=True)
 
 
 def read_past(option: str, given: str | None, now: datetime) -> datetime | None:

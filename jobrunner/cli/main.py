@@ -31,7 +31,7 @@ COMMANDS = {
     "demo": ("demo", "Run the bundled example on a fresh SQLite file."),
     "run": ("run", "Start a node: run the workers of MODULE until told to stop."),
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
-    "status": ("standing", "Show the workers and how they stand, or one of them."),
+    "status": ("standing", "Show the workers and how they stand, the worst first, or one of them."),
     "watch": ("watch", "Show how all stands, again and again: what is wrong, runs, has ended, fires next."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),
     "show": (
