@@ -16,7 +16,9 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.filters import HEALTH, Filter
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.reading.status import worker_status
+from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import claims
 from jobrunner.storage.tables.matching import is_one_of
@@ -145,14 +147,15 @@ def _with_something_due(since: datetime) -> sa.Select[Any]:
             walk.c.worker.is_not(None), walk.c.place < _MOST
         )
     )
-    levels = [
-        sa.exists().where(
-            _PENDING,
-            r.c.worker == walk.c.worker,
-            r.c.priority == sa.literal_column(str(priority)),
-            r.c.due_at <= since,
-        )
-        for priority in range(4)
+    levels = [  # as ranges and in order: else PostgreSQL reads all runs where it has seen few workers wait
+        sa.select(r.c.due_at)
+        .where(_PENDING, same(r.c.worker, walk.c.worker), same(r.c.priority, sa.literal(priority)))
+        .order_by(*in_order)
+        .limit(1)
+        .correlate(walk)
+        .scalar_subquery()
+        <= since
+        for priority in PRIORITIES
     ]
     return sa.select(walk.c.worker).where(walk.c.worker.is_not(None), sa.or_(*levels))
 
