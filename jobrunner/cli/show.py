@@ -11,8 +11,8 @@ from jobrunner.cli.context import AsJson, DatabaseUrl
 from jobrunner.cli.output import clean, say, say_folded, show_document, show_duration, show_field, show_json
 from jobrunner.cli.watching import show_progress
 from jobrunner.policy.arguments import LARGEST_ID
-from jobrunner.policy.words import show_age, show_time
-from jobrunner.storage.reading.story import MOST_ATTEMPTS_SHOWN, read_story
+from jobrunner.policy.words import first_line, show_age, show_time
+from jobrunner.storage.reading.story import read_story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ class _Telling:
 
     def tell(self) -> None:
         """Print it: a sentence, what it is, its attempts, what it gave, its letter."""
-        say_folded(f"run {self._story['id']} of {self._story['worker']} {self._how_it_is()}")
+        say_folded(clean(f"run {self._story['id']} of {self._story['worker']} {self._how_it_is()}"))
         say("")
         for title, value in self._facts():
             if value:
@@ -79,7 +79,7 @@ class _Telling:
         said = f"{_ENDED[state]}, {self._time(story['finished_at'])}"
         last = story["attempts"][-1]
         if state in {"discarded", "cancelled"} and (last["reason"] or last["error"]):
-            said += f": {last['reason'] or last['error']}"
+            said += f": {first_line(last['reason'] or last['error'])}"
         return said
 
     def _facts(self) -> Iterator[tuple[str, str | None]]:
@@ -105,7 +105,8 @@ class _Telling:
     def _tell_attempts(self) -> None:
         story = self._story
         if story["has_more_attempts"]:
-            say(f"\nonly the last {MOST_ATTEMPTS_SHOWN} attempts are shown; `jobrunner history --run` shows all")
+            number = len(story["attempts"])
+            say(f"\nthe last {number} attempts are shown; `jobrunner history --run {story['id']}` shows all")
         before: str | None = None
         for row in story["attempts"]:
             say("")
