@@ -18,11 +18,10 @@ from jobrunner.policy.filters import Filter, parse_filter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from jobrunner.cli.layout import Column
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.reading.search import Found
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
     Search = Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]
 
@@ -57,15 +56,20 @@ def read_words(words: Iterable[str] | None, worker: str | None, kind: str, **opt
             terms.append(f"{key}:{','.join(map(str, value)) if isinstance(value, list) else value}")
     now = context.now()
     local = now.astimezone().replace(tzinfo=None)
-    return only, parse_filter(" ".join(map(_quoted, terms)), kind, now, local)
+    return only, parse_filter(filter_text(terms), kind, now, local)
+
+
+def filter_text(terms: Iterable[str]) -> str:
+    """Return the terms of a command line as one filter."""
+    return " ".join(map(_quoted, terms))
 
 
 def _quoted(term: str) -> str:
     """Quote a value with spaces anew: the shell has taken its quotes away."""
-    key, _, value = term.partition(":")
+    key, colon, value = term.partition(":")
     if value and not value.startswith('"') and (set(value) & set(' "\t')):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return f"{key}:{value}"
+    return f"{key}{colon}{value}"
 
 
 async def show_found(

@@ -15,7 +15,7 @@ from jobrunner.cli.calendar import show_calendar
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.layout import WHOLE, Column, columns
-from jobrunner.cli.output import Listing, note, show_rows
+from jobrunner.cli.output import Listing, age, note, show_rows
 from jobrunner.errors import UsageError
 from jobrunner.policy.upcoming import MOST_COUNTED
 from jobrunner.policy.zones import zone_or_utc
@@ -95,6 +95,17 @@ class _Asked:
     limit: int | None
 
     @property
+    def shown(self) -> list[Column]:
+        return [
+            *columns("due_at", due_at="due"),
+            age("due_at", "when", self.now, importance=7),
+            *columns("worker"),
+            Column("timezone", "local time", _local_time, importance=8),
+            Column("starts_at", "starts", _late_start, importance=6),
+            Column("note", "note", longest=WHOLE),
+        ]
+
+    @property
     def empty(self) -> str:
         return f"nothing fires in the next {self.horizon}"
 
@@ -105,7 +116,7 @@ class _Asked:
     async def show_few(self, db: Database, ahead: Ahead) -> None:
         async with db.read() as conn:
             few = await read_few(conn, self.now, self.until, _SCREENFUL, ahead.forecast.begins)
-        show_rows([_row(row, ahead) for row in few.rows], _SHOWN, as_json=False, empty=self.empty)
+        show_rows([_row(row, ahead) for row in few.rows], self.shown, as_json=False, empty=self.empty)
         for line in _more(few):
             note(line)
 
@@ -117,7 +128,7 @@ class _Asked:
         def first(conn: AsyncConnection, most: int) -> Awaitable[list[dict[str, Any]]]:
             return self.first(conn, most, ahead)
 
-        listing = Listing(first, pages, _SHOWN, self.empty, order="first", screenful=_SCREENFUL)
+        listing = Listing(first, pages, self.shown, self.empty, order="first", screenful=_SCREENFUL)
         await listing.show(db, self.limit, as_json=as_json)
 
 
@@ -155,13 +166,3 @@ def _late_start(row: Mapping[str, Any]) -> datetime | None:
 def _local_time(row: Mapping[str, Any]) -> datetime | None:
     zone = zone_or_utc(row["timezone"])
     return None if row["due_at"] is None or row["timezone"] == "UTC" else row["due_at"].astimezone(zone)
-
-
-_SHOWN = (
-    *columns("due_at", "worker", due_at="due"),
-    Column("timezone", "local time", _local_time, importance=8),
-    Column(
-        "starts_at", "starts", lambda row: None if row["starts_at"] == row["due_at"] else row["starts_at"], importance=7
-    ),
-    Column("note", "note", longest=WHOLE),
-)

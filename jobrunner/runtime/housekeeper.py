@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError
 from jobrunner.runtime.attempt import StopReason
+from jobrunner.runtime.bulk import Bulk
 from jobrunner.storage.runs import live as runs
 from jobrunner.storage.runs import retention
 from jobrunner.storage.runs.compaction import Compactor
@@ -63,7 +64,8 @@ class Housekeeper:
     def services(self) -> list[Coroutine[Any, Any, None]]:
         """Return all of it, each to be run until it is cancelled."""
         compaction = [] if self._db.is_sqlite else [self.compact()]
-        return [self.run(), self.prune(), *compaction]
+        bulk = Bulk(self._db, self._clock, self._outage, self._node_id)
+        return [self.run(), self.prune(), bulk.run(), *compaction]
 
     async def run(self) -> None:
         """Look after what runs, until cancelled."""

@@ -27,6 +27,7 @@ from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import Json, UtcDateTime
 from jobrunner.storage.workers.definitions import existing_names
+from jobrunner.storage.workers.payloads import refuse_misfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -61,10 +62,14 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which letters: those of `ids`, or the open ones of `worker`; give one of the two."""
+    """Which letters: those of `ids`, or the open ones of `worker`, or those of `among` that are still open; give one.
+
+    Of `ids` each must be open, and none is replayed if one cannot be; of the others, what cannot be stays open.
+    """
 
     ids: tuple[int, ...] = ()
     worker: str | None = None
+    among: tuple[int, ...] = ()
 
 
 async def list_letters(
@@ -155,7 +160,7 @@ async def replay(
         DeadLetterNotFound: no such letter; nothing was changed.
         WorkerNotFound: the worker is known neither to the database nor to any letter.
         Refused: a letter is not open any more, its worker is gone, or a waiting run has its key.
-        InvalidPayload: the payload is no JSON object or too large.
+        InvalidPayload: the payload is no JSON object, too large, or none that the worker's handler takes.
     """
     if payload is not None:
         check_payload(payload)
@@ -163,6 +168,9 @@ async def replay(
     held_back: list[int] = []
 
     async def replay_batch(conn: AsyncConnection, letters: Sequence[Any]) -> None:
+        if payload is not None:
+            for worker in {row.worker for row in letters}:
+                await refuse_misfit(conn, worker, payload)
         if dry_run:
             resolved.extend(Resolved(row.id, row.worker) for row in letters)
             return
@@ -225,13 +233,21 @@ async def _each_batch(
                 await _refuse_gone_workers(conn, db.dialect, letters)
             await resolve(conn, letters)
         return
-    async for batch in _open_letters(db, chosen.worker or ""):
+    async for batch in _batches(db, chosen):
         async with db.read() if dry_run else db.write() as conn:
             letters = await _lock_letters(conn, db.dialect, batch, lock=not dry_run)
             letters = [row for row in letters if row.status == "open"]  # somebody else may have been faster
             if needs_worker:
                 await _refuse_gone_workers(conn, db.dialect, letters)
             await resolve(conn, letters)
+
+
+async def _batches(db: Database, chosen: Chosen) -> AsyncIterator[Sequence[int]]:
+    if chosen.worker is not None:
+        async for batch in _open_letters(db, chosen.worker):
+            yield batch
+    for place in range(0, len(chosen.among), BATCH):
+        yield chosen.among[place : place + BATCH]
 
 
 async def _named_letters(conn: AsyncConnection, dialect: Dialect, ids: Sequence[int], *, lock: bool) -> Sequence[Any]:
