@@ -55,7 +55,7 @@ def explain(
         _show_run(ctx, run_id, as_json=as_json, database_url=database_url)
         return
     if worker is None:
-        raise UsageError("name a WORKER, or a run with --run; `jobrunner status` shows the workers")
+        raise UsageError("missing argument 'WORKER', or a run with --run; see `jobrunner explain --help`")
     now = context.now()
     moment = read_past("--at", at, now)
 
@@ -91,7 +91,8 @@ def _lines(worker: str, found: Mapping[str, Any], moment: datetime | None) -> It
         return
     at = show_time(moment)
     if found["starts"]:
-        yield f"{worker}: {what} could start at {at}, on node {short_id(found['node_id'])}"
+        where = "" if found["node_id"] is None else f", on node {short_id(found['node_id'])}"
+        yield f"{worker}: {what} could start at {at}{where}"
     else:
         yield f"{worker}: {what} did not start at {at}: {show_value(found['why'])}"
     if found["served"] is not None:

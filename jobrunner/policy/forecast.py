@@ -244,7 +244,7 @@ class _Play:
     def _note_firing(self, before: WorkerState, due_at: datetime, why: str | None) -> None:
         name, planned = before.worker, before.next_run_at
         is_moved = before.last_due_at is None and planned is not None and due_at > planned
-        if is_moved and due_at == self._now:  # the grid begins with the first run
+        if is_moved and self._began < due_at == self._now:  # the grid begins with the first run
             self._begins[name] = due_at
         self._note_start(name, due_at, planned if is_moved and planned is not None else due_at, why)
         if due_at <= self._began and name in self._overdue:

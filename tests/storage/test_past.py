@@ -12,6 +12,7 @@ import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import Dependency, DependencyCondition, WorkerConfig
+from jobrunner.storage import nodes
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.runs.finishes import Ended, finish
@@ -186,3 +187,94 @@ async def test_what_is_said_of_a_moment_is_what_was_said_then(sqlite_url: str, s
 @pytest.mark.parametrize("seed", range(100, 102))
 async def test_it_is_the_same_on_postgresql(postgres_url: str, seed: int):
     await live_and_compare(postgres_url, seed)
+
+
+async def reasons(stage: Stage, worker: str, at: datetime) -> dict[str, str]:
+    """What each gate said, and under `assumed` what is not known."""
+    found = await explain_at(stage.db, worker, at, stage.now)
+    shown = {gate["gate"]: ("" if gate["open"] else "shut: ") + gate["reason"] for gate in found["gates"]}
+    return {**shown, "assumed": "; ".join(found["assumed"]), "node": str(found["node_id"])}
+
+
+async def test_a_node_that_is_gone_had_the_code_of_what_it_ran(stage: Stage):
+    await stage.register(triggered("ran"), triggered("never"))
+    await stage.join("old", max_concurrent=1)
+    await stage.trigger("ran")
+    run = await stage.start_one(node="old")
+    during = stage.after(5)
+    stage.after(5)
+    await stage.end(run)
+    between = stage.after(5)
+    async with stage.db.write() as conn:
+        await nodes.set_state(conn, "old", "stopped", stage.after(5))
+    without = stage.after(5)
+    stage.after(5)
+    await stage.join("new")
+    stage.after(5)
+    assert (await reasons(stage, "ran", during))["slot"] == "shut: all slots of the node are taken"
+    assert (await reasons(stage, "ran", between))["handler"] == "a live node has the handler"
+    found = await reasons(stage, "never", between)
+    assert found["handler"] == "taken to be so: whether a node that lived then had the handler is not known"
+    assert found["assumed"] == "a node that lived then had the handler; the nodes of then are gone"
+    assert (await reasons(stage, "ran", without))["handler"] == "shut: no node lived then"
+    assert (await reasons(stage, "ran", stage.now))["node"] == "new"
+
+
+async def test_a_node_whose_row_is_pruned_is_known_by_its_attempts(stage: Stage):
+    await stage.register(triggered("a"), triggered("b"))
+    await stage.join("old")
+    await stage.trigger("a")
+    await stage.run_once()
+    between = stage.after(60)
+    stage.after(60)
+    await stage.trigger("a")
+    await stage.run_once()
+    await stage.sql("DELETE FROM {p}node_handlers")
+    await stage.sql("DELETE FROM {p}nodes")
+    later = stage.after(60)
+    stage.after(2 * 86400)
+    found = await reasons(stage, "a", between)
+    assert (found["handler"], found["node"], found["assumed"]) == ("a live node has the handler", "n1", "")
+    assert found["slot"] == "taken to be so: how many slots the node had is not known any more"
+    found = await reasons(stage, "b", later)
+    assert found["handler"] == "taken to be so: whether a node that lived then had the handler is not known"
+    assert found["assumed"].endswith("a node lived then; a node that has left is known for a day")
+
+
+async def test_what_was_set_since_is_taken_back_and_said(stage: Stage):
+    await stage.register(scheduled("a", cron="0 * * * *", max_running=1))
+    await stage.join("n1")
+    await stage.trigger("a")
+    await stage.start_one()
+    before = stage.after(60)
+    stage.after(60)
+    await operations.set_values(stage.db, "a", {"max_running": 7, "interval_seconds": 10}, stage.now, ACTOR)
+    stage.after(60)
+    found = await reasons(stage, "a", before)
+    assert found["max_running"].startswith("shut: 1 of 1 running: run 1 on node n1, since ")
+    assert found["due"].startswith("shut: not due until 2026-03-02 13:00:00 UTC")
+    assert "is taken to have been as now, but for what was set since" in found["assumed"]
+
+
+async def test_a_run_that_was_triggered_for_later_is_known_by_the_ids_of_others(stage: Stage):
+    await stage.register(triggered("a"), triggered("b"))
+    await stage.join("n1")
+    before = stage.after(1)
+    planned = await stage.trigger("a", due_at=stage.after(1) + timedelta(minutes=5))
+    await stage.trigger("b")
+    stage.after(1)
+    await stage.run_once()
+    after = stage.after(1)
+    stage.after(600)
+    await stage.run_once()
+    assert (await explain_at(stage.db, "a", before, stage.now))["candidate"] is None
+    assert (await explain_at(stage.db, "a", after, stage.now))["candidate"]["run_id"] == planned
+
+
+async def test_reading_a_past_moment_is_bounded(stage: Stage):
+    await stage.register(*(triggered(f"w{n:03}", blocks=[f"w{n - 1:03}"] if n else []) for n in range(80)))
+    await stage.join("n1")
+    at = stage.after(1)
+    stage.after(1)
+    found = await explain_at(stage.db, "w000", at, stage.now)
+    assert found["assumed"] == ["of what w000 is related to, the nearest 50 workers were judged"]

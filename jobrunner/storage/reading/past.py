@@ -19,7 +19,7 @@ from jobrunner.policy.gates import show_problem
 from jobrunner.policy.past_facts import facts_at, next_start, served
 from jobrunner.policy.words import counted, first_line, show_time
 from jobrunner.storage.reading.explain import Answer, document, judge, nowhere
-from jobrunner.storage.reading.nodes_then import NodesThen, read_nodes_then
+from jobrunner.storage.reading.nodes_then import SOMEBODY, NodesThen, read_nodes_then
 from jobrunner.storage.reading.recorded import OTHERS_ROWS, WINDOW_ROWS, Recorded, read_recorded
 from jobrunner.storage.runs import facts as reading
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MOST_RELATED = 50
 """So many of the workers that one is related to, directly or through others, are judged with it: the nearest."""
+_SLOTS_NOT_KNOWN = "taken to be so: how many slots the node had is not known any more"
 _NOT_KNOWN = "taken to be so: whether a node that lived then had the handler is not known"
 
 
@@ -61,7 +62,7 @@ async def explain_at(db: Database, name: str, at: datetime, now: datetime) -> di
             raise WorkerNotFound(name)
         near, is_cut = _nearest(today.workers, name)
         recorded = await read_recorded(conn, db.dialect, at, now, near)
-        nodes = await read_nodes_then(conn, db.dialect, at, near, recorded)
+        nodes = await read_nodes_then(conn, db.dialect, at, now, near, recorded)
     known = {each: facts_at(past, at, recorded.known_id) for each, past in recorded.pasts.items()}
     for each, worker in known.items():
         has_handler = bool(nodes.for_worker(worker)[0])
@@ -71,7 +72,9 @@ async def explain_at(db: Database, name: str, at: datetime, now: datetime) -> di
     past = recorded.pasts[name]
     assumed = list(_assumed(recorded, at, near, name, is_cut=is_cut))
     if is_guess:
-        assumed.append(f"{_NOT_KNOWN}; the nodes of then are gone")
+        assumed.append("a node that lived then had the handler; the nodes of then are gone")
+    if answer.node_id is None and nodes.forgotten:
+        assumed.append("a node lived then; a node that has left is known for a day")
     return {
         **document(known[name], answer),
         "at": at,
@@ -110,13 +113,15 @@ def _answer(facts: Facts, nodes: NodesThen, name: str) -> tuple[Answer, bool]:
         said = "no node that lived then had the handler" if nodes.views else "no node lived then"
         return nowhere(facts, name, said), False
     best = max(answers, key=lambda answer: answer.first_shut)
-    if is_guess:
-        verdicts = [
-            replace(each, reason=_NOT_KNOWN) if each.gate is Gate.HANDLER and each.is_open else each
-            for each in best.verdicts
-        ]
-        best = replace(best, verdicts=verdicts)
-    return best, is_guess
+    guessed = {Gate.HANDLER: _NOT_KNOWN} if is_guess else {}
+    if best.node_id in nodes.forgotten:
+        guessed[Gate.SLOT] = _SLOTS_NOT_KNOWN
+    verdicts = [
+        replace(each, reason=guessed[each.gate]) if each.is_open and each.gate in guessed else each
+        for each in best.verdicts
+    ]
+    node_id = None if best.node_id == SOMEBODY else best.node_id
+    return replace(best, node_id=node_id, verdicts=verdicts), is_guess
 
 
 def _assumed(

@@ -87,9 +87,9 @@ class Recorded:
     """What was recorded around a moment.
 
     `held` are the slots that were taken then; `known_id` is the highest id of a run that there was by then; `oldest` is
-    the first end that history still has. `cut` are workers of which history has more after the moment than was read,
-    and `changed` those whose definition was changed since, with when; `held_until`: what ended later than that, and
-    held a slot, is not in `held`.
+    the first end that history still has, None if nothing was pruned. `cut` are workers of which history has more after
+    the moment than was read, and `changed` those whose definition was changed since, with when. `held_until`: what
+    ended later than that, and held a slot, is not in `held`.
     """
 
     pasts: dict[str, Past] = field(default_factory=dict)
@@ -108,6 +108,7 @@ class _Statements:
     born: sa.Select[Any]
     oldest: sa.Select[Any]
     others: sa.Select[Any]
+    ended: sa.Select[Any]
     before: sa.Select[Any]
     after: sa.Select[Any]
     switches: sa.Select[Any]
@@ -127,8 +128,14 @@ def _statements(dialect: Dialect) -> _Statements:
         live=dialect.first_waiting("names", _number(_MOST_WAITING), PRIORITIES, live, is_due=None),
         active=sa.select(*live).where(is_active()),
         born=sa.select(w.c.name, w.c.created_at, w.c.updated_at).where(w.c.name.in_(sa.select(given.c.name))),
-        oldest=sa.select(h.c.finished_at).order_by(h.c.finished_at).limit(_number(1)),
+        oldest=sa.select(h.c.finished_at, sa.select(sa.func.min(h.c.id)).scalar_subquery().label("first_id"))
+        .order_by(h.c.finished_at)
+        .limit(_number(1)),
         others=sa.select(*others).where(h.c.finished_at > moment).order_by(h.c.finished_at).limit(_number(OTHERS_ROWS)),
+        ended=sa.select(h.c.run_id)
+        .where(h.c.finished_at <= moment)
+        .order_by(h.c.finished_at.desc())
+        .limit(_number(_OUT_OF_ORDER)),
         before=mine.where(h.c.id < pivot).order_by(h.c.id.desc()).limit(_number(WINDOW_ROWS)),
         after=mine.where(h.c.id >= pivot).order_by(h.c.id).limit(_number(WINDOW_ROWS)),
         switches=sa.select(a.c.at, a.c.action, a.c.actor, a.c.detail)
@@ -150,7 +157,9 @@ async def read_recorded(
     prepared, names = _statements(dialect), names_json(workers)
     live = await _read_live(conn, prepared, at, now, names, found)
     pivot = await _read_others(conn, prepared, at, found)
-    found.oldest = (await conn.execute(prepared.oldest)).scalar()
+    oldest = (await conn.execute(prepared.oldest)).first()
+    if oldest is not None and oldest.first_id > 1:  # the first row ever is gone: history was pruned
+        found.oldest = oldest.finished_at
     for name, created_at, updated_at in await conn.execute(prepared.born, {"names": names}):
         spells, passed = await _read_history(conn, prepared, name, pivot, found)
         switches = await _read_switches(conn, prepared, name)
@@ -213,6 +222,8 @@ async def _read_others(conn: AsyncConnection, prepared: _Statements, at: datetim
         if row.started_at is not None and row.started_at <= at:
             found.known_id = max(found.known_id, row.run_id)
             found.held.append(Held(row.run_id, row.node_id))
+    ended = (await conn.execute(prepared.ended, {"at": at})).scalars()
+    found.known_id = max([found.known_id, *(run_id for run_id in ended if run_id is not None)])
     if len(rows) == OTHERS_ROWS:
         found.held_until = rows[-1].finished_at
     return min((row.id for row in rows[:_OUT_OF_ORDER]), default=2**62)
