@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
     from datetime import datetime
 
-    from jobrunner.policy.upcoming import Few, Upcoming
+    from jobrunner.policy.upcoming import Few
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.reading.forecasts import Ahead
     from jobrunner.storage.runs.transaction import AsyncConnection
@@ -68,7 +67,7 @@ def upcoming(
             async with db.peek() as conn:
                 await reading.require_workers(conn, db.dialect, [worker])
         async with db.read() as conn:
-            ahead = await read_ahead(conn, db.dialect, now, asked.until, worker)
+            ahead = await read_ahead(conn, db.dialect, now, asked.until, worker, limit)
         if as_calendar:
             async with db.read() as conn:
                 show_calendar(await asked.first(conn, limit or _MOST_EVENTS, ahead), now)
@@ -111,36 +110,25 @@ class _Asked:
 
     async def first(self, conn: AsyncConnection, most: int, ahead: Ahead) -> list[dict[str, Any]]:
         found, _ = await reading.read_upcoming(conn, self.now, self.until, most, self.worker, ahead.forecast.begins)
-        return [_row(row, ahead) for row in found]
+        return [ahead.row(row) for row in found]
 
     async def show_few(self, db: Database, ahead: Ahead) -> None:
         async with db.read() as conn:
             few = await read_few(conn, self.now, self.until, _SCREENFUL, ahead.forecast.begins)
-        show_rows([_row(row, ahead) for row in few.rows], self.shown, as_json=False, empty=self.empty)
+        show_rows([ahead.row(row) for row in few.rows], self.shown, as_json=False, empty=self.empty)
         for line in _more(few):
             note(line)
 
     async def show_all(self, db: Database, ahead: Ahead, *, as_json: bool) -> None:
         async def pages() -> AsyncIterator[list[dict[str, Any]]]:
             async for page in upcoming_pages(db, self.now, self.until, self.worker, ahead.forecast.begins):
-                yield [_row(row, ahead) for row in page]
+                yield [ahead.row(row) for row in page]
 
         def first(conn: AsyncConnection, most: int) -> Awaitable[list[dict[str, Any]]]:
             return self.first(conn, most, ahead)
 
         listing = Listing(first, pages, self.shown, self.empty, order="first", screenful=_SCREENFUL)
         await listing.show(db, self.limit, as_json=as_json)
-
-
-def _row(row: Upcoming, ahead: Ahead) -> dict[str, Any]:
-    """Return a row of the listing with when it will start, and why then."""
-    found = dataclasses.asdict(row)
-    if row.due_at is None:
-        return {**found, "starts_at": None}
-    expected = ahead.forecast.of(row.worker, row.due_at, row.run_id)
-    is_said = expected.note is not None and expected.note not in (row.note or "")
-    said = "; ".join(filter(None, [row.note, expected.note if is_said else None])) or None
-    return {**found, "note": said, "starts_at": expected.starts_at}
 
 
 def _more(few: Few) -> Iterator[str]:

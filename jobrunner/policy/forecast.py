@@ -80,6 +80,8 @@ class _Part:
     facts: WorkerFacts
     usual: timedelta | None
     related: frozenset[str]
+    tied: frozenset[str]
+    """All that is connected with it in any direction: what happens here may matter there."""
     ends: dict[int, datetime] = field(default_factory=dict)
     why: dict[int | None, str] = field(default_factory=dict)
     """Why a run, or the next firing (None), did not start when it was due."""
@@ -119,15 +121,18 @@ class _Play:
         self._played = 0
         self._last_id = _FIRST_ID
         self._agenda: list[tuple[datetime, str]] = []
-        self._may_be_due = set(workers)
+        self._touched = set(workers)  # something has happened since they were judged
+        self._all_due: set[str] = set()
         self._parts: dict[str, _Part] = {}
         self._overdue = {
             name: worker.state.next_run_at
             for name, worker in workers.items()
             if worker.state.next_run_at is not None and worker.state.next_run_at <= now
         }
+        tied = _tied(workers)
         for name, worker in workers.items():
-            self._parts[name] = part = _Part(_without_loop(worker), usual.get(name), _related(name, workers))
+            part = _Part(_without_loop(worker), usual.get(name), _related(name, workers), tied[name])
+            self._parts[name] = part
             length = part.usual or timedelta()
             part.ends = {run.id: max(run.started_at + length, now) for run in worker.active}
             self._plan(name)
@@ -138,6 +143,7 @@ class _Play:
             if self._start():
                 continue
             self._note_why()
+            self._touched.clear()
             moment = self._next_moment()
             if moment is None or moment > until:
                 return self._forecast(until)
@@ -166,7 +172,8 @@ class _Play:
         ahead += part.ends.values()
         if ahead:
             heapq.heappush(self._agenda, (min(ahead), name))
-        self._may_be_due.add(name)
+        (self._all_due.add if _is_due(part.facts, self._now) else self._all_due.discard)(name)
+        self._touched.update(part.tied)
 
     def _next_moment(self) -> datetime | None:
         return self._agenda[0][0] if self._agenda else None
@@ -181,6 +188,7 @@ class _Play:
     # --- what happens ---
 
     def _end(self) -> None:
+        is_full = self._active >= self._slots
         for name in sorted(self._reached()):
             part = self._parts[name]
             for run_id in [run_id for run_id, at in part.ends.items() if at <= self._now]:
@@ -188,6 +196,8 @@ class _Play:
                 self._active -= 1
                 part.facts = _ended(part.facts, run_id, self._now)
             self._plan(name)
+        if is_full and self._active < self._slots:  # whoever waited for a slot
+            self._touched |= self._all_due
 
     def _facts(self, names: Collection[str]) -> Facts:
         around = frozenset[str]().union(*(self._parts[name].related for name in names))
@@ -195,8 +205,8 @@ class _Play:
         return Facts(self._now, {name: self._parts[name].facts for name in around}, free)
 
     def _due(self) -> set[str]:
-        self._may_be_due = {name for name in self._may_be_due if _is_due(self._parts[name].facts, self._now)}
-        return self._may_be_due
+        """Return the workers of which something is due, and that may be judged otherwise than before."""
+        return self._all_due & self._touched
 
     def _start(self) -> bool:
         """Start what may start; say whether anything has changed, be it only that a time was passed over."""
@@ -313,6 +323,26 @@ def _related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:
         to_visit += new - found
         found |= new
     return frozenset(found)
+
+
+def _tied(workers: Mapping[str, WorkerFacts]) -> dict[str, frozenset[str]]:
+    """Return for each worker all that are connected with it, in any direction."""
+    near: dict[str, set[str]] = {name: set(worker.counterparts) for name, worker in workers.items()}
+    for name, worker in workers.items():
+        for edge in worker.config.depends_on:
+            near[name].add(edge.depends_on)
+            near[edge.depends_on].add(name)
+    found: dict[str, frozenset[str]] = {}
+    for name in workers:
+        if name in found:
+            continue
+        group, to_visit = {name}, [name]
+        while to_visit:
+            new = near[to_visit.pop()] - group
+            group |= new
+            to_visit += new
+        found |= dict.fromkeys(group, frozenset(group))
+    return found
 
 
 def _due_ids(worker: WorkerFacts, now: datetime) -> list[int | None]:

@@ -7,7 +7,7 @@ each worker's history the newest `_NEWEST` rows, for how long its runs usually t
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobrunner.model.facts import Candidate
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.durations import show_seconds
-from jobrunner.policy.forecast import Forecast, play
+from jobrunner.policy.forecast import MOST_PLAYED, Forecast, play
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.status import read_schedules
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from jobrunner.model.facts import WorkerFacts
+    from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.database.dialect import Dialect
 
 MOST_WORKERS = 1000
@@ -39,6 +40,7 @@ _MOST_PLANNED = 1000
 _MOST_LOOPS = 5
 _NEWEST, _COUNTED = 50, 20
 _MANY_SLOTS = 2**31
+_STARTS_A_ROW = 2  # what the listing does not show is played, too
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
 
 
@@ -49,6 +51,16 @@ class Ahead:
     forecast: Forecast
     cut: str | None
     loops: str | None
+
+    def row(self, listed: Upcoming) -> dict[str, Any]:
+        """Return a row of the listing with `starts_at`, when it will start, and in its note why not earlier."""
+        found = asdict(listed)
+        if listed.due_at is None:
+            return {**found, "starts_at": None}
+        expected = self.forecast.of(listed.worker, listed.due_at, listed.run_id)
+        is_said = expected.note is not None and expected.note not in (listed.note or "")
+        said = "; ".join(filter(None, [listed.note, expected.note if is_said else None])) or None
+        return {**found, "note": said, "starts_at": expected.starts_at}
 
 
 @built_once
@@ -70,11 +82,20 @@ async def read_usual(conn: AsyncConnection, dialect: Dialect, names: Collection[
 
 
 async def read_ahead(
-    conn: AsyncConnection, dialect: Dialect, now: datetime, until: datetime, worker: str | None = None
+    conn: AsyncConnection,
+    dialect: Dialect,
+    now: datetime,
+    until: datetime,
+    worker: str | None = None,
+    rows: int | None = None,
 ) -> Ahead:
-    """Play the time from `now` to `until`; of `worker` and what it is related to, if it is given."""
-    schedules = await read_schedules(conn, worker, most=MOST_WORKERS + 1)
-    names = {config.name for config, _ in schedules[:MOST_WORKERS]}
+    """Play the time from `now` to `until`; of `worker` and what it is related to, if it is given.
+
+    With `rows` only as far as the first so many rows of the listing need it; then nothing is said to be cut.
+    """
+    most = MOST_WORKERS if rows is None else min(rows, MOST_WORKERS)
+    schedules = await read_schedules(conn, worker, most=most + 1)
+    names = {config.name for config, _ in schedules[:most]}
     planned = await _read_planned(conn, now, until, worker)
     _, rooms = await read_nodes_heard(conn, now)
     free = sum(room.free_slots for room in rooms)
@@ -86,8 +107,11 @@ async def read_ahead(
         workers = {name: replace(each, has_handler=True, has_handler_elsewhere=True) for name, each in workers.items()}
     slots = free + sum(len(each.active) for each in workers.values()) if rooms else _MANY_SLOTS
     usual = await read_usual(conn, dialect, workers)
-    forecast = play(workers, usual, slots, now, until)
+    starts = MOST_PLAYED if rows is None else min(_STARTS_A_ROW * rows, MOST_PLAYED)
+    forecast = play(workers, usual, slots, now, until, starts)
     cut = None
+    if rows is not None:
+        return Ahead(forecast, None, None)
     if len(schedules) > MOST_WORKERS:
         cut = f"of more than {MOST_WORKERS:,} schedules those that fire next were played; of others no start is said"
     elif forecast.until < until:
