@@ -17,7 +17,7 @@ from jobrunner.cli.output import Listing, priority, say, show_field, show_one, s
 from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
-from jobrunner.storage.nodes import list_nodes
+from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.pages import audit_pages
 from jobrunner.storage.reading.status import read_status, read_worker
 from jobrunner.storage.records.audit import read_audits

@@ -13,6 +13,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Module
 from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.listening import HttpAddress, beside_node
 from jobrunner.cli.loading import load_orchestrator
 from jobrunner.cli.output import note
 from jobrunner.model.run import EndsRun
@@ -66,6 +67,7 @@ def run(
             help="jobrunner's own: DEBUG, INFO, WARNING, ERROR or CRITICAL; else the program's, or INFO.",
         ),
     ] = None,
+    http: HttpAddress = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Start a node: run the workers of MODULE until told to stop.
@@ -84,6 +86,7 @@ def run(
         "allow_commands": True if allow_commands else None,
         "workers": workers or None,
         "log_level": log_level,
+        "http": http,
     }
     settings = context.load_settings(ctx, **explicit)
     orchestrator = load_orchestrator(module)
@@ -92,8 +95,9 @@ def run(
     orchestrator.configure(**explicit)
     exhausted = _count_exhausted(orchestrator)
     orchestrator.events.subscribe(_on_event)
-    set_aside_what_is_loaded()
-    context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
+    with beside_node(orchestrator):
+        set_aside_what_is_loaded()
+        context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
     if until_idle and exhausted:
         note(f"{counted(len(exhausted), 'run')} exhausted; `jobrunner dead-letters list` shows them")
         raise typer.Exit(EXHAUSTED)

@@ -100,7 +100,7 @@ class Slots:
             reason = "the node could not renew its lease before the code was started"
             self._end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
-            self._events.emit(e.RunStarted(attempt.claim.run))
+            self._events.emit(e.RunStarted(claim.run, claim.config.ping))
             attempt.start(self._end)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
@@ -144,6 +144,10 @@ class Slots:
     def warn(self, message: str) -> None:
         """Tell an operator."""
         self._events.emit(e.Warned(message))
+
+    def timed(self, what: str, since: float) -> None:
+        """Tell how long a part of the node's own work took, `since` a time on the node's monotonic clock."""
+        self._events.emit(e.Timed(what, self._clock.monotonic() - since))
 
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""

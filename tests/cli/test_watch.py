@@ -118,7 +118,7 @@ def test_a_terminal_may_be_small_and_may_change_its_size(full):
 
 def test_where_there_is_no_terminal_each_look_is_a_block(full, tmp_path):
     process = start_jobrunner(f"watch --every 100ms --database-url {full.url}", tmp_path)
-    heads = []
+    heads: list[str] = []
     blocks: list[str] = []
     assert process.stdout is not None
     while len(heads) < 2:
@@ -143,7 +143,7 @@ def test_for_programs_each_look_is_an_object_in_a_line(full, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert [row["name"] for row in seen[0]["workers"]][0] == "mail"
+    assert seen[0]["workers"][0]["name"] == "mail"
     assert seen[0]["workers"][0]["health"] == "disabled"
     assert [row["worker"] for row in seen[1]["running"]] == ["copy"]
 

@@ -19,7 +19,7 @@ from jobrunner.errors import DatabaseError, DatabaseUnavailable, ReadTooLong, Sc
 from jobrunner.storage.database.rowsets import PostgresRows, SqliteRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -57,6 +57,9 @@ class Dialect(Protocol):
 
     async def try_prune_lock(self, conn: AsyncConnection) -> bool:
         """Take the lock of pruning until the transaction of `conn` ends; False, at once, if another has it."""
+
+    def new_rows(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> tuple[sa.Insert, Any]:
+        """Return the INSERT of many rows, and its parameters; there is at least one row."""
 
     def rows(self, parameter: str, **columns: sa.types.TypeEngine[Any]) -> sa.FromClause:
         """The row set that the JSON array bound as `parameter` holds, one object a row."""

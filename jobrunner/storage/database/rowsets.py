@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import Json, UtcDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class _Named(Protocol):
@@ -80,6 +81,10 @@ class SqliteRows:
         )
         fields = [_extracted(each.c.value, name, kind).label(name) for name, kind in columns.items()]
         return sa.select(*fields).subquery(parameter)
+
+    def new_rows(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> tuple[sa.Insert, Any]:
+        """Return the INSERT of many rows, and its parameters; there is at least one row."""
+        return sa.insert(table), list(rows)
 
     def elements(self, parameter: str) -> sa.FromClause:
         """Return the row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
@@ -148,6 +153,17 @@ class PostgresRows:
         value = sa.cast(sa.bindparam(parameter, type_=sa.Text()), JSONB)
         fields = [sa.column(name, kind) for name, kind in columns.items()]
         return sa.func.jsonb_to_recordset(value).table_valued(*fields).render_derived(name=parameter, with_types=True)
+
+    def new_rows(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> tuple[sa.Insert, Any]:
+        """Return the INSERT of many rows in one statement, and its parameters; there is at least one row.
+
+        The server parses a table's CHECKs anew for each statement: 100,000 workers, one at a time, took it 12 s.
+        """
+        names = list(rows[0])
+        given = self.rows("many", **{name: table.c[name].type for name in names})
+        return sa.insert(table).from_select(names, sa.select(*(given.c[name] for name in names))), {
+            "many": to_json(rows)
+        }
 
     def elements(self, parameter: str) -> sa.FromClause:
         """Return the row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""

@@ -208,7 +208,8 @@ async def _insert(
 ) -> None:
     if not rows:
         return
-    await conn.execute(sa.insert(t.workers), [{**row, "overrides": {}, "created_at": now} for row in rows])
+    new = [{**row, "overrides": {}, "created_at": now} for row in rows]
+    await conn.execute(*dialect.new_rows(t.workers, new))
     await states.make(conn, dialect, configs, now)
 
 

@@ -36,7 +36,7 @@ async def make(conn: AsyncConnection, dialect: Dialect, configs: Sequence[Worker
         }
         for config in configs
     ]
-    await conn.execute(sa.insert(t.worker_state), states)
+    await conn.execute(*dialect.new_rows(t.worker_state, states))
     await _go_on_from_history(conn, dialect, [config.name for config in configs])
 
 

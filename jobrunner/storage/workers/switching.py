@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
+from jobrunner.model.worker import CircuitState
 from jobrunner.policy import switches
 from jobrunner.storage.database import wakeups
+from jobrunner.storage.records.alerts import arise, circuit_closed
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.gaps import read_gaps
 from jobrunner.storage.records.history import missed_row, storable, write_missed
@@ -140,6 +142,10 @@ async def switch_some(
         await write_audits(conn, audits)
         if switch.action == "enable":
             await _mark_streaks(conn, db.dialect, found)
+            open_circuits = [
+                name for name, stored in found.items() if stored.state.circuit_state is not CircuitState.CLOSED
+            ]
+            await arise(conn, db.dialect, [circuit_closed(name, actor, now) for name in open_circuits])
         await wakeups.notify(db, conn)
         return after
 
