@@ -163,6 +163,7 @@ class Settings:
     http_hosts: tuple[str, ...] = _setting((), _texts)
     metrics_db: bool = _setting(True, _flag)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", _one_of("text", "json"))
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:

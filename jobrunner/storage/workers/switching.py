@@ -142,10 +142,8 @@ async def switch_some(
         await write_audits(conn, audits)
         if switch.action == "enable":
             await _mark_streaks(conn, db.dialect, found)
-            open_circuits = [
-                name for name, stored in found.items() if stored.state.circuit_state is not CircuitState.CLOSED
-            ]
-            await arise(conn, db.dialect, [circuit_closed(name, actor, now) for name in open_circuits])
+            open_ones = [name for name, each in found.items() if each.state.circuit_state is not CircuitState.CLOSED]
+            await arise(conn, db.dialect, [circuit_closed(name, actor, now) for name in open_ones])
         await wakeups.notify(db, conn)
         return after
 
