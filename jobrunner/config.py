@@ -147,8 +147,8 @@ class Settings:
     http_read_token: str | None = _setting(None, _text, is_secret=True)
     http_user_header: str | None = _setting(None, _text)
     http_user_level: str = _setting("operate", _one_of("read", "operate", "admin"))
-    http_proxies: tuple[str, ...] = _setting((), _networks)
-    http_hosts: tuple[str, ...] = _setting((), _texts)
+    http_proxies: tuple[str, ...] | None = _setting(None, _networks)
+    http_hosts: tuple[str, ...] | None = _setting(None, _texts)
     metrics_db: bool = _setting(True, _flag)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
 
