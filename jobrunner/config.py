@@ -94,6 +94,13 @@ def _networks(value: object) -> tuple[str, ...]:
     return networks
 
 
+def _web_url(value: object) -> str:
+    url = _text(value)
+    if not url.startswith(("http://", "https://")) or "@" in url or not url.isprintable():
+        raise InvalidSetting("must be where the console is, such as https://jobs.example.org, without a password")
+    return url
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -125,7 +132,9 @@ class Settings:
     `transaction` behind a transaction-pooling proxy, else None. `http` is where a node answers HTTP, `HOST:PORT`; None:
     nowhere. Behind the proxies `http_proxies` (addresses or networks) the header `http_user_header` names the person,
     who may do what `http_user_level` says. `http_hosts` are names that this server is called by, beside addresses and
-    its own. The URL (it may hold a password) and the tokens are left out of the repr.
+    its own; `http_url` is where people find it, for links. Nodes look for incidents every `alert_interval`, and close
+    one that has been over for `alert_calm`. The database's URL (it may hold a password) and the tokens are left out of
+    the repr.
     """
 
     database_url: str = _setting(DEFAULT_DATABASE_URL, _text, is_secret=True)
@@ -142,6 +151,9 @@ class Settings:
     history_days: float = _setting(30.0, _days)
     failure_days: float = _setting(90.0, _days)
     http: str | None = _setting(None, _text)
+    alert_interval: float = _setting(5.0, _positive_seconds)
+    alert_calm: float = _setting(30.0, _seconds)
+    http_url: str | None = _setting(None, _web_url)
     http_token: str | None = _setting(None, _text, is_secret=True)
     http_operate_token: str | None = _setting(None, _text, is_secret=True)
     http_read_token: str | None = _setting(None, _text, is_secret=True)
@@ -151,6 +163,7 @@ class Settings:
     http_hosts: tuple[str, ...] | None = _setting(None, _texts)
     metrics_db: bool = _setting(True, _flag)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", _one_of("text", "json"))
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:

@@ -119,6 +119,18 @@ class DeadLetterNotFound(NotFound):
         self.letter_id = letter_id
 
 
+class AlertRuleNotFound(NotFound):
+    """No alert rule has that name."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"no alert rule {rule!r}; `jobrunner alerts rules` shows those there are")
+        self.rule = rule
+
+
+class NotSent(JobrunnerError):
+    """A receiver of alerts did not take a message, or the channel to it cannot be used here."""
+
+
 class BulkNotFound(NotFound):
     """No bulk operation has that id."""
 

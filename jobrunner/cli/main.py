@@ -39,11 +39,13 @@ COMMANDS = {
     "explain": ("status", "Show every gate a worker's run must pass, open or shut, and why."),
     "upcoming": ("status", "Show what will fire, in the order of time."),
     "dead-letters": ("dead_letters", "List, show, replay and discard the runs whose attempts are used up."),
+    "alerts": ("alerts", "Tell people when something is wrong: rules, incidents, a test."),
     "bulk": ("bulk", "Cancel runs, replay or discard letters: all that fit a filter."),
     "admin": ("admin", "Change workers and runs; every change is written to the audit log."),
+    "init": ("init", "Write files to start from: Grafana dashboards and alert rules."),
     "db": ("db", "Upgrade and check the schema, prune what is old, verify the promises."),
 }
-GROUPS = frozenset({"dead-letters", "bulk", "admin", "db"})
+GROUPS = frozenset({"dead-letters", "alerts", "bulk", "admin", "db"})
 _INTERRUPTED, _BROKEN_PIPE = 130, 1
 # The base of all of the argument parser's errors; newer Typers carry a Click of their own.
 _ParserError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -7,7 +7,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl
 from jobrunner.cli.listening import HttpAddress, open_server
-from jobrunner.cli.run import set_up_logging
+from jobrunner.cli.log_output import set_up_logging
 from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 app = typer.Typer(rich_markup_mode=None)
@@ -23,7 +23,7 @@ def serve(ctx: typer.Context, http: HttpAddress = None, database_url: DatabaseUr
     """
     given = context.given_url(ctx, database_url)
     settings = context.load_settings(ctx, given, http=http)
-    set_up_logging(settings.log_level, is_said=False)
+    set_up_logging(settings.log_level, is_said=False, log_format=settings.log_format)
     orchestrator = WorkerOrchestrator(given, http=http)
     server = open_server(orchestrator, settings.http or DEFAULT_ADDRESS, expects_node=False)
     context.run_async(server.serve())

@@ -55,14 +55,14 @@ class Recorder:
         """Tell of the simple ends that a turn has written, by their runs' ids, and free their slots."""
         done = self.outbox.settle(taken, written)
         for item in done:
-            self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None))
+            self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None, trace=item.trace))
         if done:
             self._on_written([item.run.claim_key for item in done])
             self.outbox.acknowledge(len(done))
 
-    def note_written(self, finished: Finished) -> None:
-        """Tell of ends that a handler's own transaction has written, and free their slots."""
-        self._tell(finished)
+    def note_written(self, finished: Finished, item: Ended) -> None:
+        """Tell of the end of `item`, which its handler's own transaction has written, and free its slot."""
+        self._tell(finished, [item])
         self._on_written([run.claim_key for run, _ in finished.written])
 
     async def run(self) -> None:

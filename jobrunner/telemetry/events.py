@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import Outcome, Run
     from jobrunner.model.worker import WorkerState
+    from jobrunner.telemetry.tracing import TraceIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,21 @@ class NodeStopped:
 
 @record
 class RunStarted:
-    """An attempt's code starts."""
+    """An attempt's code starts. `ping` is the worker's URL that is told of it, if it has one.
+
+    `trace` is its span's, or its trigger's; None where nothing is traced.
+    """
 
     run: Run
+    ping: str | None = None
+    trace: TraceIds | None = None
 
 
 @record
 class RunEnded:
     """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`.
 
-    `timezone` is the worker's.
+    `timezone` is the worker's; `trace` is as for `RunStarted`.
     """
 
     run: Run
@@ -62,6 +68,7 @@ class RunEnded:
     ends_run: str | None
     retry_at: datetime | None
     timezone: str = "UTC"
+    trace: TraceIds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +169,11 @@ class Events:
     def subscribe(self, subscriber: Callable[[Event], None]) -> None:
         """Add a subscriber; it may be called from any thread of the node."""
         self._subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Take a subscriber away, if it is there."""
+        with suppress(ValueError):
+            self._subscribers.remove(subscriber)
 
     def emit(self, event: Event) -> None:
         """Hand `event` to everyone."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.upcoming import Upcoming
 from jobrunner.storage.database.rowsets import same
+from jobrunner.storage.reading.incidents import list_incidents
 from jobrunner.storage.reading.status import planned_run, read_active, read_firings
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
@@ -68,6 +69,15 @@ def audit_pages(db: Database, worker: str | None, **narrowed: Any) -> AsyncItera
 
     def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
         return read_audits(conn, worker, PAGE_ROWS, None if last is None else last["id"], **narrowed)
+
+    return _pages(db, read)
+
+
+def alert_pages(db: Database, **narrowed: Any) -> AsyncIterator[list[Row]]:
+    """Yield all incidents, the newest first, narrowed as by `list_incidents`."""
+
+    def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
+        return list_incidents(conn, PAGE_ROWS, **narrowed, before_id=None if last is None else last["id"])
 
     return _pages(db, read)
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from jobrunner.model.limits import LONGEST_SECONDS, MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
+from jobrunner.storage.tables.alert_tables import alert_deliveries, alert_rules, alerts
 from jobrunner.storage.tables.bulk_table import bulk_operations
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
@@ -33,6 +34,9 @@ __all__ = [
     "HAS_LEFT",
     "NOW",
     "SCHEMA_TOKEN",
+    "alert_deliveries",
+    "alert_rules",
+    "alerts",
     "audit_log",
     "bulk_operations",
     "dead_letters",

@@ -161,6 +161,8 @@ AUDIT_ACTIONS = (
     "clock",
     "bulk",
     "upgrade",
+    "alert_add",
+    "alert_remove",
 )
 
 audit_log = sa.Table(

@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
 from jobrunner.model.unreadable import Unreadable
+from jobrunner.model.worker import CircuitState
 from jobrunner.policy import definitions, switches
 from jobrunner.policy.near import did_you_mean
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
 from jobrunner.storage.database import wakeups
+from jobrunner.storage.records.alerts import arise, circuit_closed
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.gaps import read_gaps
 from jobrunner.storage.records.history import attempt_row, missed_row, storable, storable_outcome, write_missed
@@ -49,6 +51,8 @@ async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerSt
         detail = {"was_enabled": stored.state.is_enabled, "consecutive_failures": stored.state.consecutive_failures}
         await _switch(db, conn, after, missed, audit_row("enable", name, detail, now, actor))
         await _mark_streak(conn, name)
+        if stored.state.circuit_state is not CircuitState.CLOSED:
+            await arise(conn, db.dialect, [circuit_closed(name, actor, now)])
         return after
 
 
