@@ -14,6 +14,7 @@ from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
 from jobrunner.storage.workers.near import naming_a_near_one
+from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.storage.workers.registering import register_missing
 from jobrunner.telemetry import tracing
 
@@ -110,10 +111,23 @@ class Triggers:
         is_one_statement = request.key is None
         return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
 
-    async def trigger_told(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> tuple[int, bool]:
-        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new."""
+    async def trigger_told(
+        self, name: str, payload: dict[str, Any] | None = None, *, caller: str | None = None, **options: Any
+    ) -> tuple[int, bool]:
+        """Do `trigger_worker` for somebody else; return the run's id, and whether it is new.
+
+        Options as there, but for `connection`. `caller` is the trace in which it was asked for, a W3C `traceparent`.
+        Of a worker whose code is elsewhere the payload is checked by what its node has said of it.
+        """
         request = self._request(name, payload, **options)
-        return await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+        if name not in self._handlers:
+            async with self._database() as db, db.peek() as conn:
+                await refuse_misfit(conn, name, request.payload)
+        with tracing.sending(tracing.tracer(), name, caller) as sending:
+            traced = replace(request, trace_context=sending.trace_context)
+            run_id, is_new = await self._write(None, enqueue.enqueue_told, traced, self._clock.now())
+            sending.sent([run_id])
+        return run_id, is_new
 
     async def trigger_many(
         self,

@@ -17,6 +17,7 @@ from jobrunner.runtime.moments import read_span
 from jobrunner.storage import bulk
 from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading import incidents
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
@@ -248,6 +249,24 @@ def _id_place(after: str | None) -> int | None:
     if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
         raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
     return None if after is None else int(after)
+
+
+async def alerts(ask: Ask) -> Page:
+    """`jobrunner alerts list`: the incidents, the newest first."""
+    limit, name = ask.fields["limit"], ask.fields["worker"]
+    async with ask.desk.reading() as conn:
+        rows = await incidents.list_incidents(
+            conn, limit + 1, worker=name, is_all=ask.fields["all"], before_id=ask.fields["after"]
+        )
+        return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def rules(ask: Ask) -> Page:
+    """`jobrunner alerts rules`: who is told of what; of secrets the names only."""
+    limit, after = ask.fields["limit"], ask.fields["after"]
+    async with ask.desk.reading() as conn:
+        rows = [row for row in await incidents.list_rules(conn) if after is None or row["name"] > after]
+    return Page(rows[:limit], rows[limit - 1]["name"] if len(rows) > limit else None)
 
 
 async def operations(ask: Ask) -> Page:
