@@ -102,6 +102,14 @@ class WorkerNotFound(NotFound):
         self.is_advised = advice is not None
 
 
+class NoWorkerFits(NotFound):
+    """A pattern of names fits no worker."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(f"no worker's name fits {pattern!r}; `jobrunner admin list` shows the names")
+        self.pattern = pattern
+
+
 class RunNotFound(NotFound):
     """No live run has that id; or, where ended ones are looked for, too, no run at all."""
 
