@@ -72,6 +72,20 @@ class ModuleNotUsable(UsageError):
     """`jobrunner run MODULE` or `register MODULE` was given one that does not import or holds no orchestrator."""
 
 
+class MissingExtra(JobrunnerError, ImportError):
+    """A part of jobrunner is used whose packages are not installed; `extra` names the set of them."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed; run: pip install 'jobrunner[{extra}]'")
+        self.extra = extra
+
+
+class CannotListen(JobrunnerError):
+    """The address cannot be listened on: it is in use, or not this machine's."""
+
+
 class NotFound(JobrunnerError, LookupError):
     """What was named does not exist."""
 
@@ -86,6 +100,14 @@ class WorkerNotFound(NotFound):
         super().__init__(f"no worker named {worker!r}; {advice or '`jobrunner admin list` shows the names'}")
         self.worker = worker
         self.is_advised = advice is not None
+
+
+class NoWorkerFits(NotFound):
+    """A pattern of names fits no worker."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(f"no worker's name fits {pattern!r}; `jobrunner admin list` shows the names")
+        self.pattern = pattern
 
 
 class RunNotFound(NotFound):
@@ -103,6 +125,18 @@ class DeadLetterNotFound(NotFound):
     def __init__(self, letter_id: int) -> None:
         super().__init__(f"no dead letter {letter_id}; `jobrunner dead-letters list --all` shows those there are")
         self.letter_id = letter_id
+
+
+class AlertRuleNotFound(NotFound):
+    """No alert rule has that name."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"no alert rule {rule!r}; `jobrunner alerts rules` shows those there are")
+        self.rule = rule
+
+
+class NotSent(JobrunnerError):
+    """A receiver of alerts did not take a message, or the channel to it cannot be used here."""
 
 
 class BulkNotFound(NotFound):

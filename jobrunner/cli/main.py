@@ -30,19 +30,27 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": ("demo", "Run the bundled example on a fresh SQLite file."),
     "run": ("run", "Start a node: run the workers of MODULE until told to stop."),
+    "serve": ("serve", "Answer HTTP for a database: probes, metrics and the API, without a node."),
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
-    "status": ("status", "Show the workers and how they stand, or one of them."),
+    "status": ("standing", "Show the workers and how they stand, the worst first, or one of them."),
+    "watch": ("watch", "Show how all stands, again and again: what is wrong, runs, has ended, fires next."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),
+    "show": (
+        "show",
+        "Show all there is about a run, live or ended: its attempts, errors, output, result, and its dead letter.",
+    ),
     "history": ("history", "Show what ended, the newest first."),
     "trigger": ("trigger", "Make a run of a worker, now or later."),
     "explain": ("status", "Show every gate a worker's run must pass, open or shut, and why."),
     "upcoming": ("status", "Show what will fire, in the order of time."),
     "dead-letters": ("dead_letters", "List, show, replay and discard the runs whose attempts are used up."),
+    "alerts": ("alerts", "Tell people when something is wrong: rules, incidents, a test."),
     "bulk": ("bulk", "Cancel runs, replay or discard letters: all that fit a filter."),
     "admin": ("admin", "Change workers and runs; every change is written to the audit log."),
+    "init": ("init", "Write files to start from: Grafana dashboards and alert rules."),
     "db": ("db", "Upgrade and check the schema, prune what is old, verify the promises."),
 }
-GROUPS = frozenset({"dead-letters", "bulk", "admin", "db"})
+GROUPS = frozenset({"dead-letters", "alerts", "bulk", "admin", "db"})
 _INTERRUPTED, _BROKEN_PIPE = 130, 1
 # The base of all of the argument parser's errors; newer Typers carry a Click of their own.
 _ParserError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

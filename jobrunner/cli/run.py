@@ -10,6 +10,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Module
 from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.listening import HttpAddress, beside_node
 from jobrunner.cli.loading import load_orchestrator
 from jobrunner.cli.log_output import set_up_logging
 from jobrunner.cli.output import note
@@ -66,6 +67,7 @@ def run(
             help="jobrunner's own: DEBUG, INFO, WARNING, ERROR or CRITICAL; else the program's, or INFO.",
         ),
     ] = None,
+    http: HttpAddress = None,
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="json: an object a line, for programs; else text.")
     ] = None,
@@ -94,6 +96,7 @@ def run(
         "allow_commands": True if allow_commands else None,
         "workers": workers or None,
         "log_level": log_level,
+        "http": http,
         "log_format": log_format,
     }
     settings = context.load_settings(ctx, **explicit)
@@ -103,8 +106,9 @@ def run(
     orchestrator.configure(**explicit)
     exhausted = _count_exhausted(orchestrator)
     orchestrator.events.subscribe(_on_event)
-    set_aside_what_is_loaded()
-    context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
+    with beside_node(orchestrator):
+        set_aside_what_is_loaded()
+        context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
     if until_idle and exhausted:
         note(f"{counted(len(exhausted), 'run')} exhausted; `jobrunner dead-letters list` shows them")
         raise typer.Exit(EXHAUSTED)

@@ -24,7 +24,7 @@ from jobrunner.storage.reading.explain import why_waits
 from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
-from jobrunner.storage.runs.enqueue import Request, enqueue, same_key
+from jobrunner.storage.runs.enqueue import Request, enqueue_told
 from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.telemetry import tracing
 
@@ -171,12 +171,8 @@ def _key_scope(scope: str | None, key: str | None) -> str:
 
 async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
     async with db.write() as conn:
-        known = None
-        if request.key is not None:
-            known = (await conn.execute(same_key(request))).scalars().first()
         await refuse_misfit(conn, request.worker, request.payload)
-        run_id = await enqueue(conn, db.dialect, request, now)
-        return run_id, run_id != known
+        return await enqueue_told(conn, db.dialect, request, now)
 
 
 async def _note_what_it_waits_for(db: Database, worker: str, run_id: int) -> None:

@@ -258,7 +258,7 @@ class Heartbeat:
         silent = [node for node in lost if node not in gone]
         for node, reason in [(n, "its process has ended") for n in gone] + [(n, "it is silent") for n in silent]:
             async with db.write() as conn:
-                declared = await nodes.declare_lost(conn, node, self._clock.now(), reason)
+                declared = await nodes.declare_lost(conn, db.dialect, node, self._clock.now(), reason)
             if declared:
                 self._events.emit(e.NodeLost(node.id, reason))
         return bool(gone or silent)

@@ -15,6 +15,7 @@ import jobrunner.storage.workers.definitions as worker_store
 from jobrunner.errors import DatabaseError, DatabaseGone, SchemaAhead, SchemaError
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.liveness import heartbeat_patience, node_patience
+from jobrunner.runtime.alerting import Alerting
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import StopReason
 from jobrunner.runtime.blockers import LoopWatch
@@ -24,6 +25,7 @@ from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
 from jobrunner.runtime.housekeeper import Housekeeper
 from jobrunner.runtime.identity import new_identity
 from jobrunner.runtime.outage import Outage
+from jobrunner.runtime.pings import Pinger
 from jobrunner.runtime.registration import warnings_of
 from jobrunner.runtime.service_manager import ServiceManager
 from jobrunner.runtime.slots import Slots
@@ -95,6 +97,9 @@ class Node:
         self._housekeeper = Housekeeper(
             self.db, clock, self._outage, settings, self._slots, self._launcher, lambda: self.identity.id
         )
+        self._alerting = Alerting(self.db, clock, self._outage, settings, lambda: self.identity.id)
+        self._pinger = Pinger(events)
+        events.subscribe(self._pinger)
         self._ticker = self._new_ticker()
         self._heartbeat = self._new_heartbeat()
         self._on_crash = on_crash
@@ -123,7 +128,12 @@ class Node:
         self._ticker.note_round()  # it has not gone round while all this was made ready
         self._heartbeat.start()
         self._loop_watch.start()
-        for service in (self._ticker.run(), self._recorder.run(), *self._housekeeper.services()):
+        for service in (
+            self._ticker.run(),
+            self._recorder.run(),
+            *self._housekeeper.services(),
+            *self._alerting.services(),
+        ):
             self._run_service(service)
         self._events.emit(e.NodeStarted(self.identity.id, len(self._handlers), self.db.shown_url))
         self._service_manager.ready()
@@ -196,7 +206,7 @@ class Node:
         aside = SetAside(self._clock, self._events)
         keeper = Timekeeper(self.db, self._clock, self._events, interval)
         own = claimer, recorder, interval, free_slots, self._slots.begin, aside, keeper, self._slots.warn
-        return Ticker(self.db, self._clock, self._outage, *own)
+        return Ticker(self.db, self._clock, self._outage, *own, self._slots.timed)
 
     def _claimer(self) -> Claimer:
         return Claimer(self.identity.id, self._here())
@@ -324,6 +334,9 @@ class Node:
         await self._ticker.close()
         self._launcher.close()
         await self._heartbeat.stop()
+        await self._alerting.flush(STOP_GRACE_SECONDS)
+        self._events.unsubscribe(self._pinger)
+        await asyncio.to_thread(self._pinger.close, STOP_GRACE_SECONDS)
         for task in self._services:
             task.cancel()
         await asyncio.wait([*self._services], timeout=STOP_GRACE_SECONDS) if self._services else None
@@ -354,6 +367,7 @@ class Node:
         for task in self._services:
             task.cancel()
         await self._wakeups.stop()
+        self._events.unsubscribe(self._pinger)
         await self._ticker.close()
         self._launcher.close()
         if self.crashed is not None:  # it has joined

@@ -109,7 +109,7 @@ class Slots:
         run = attempt.claim.run
         attempt.tracing = processing = Processing(run)
         attempt.context.trace_context = processing.trace_context
-        self._events.emit(e.RunStarted(run, processing.ids))
+        self._events.emit(e.RunStarted(run, attempt.claim.config.ping, processing.ids))
         token = current_run.set((run, processing.ids))
         try:
             with processing.current():
@@ -160,6 +160,10 @@ class Slots:
     def warn(self, message: str) -> None:
         """Tell an operator."""
         self._events.emit(e.Warned(message))
+
+    def timed(self, what: str, since: float) -> None:
+        """Tell how long a part of the node's own work took, `since` a time on the node's monotonic clock."""
+        self._events.emit(e.Timed(what, self._clock.monotonic() - since))
 
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""

@@ -26,7 +26,7 @@ async def take_over(db: Database, here: NodeIdentity, clock: Clock, events: e.Ev
             continue
         async with db.write() as conn:
             reason = "its process has ended"
-            declared = await nodes.declare_lost(conn, other, clock.now(), reason)
+            declared = await nodes.declare_lost(conn, db.dialect, other, clock.now(), reason)
         if declared:
             events.emit(e.NodeLost(other.id, reason))
     now = clock.now()

@@ -110,6 +110,11 @@ class Triggers:
         is_one_statement = request.key is None
         return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
 
+    async def trigger_told(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> tuple[int, bool]:
+        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new."""
+        request = self._request(name, payload, **options)
+        return await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+
     async def trigger_many(
         self,
         name: str,

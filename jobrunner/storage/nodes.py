@@ -31,6 +31,7 @@ from jobrunner.policy.liveness import silent_seconds
 from jobrunner.storage.database import wakeups
 from jobrunner.storage.database.dialect import first_line
 from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.records.alerts import arise, node_lost
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.runs.finishes import Ended, Finished, finish_within
 from jobrunner.storage.schema.revisions import versions
@@ -204,7 +205,7 @@ async def others(conn: AsyncConnection, node_id: str) -> list[SeenNode]:
     return [SeenNode(*row) for row in await conn.execute(statement)]
 
 
-async def declare_lost(conn: AsyncConnection, node: SeenNode, now: datetime, reason: str) -> bool:
+async def declare_lost(conn: AsyncConnection, dialect: Dialect, node: SeenNode, now: datetime, reason: str) -> bool:
     """Declare `node` lost if it is still alive by its row and has not beaten since; say whether that was so."""
     n = t.nodes
     statement = (
@@ -215,6 +216,7 @@ async def declare_lost(conn: AsyncConnection, node: SeenNode, now: datetime, rea
     await conn.execute(sa.delete(t.node_handlers).where(t.node_handlers.c.node_id == node.id))
     detail = {"node_id": node.id, "hostname": node.hostname, "pid": node.pid, "reason": reason}
     await write_audits(conn, [audit_row("node_lost", None, detail, now)])
+    await arise(conn, dialect, [node_lost(node.id, node.hostname, node.pid, now, reason)])
     return True
 
 

@@ -74,7 +74,7 @@ def run_fields(run: Run, trace: TraceIds | None) -> dict[str, Any]:
 
 def _own(event: e.Event) -> dict[str, Any]:  # noqa: C901 - one case an event
     match event:
-        case e.RunStarted(run, trace):
+        case e.RunStarted(run, trace=trace):
             return run_fields(run, trace)
         case e.RunEnded():
             retry_at = None if event.retry_at is None else show_moment(event.retry_at)

@@ -46,9 +46,13 @@ class NodeStopped:
 
 @record
 class RunStarted:
-    """An attempt's code starts. `trace` is its span's, or its trigger's; None where nothing is traced."""
+    """An attempt's code starts. `ping` is the worker's URL that is told of it, if it has one.
+
+    `trace` is its span's, or its trigger's; None where nothing is traced.
+    """
 
     run: Run
+    ping: str | None = None
     trace: TraceIds | None = None
 
 
@@ -120,6 +124,14 @@ class LoopBlocked:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """How long a part of the node's own work took: `what` is `tick`, `claim` or `finish`, `seconds` on its clock."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something an operator should know, in a sentence."""
 
@@ -139,6 +151,7 @@ Event = (
     | NodeCrashed
     | NodeLost
     | LoopBlocked
+    | Timed
     | Warned
 )
 
@@ -156,6 +169,11 @@ class Events:
     def subscribe(self, subscriber: Callable[[Event], None]) -> None:
         """Add a subscriber; it may be called from any thread of the node."""
         self._subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Take a subscriber away, if it is there."""
+        with suppress(ValueError):
+            self._subscribers.remove(subscriber)
 
     def emit(self, event: Event) -> None:
         """Hand `event` to everyone."""

@@ -33,6 +33,18 @@ _REAL_TIME = f"{_TIME_SHAPE} AND datetime(substr({{c}}, 1, 19), '+0 days') IS su
 _LONGEST_SECONDS = 3162240000
 _MAX_COUNT, _MAX_BIG_COUNT, _MOST_ATTEMPTS = 2147483647, 4611686018427387904, 1000000000
 _TRIGGERS = ("schedule", "manual", "continuous", "replay")
+_ALERT_KINDS = (
+    "dead_letter",
+    "tripped",
+    "closed",
+    "failing",
+    "stalled",
+    "late",
+    "slow",
+    "no_node",
+    "node_lost",
+    "backlog",
+)
 _TRANSACTION = "(pg_current_xact_id()::text::bigint)"
 _MAX_PAYLOAD_BYTES = 1024 * 1024
 # Queues and counters: vacuum them early and at full speed, or their dead rows slow every tick down.
@@ -54,6 +66,7 @@ def upgrade() -> None:
     _create_dead_letters()
     _create_nodes()
     _create_audit_log()
+    _create_alerts()
     _create_bulk_operations()
     if _is_sqlite():
         _create_sqlite_triggers()
@@ -72,6 +85,9 @@ def downgrade() -> None:
         op.execute(f"DROP VIEW IF EXISTS {_p()}{view}")
     op.execute(f"DROP {'VIEW' if _is_sqlite() else 'TABLE'} IF EXISTS {_p()}claims")
     for table in (
+        "alert_deliveries",
+        "alerts",
+        "alert_rules",
         "bulk_operations",
         "audit_log",
         "node_handlers",
@@ -372,6 +388,8 @@ def _create_worker_state() -> None:
     _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
     _index("ix_worker_state_paused_until", "worker_state", "paused_until", where="paused_until IS NOT NULL")
     _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", where="next_run_at IS NOT NULL")
+    _index("ix_worker_state_disabled", "worker_state", "worker", where="NOT is_enabled")
+    _index("ix_worker_state_failing", "worker_state", "worker", where="consecutive_failures > 0")
     _index("ix_worker_state_waits_from", "worker_state", "waits_from", where="waits_from IS NOT NULL")
 
 
@@ -601,6 +619,7 @@ def _create_dead_letters() -> None:
     )
     _index("ix_dead_letters_worker", "dead_letters", "worker", "id")
     _index("ix_dead_letters_status", "dead_letters", "status", "id")
+    _index("ix_dead_letters_replay_run_id", "dead_letters", "replay_run_id", where="replay_run_id IS NOT NULL")
 
 
 def _create_nodes() -> None:
@@ -704,12 +723,98 @@ def _create_audit_log() -> None:
             "clock",
             "bulk",
             "upgrade",
+            "alert_add",
+            "alert_remove",
         ),
         _json_kind("audit_log", "detail"),
         *_real_times("audit_log", "at"),
         sqlite_autoincrement=True,
     )
     _index("ix_audit_log_worker", "audit_log", "worker", "id")
+
+
+def _create_alerts() -> None:
+    name_rule = (
+        "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'"
+        if _is_sqlite()
+        else "name ~ '^[A-Za-z0-9._-]{1,200}$'"
+    )
+    _table(
+        "alert_rules",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("kinds", _JSON, nullable=False),
+        sa.Column("workers", sa.Text, nullable=False, server_default="*"),
+        sa.Column("channel", _JSON, nullable=False),
+        sa.Column("repeat_seconds", _REAL, nullable=False, server_default="3600"),
+        sa.Column("backlog_runs", sa.Integer, nullable=False, server_default="1000"),
+        sa.Column("created_by", sa.Text, nullable=False),
+        sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("looked_at", _TIME),
+        sa.Column("looked_to", sa.Text, nullable=False, server_default=""),
+        sa.Column("sender", sa.Text),
+        _primary_key("alert_rules", "name"),
+        _check("alert_rules", "name", name_rule),
+        _json_kind("alert_rules", "kinds", "array"),
+        _json_kind("alert_rules", "channel"),
+        *_seconds("alert_rules", "repeat_seconds", above=True),
+        *_counts("alert_rules", 1, "backlog_runs"),
+        *_real_times("alert_rules", "created_at", "looked_at"),
+    )
+    _table(
+        "alerts",
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("worker", sa.Text),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("opened_at", _TIME, nullable=False),
+        sa.Column("last_at", _TIME, nullable=False),
+        sa.Column("closed_at", _TIME),
+        sa.Column("count", _BIG, nullable=False, server_default="1"),
+        sa.Column("summary", sa.Text, nullable=False),
+        sa.Column("recovered", sa.Text),
+        sa.Column("detail", _JSON, nullable=False, server_default="{}"),
+        sa.Column("clear_since", _TIME),
+        _primary_key("alerts", "id"),
+        _one_of("alerts", "kind", *_ALERT_KINDS),
+        *_counts("alerts", 1, "count", most=_MAX_BIG_COUNT),
+        _json_kind("alerts", "detail"),
+        *_real_times("alerts", "opened_at", "last_at", "closed_at", "clear_since"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_alerts_worker", "alerts", "worker", "id")
+    _index("uq_alerts_open", "alerts", "kind", "subject", where="closed_at IS NULL", unique=True)
+    _index("ix_alerts_open", "alerts", "id", where="closed_at IS NULL")
+    _index("ix_alerts_closed_at", "alerts", "closed_at", where="closed_at IS NOT NULL")
+    _table(
+        "alert_deliveries",
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("alert_id", _BIG, nullable=False),
+        sa.Column("rule", sa.Text, nullable=False),
+        sa.Column("message", sa.Text, nullable=False),
+        sa.Column("idempotency_key", sa.Text, nullable=False),
+        sa.Column("count", _BIG, nullable=False, server_default="1"),
+        sa.Column("body", _JSON),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("next_at", _TIME, nullable=False),
+        sa.Column("sent_at", _TIME),
+        sa.Column("given_up_at", _TIME),
+        sa.Column("last_error", sa.Text),
+        _primary_key("alert_deliveries", "id"),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_alert_deliveries_idempotency_key")),
+        _one_of("alert_deliveries", "message", "open", "repeat", "close"),
+        *_counts("alert_deliveries", 1, "count", most=_MAX_BIG_COUNT),
+        *_counts("alert_deliveries", 0, "attempts"),
+        _check("alert_deliveries", "one_end", "sent_at IS NULL OR given_up_at IS NULL"),
+        *_real_times("alert_deliveries", "created_at", "next_at", "sent_at", "given_up_at"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_alert_deliveries_alert_id", "alert_deliveries", "alert_id", "rule", "id")
+    waiting = "sent_at IS NULL AND given_up_at IS NULL"
+    _index("ix_alert_deliveries_waiting", "alert_deliveries", "rule", "id", where=waiting)
+    for once in ("open", "close"):
+        name, where = f"uq_alert_deliveries_{once}", f"message = '{once}'"
+        _index(name, "alert_deliveries", "alert_id", "rule", where=where, unique=True)
 
 
 # --- triggers -----------------------------------------------------------------------------------------------------

@@ -112,4 +112,5 @@ def test_the_wheel_carries_the_migrations_and_the_types(tmp_path):
     assert len(needed) > 2, "there is no migration"
     expected = {f"jobrunner/{path.relative_to(ROOT)}" for path in needed}
     expected |= {str(path.relative_to(ROOT)) for path in sources("jobrunner")} | {"jobrunner/py.typed"}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "jobrunner/grafana").iterdir()}
     assert expected - packed == set()

@@ -53,7 +53,7 @@ EVENTS: list[e.Event] = [
     e.NodeStarted("node-1", 3, "sqlite:///x.db"),
     e.NodeDraining("node-1", 2, 25.0),
     e.NodeStopped("node-1", 0),
-    e.RunStarted(RUN, TraceIds("a" * 32, "b" * 16)),
+    e.RunStarted(RUN, trace=TraceIds("a" * 32, "b" * 16)),
     e.RunEnded(RUN, FAILED, "exhausted", None),
     e.RunEnded(RUN, FAILED, None, NOW),
     e.RunEnded(RUN, Outcome(OutcomeKind.SUCCEEDED, NOW, duration_ms=1), "succeeded", None),

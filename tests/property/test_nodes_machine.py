@@ -182,7 +182,9 @@ class Machine(RuleBasedStateMachine):
 
         async def declare() -> bool:
             async with self.stage.db.write() as conn:
-                return await nodes.declare_lost(conn, self.seen[node], self.stage.now, "it is silent")
+                return await nodes.declare_lost(
+                    conn, self.stage.db.dialect, self.seen[node], self.stage.now, "it is silent"
+                )
 
         assert self.do(declare())
         self.state[node] = "lost"

@@ -225,7 +225,7 @@ async def test_what_changed_since_the_look_sends_it_the_long_way(stage: Stage, f
         stage.after(61)
     else:
         async with db.write() as conn:
-            assert await nodes.declare_lost(conn, replace(seen, id=NODE), stage.now, "for the test")
+            assert await nodes.declare_lost(conn, stage.db.dialect, replace(seen, id=NODE), stage.now, "for the test")
     turned = await turn(stage, fast_path, eligible)
     assert turned.has_other
     assert turned.runs == ()

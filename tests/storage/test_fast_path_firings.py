@@ -177,7 +177,7 @@ async def test_it_fires_nothing_when_something_has_changed(  # noqa: C901 - one 
         await stage.sql("INSERT INTO {p}worker_blocks (worker, blocks) VALUES ('a', 'b')")
     elif change == "lost":
         async with db.write() as conn:
-            assert await nodes.declare_lost(conn, seen, stage.now, "for the test")
+            assert await nodes.declare_lost(conn, stage.db.dialect, seen, stage.now, "for the test")
     elif change == "other run due":
         await stage.trigger("b")
     elif change == "other schedule due":

@@ -35,7 +35,7 @@ async def beat(stage: Stage, node: str) -> str | None:
 
 async def declare_lost(stage: Stage, node: nodes.SeenNode) -> bool:
     async with stage.db.write() as conn:
-        return await nodes.declare_lost(conn, node, stage.now, "it is silent")
+        return await nodes.declare_lost(conn, stage.db.dialect, node, stage.now, "it is silent")
 
 
 async def others(stage: Stage, node: str = "me") -> list[nodes.SeenNode]:

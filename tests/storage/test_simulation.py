@@ -138,7 +138,7 @@ class Simulation:
         """The node is gone with all it ran; the other declares it lost and rescues; it comes back under a new id."""
         seen = nodes.SeenNode(node.id, node.id, 4711, "boot", T0, 0)
         async with self.stage.db.write() as conn:
-            assert await nodes.declare_lost(conn, seen, self.stage.now, "it is silent")
+            assert await nodes.declare_lost(conn, self.stage.db.dialect, seen, self.stage.now, "it is silent")
         finished = await nodes.rescue(self.stage.db, self.stage.now, self.stage.now)
         assert {run.id for run, _ in finished.written} == set(node.held)
         held, node.held = list(node.held.values()), {}

@@ -133,6 +133,18 @@ def mixed(o: WorkerOrchestrator) -> None:
     o.register_worker("late", stubborn, max_running=3, timeout_seconds=0.3, **often)
 
 
+async def unlucky() -> None:
+    """Fail."""
+    raise ValueError("no luck")
+
+
+def failing(o: WorkerOrchestrator) -> None:
+    """Four workers of which each run fails, and opens the circuit."""
+    for number in range(4):
+        rules: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 0, "max_consecutive_failures": 1}
+        o.register_worker(f"fails-{number}", unlucky, **rules)
+
+
 SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
     "simple": simple,
     "clock": clock,
@@ -140,6 +152,7 @@ SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
     "old": old,
     "new": new,
     "mixed": mixed,
+    "failing": failing,
 }
 
 

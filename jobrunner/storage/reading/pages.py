@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.upcoming import Upcoming
 from jobrunner.storage.database.rowsets import same
+from jobrunner.storage.reading.incidents import list_incidents
 from jobrunner.storage.reading.status import planned_run, read_active, read_firings
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
@@ -72,6 +73,15 @@ def audit_pages(db: Database, worker: str | None, **narrowed: Any) -> AsyncItera
     return _pages(db, read)
 
 
+def alert_pages(db: Database, **narrowed: Any) -> AsyncIterator[list[Row]]:
+    """Yield all incidents, the newest first, narrowed as by `list_incidents`."""
+
+    def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
+        return list_incidents(conn, PAGE_ROWS, **narrowed, before_id=None if last is None else last["id"])
+
+    return _pages(db, read)
+
+
 async def run_pages(db: Database, worker: str | None) -> AsyncIterator[list[Row]]:
     """Yield all live runs: the active ones by start, then those that wait by due time. Raises `WorkerNotFound`."""
     async with db.peek() as conn:
@@ -82,12 +92,16 @@ async def run_pages(db: Database, worker: str | None) -> AsyncIterator[list[Row]
             rows = (await conn.execute(sa.select(t.runs).where(t.runs.c.id.in_(some)))).mappings()
             found = {row["id"]: dict(row) for row in rows}
         yield [found[run_id] for run_id in some if run_id in found and found[run_id]["slot"] is not None]
-    async for page in _pages(db, lambda conn, last: _read_waiting(conn, worker, last)):
+    async for page in _pages(db, lambda conn, last: read_waiting_after(conn, worker, last)):
         yield page
 
 
-async def _read_waiting(
-    conn: AsyncConnection, worker: str | None, last: Row | None, until: datetime | None = None
+async def read_waiting_after(
+    conn: AsyncConnection,
+    worker: str | None,
+    last: Row | None,
+    limit: int = PAGE_ROWS,
+    until: datetime | None = None,
 ) -> list[Row]:
     """Read the next waiting runs in the order of (due_at, id): the rest of those due with the last, then later ones.
 
@@ -97,11 +111,11 @@ async def _read_waiting(
     rows: list[Row] = []
     if last is not None and "id" in last:
         at_once = (r.c.due_at == last["due_at"], r.c.id > last["id"])
-        rows = await _first(conn, worker, at_once, PAGE_ROWS)
-    if len(rows) < PAGE_ROWS:
+        rows = await _first(conn, worker, at_once, limit)
+    if len(rows) < limit:
         later = [] if last is None else [r.c.due_at > last["due_at"]]
         later += [] if until is None else [r.c.due_at <= until]
-        rows += await _first(conn, worker, later, PAGE_ROWS - len(rows))
+        rows += await _first(conn, worker, later, limit - len(rows))
     return rows
 
 
@@ -146,7 +160,8 @@ async def upcoming_pages(
     page: list[Upcoming] = []
 
     async def planned() -> AsyncIterator[list[Row]]:
-        async for rows in _pages(db, lambda conn, last: _read_waiting(conn, worker, last or {"due_at": now}, until)):
+        first = {"due_at": now}
+        async for rows in _pages(db, lambda conn, last: read_waiting_after(conn, worker, last or first, until=until)):
             yield rows
 
     async for rows in planned():

@@ -142,6 +142,15 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
     raise Refused(f"the run with key {request.key!r} comes and goes faster than it can be read; try again")
 
 
+async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> tuple[int, bool]:
+    """Do the same, and say whether the run is new. Raises as `enqueue`."""
+    known = None
+    if request.key is not None:
+        known = (await conn.execute(same_key(request))).scalars().first()
+    run_id = await enqueue(conn, dialect, request, now)
+    return run_id, run_id != known
+
+
 _CHUNK_ROWS, _CHUNK_BYTES = 5000, 8 * 1024 * 1024
 WORKERS_OWN = "null"
 """In place of a payload's text: the worker's own."""

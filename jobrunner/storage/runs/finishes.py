@@ -34,6 +34,7 @@ from jobrunner.model.record import record
 from jobrunner.model.run import USES_UP_AN_ATTEMPT, Run
 from jobrunner.policy.transitions import Finish, decide_finish
 from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.records.alerts import arise, happened_at_ends
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.history import attempt_row, missed_row, outcome_error, storable_outcome
 from jobrunner.storage.tables import define as t
@@ -256,6 +257,7 @@ async def _write(conn: AsyncConnection, dialect: Dialect, batch: _Batch) -> None
         await conn.execute(dialect.insert(t.dead_letters).on_conflict_do_nothing(), letters)
     await conn.execute(write_state_statement(), [state_values(batch.states[name]) for name in sorted(batch.states)])
     await write_audits(conn, batch.audits)
+    await arise(conn, dialect, happened_at_ends(batch.written))
 
 
 def _agree(found: int, expected: int) -> None:

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.retention import Limits, limits, may_go
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.alert_tables import IS_WAITING
 from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import UtcDateTime
@@ -47,6 +48,7 @@ class Pruned:
     dead_letters: int = 0
     nodes: int = 0
     audit_log: int = 0
+    alerts: int = 0
     is_complete: bool = True
 
 
@@ -83,6 +85,7 @@ async def prune(
         ("dead_letters", _prune_letters),
         ("nodes", _prune_nodes),
         ("audit_log", _prune_audit),
+        ("alerts", _prune_alerts),
     ]
     for table, prune_table in parts:
         try:
@@ -228,6 +231,22 @@ async def _prune_nodes(db: Database, limit: Limits, batch: int) -> Any:
             ids = (await conn.execute(old)).scalars().all()
             await conn.execute(sa.delete(h).where(h.c.node_id.in_(ids)))
             await conn.execute(sa.delete(n).where(n.c.id.in_(ids)))
+        yield len(ids)
+        if len(ids) < batch:
+            return
+
+
+async def _prune_alerts(db: Database, limit: Limits, batch: int) -> Any:
+    """Delete incidents that closed long ago, with their messages, unless one of these still waits to be sent."""
+    a, d = t.alerts, t.alert_deliveries
+    waits = sa.exists().where(d.c.alert_id == a.c.id, sa.literal_column(IS_WAITING))
+    old = sa.select(a.c.id).where(a.c.closed_at < limit.failures, sa.not_(waits)).order_by(a.c.closed_at).limit(batch)
+    while True:
+        async with db.write(is_long=True) as conn:
+            await _locked(db, conn)
+            ids = (await conn.execute(old)).scalars().all()
+            await conn.execute(sa.delete(d).where(d.c.alert_id.in_(ids)))
+            await conn.execute(sa.delete(a).where(a.c.id.in_(ids)))
         yield len(ids)
         if len(ids) < batch:
             return

@@ -39,6 +39,9 @@ _CHANGED_BY_OPERATORS = (
     "runs",
     "dead_letters",
     "claims",
+    "alert_rules",
+    "alerts",
+    "alert_deliveries",
     "bulk_operations",
 )
 _WRITTEN_BY_OPERATORS = ("run_history", "audit_log")

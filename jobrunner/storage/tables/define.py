@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from jobrunner.model.limits import LONGEST_SECONDS, MAX_BIG_COUNT, MAX_COUNT
 from jobrunner.model.run import MOST_ATTEMPTS, RunState, Trigger
 from jobrunner.model.worker import CircuitState, DependencyCondition, Isolation, Misfire, WorkerExecutionMode
+from jobrunner.storage.tables.alert_tables import alert_deliveries, alert_rules, alerts
 from jobrunner.storage.tables.bulk_table import bulk_operations
 from jobrunner.storage.tables.constraints import (
     LONGEST_KEY,
@@ -33,6 +34,9 @@ __all__ = [
     "HAS_LEFT",
     "NOW",
     "SCHEMA_TOKEN",
+    "alert_deliveries",
+    "alert_rules",
+    "alerts",
     "audit_log",
     "bulk_operations",
     "dead_letters",
@@ -215,6 +219,9 @@ partial_index(
 partial_index("ix_worker_state_probe_at", worker_state.c.probe_at, where="probe_at IS NOT NULL")
 partial_index("ix_worker_state_paused_until", worker_state.c.paused_until, where="paused_until IS NOT NULL")
 partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="next_run_at IS NOT NULL")
+# For who asks what is wrong: most workers are in neither.
+partial_index("ix_worker_state_disabled", worker_state.c.worker, where="NOT is_enabled")
+partial_index("ix_worker_state_failing", worker_state.c.worker, where="consecutive_failures > 0")
 
 runs = sa.Table(
     "runs",

@@ -1,0 +1,1 @@
+"""Where alerts go: a webhook, a command, an Apprise URL."""

@@ -1,0 +1,1 @@
+"""Alerts: the rules, the look for incidents that last, and the outbox of messages."""
