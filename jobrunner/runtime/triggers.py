@@ -111,9 +111,16 @@ class Triggers:
         return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
 
     async def trigger_told(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> tuple[int, bool]:
-        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new."""
+        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new.
+
+        What does not fit the handler is refused also where this process has no code of it.
+        """
         request = self._request(name, payload, **options)
-        return await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+        with tracing.sending(tracing.tracer(), name) as sending:
+            request = replace(request, trace_context=sending.trace_context)
+            run_id, is_new = await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+            sending.sent([run_id])
+        return run_id, is_new
 
     async def trigger_many(
         self,
