@@ -14,7 +14,6 @@ from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
 from jobrunner.storage.workers.near import naming_a_near_one
-from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.storage.workers.registering import register_missing
 from jobrunner.telemetry import tracing
 
@@ -117,15 +116,12 @@ class Triggers:
         """Do `trigger_worker` for somebody else; return the run's id, and whether it is new.
 
         Options as there, but for `connection`. `caller` is the trace in which it was asked for, a W3C `traceparent`.
-        Of a worker whose code is elsewhere the payload is checked by what its node has said of it.
+        What does not fit the handler is refused also where this process has no code of it.
         """
         request = self._request(name, payload, **options)
-        if name not in self._handlers:
-            async with self._database() as db, db.peek() as conn:
-                await refuse_misfit(conn, name, request.payload)
         with tracing.sending(tracing.tracer(), name, caller) as sending:
-            traced = replace(request, trace_context=sending.trace_context)
-            run_id, is_new = await self._write(None, enqueue.enqueue_told, traced, self._clock.now())
+            request = replace(request, trace_context=sending.trace_context)
+            run_id, is_new = await self._write(None, enqueue.enqueue_told, request, self._clock.now())
             sending.sent([run_id])
         return run_id, is_new
 
