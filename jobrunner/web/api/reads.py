@@ -15,11 +15,11 @@ from jobrunner.policy.filters import parse_filter
 from jobrunner.policy.hidden import masked_row
 from jobrunner.runtime.moments import read_span
 from jobrunner.storage import bulk
-from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import incidents
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.hidden import read_all_hidden
+from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.search import search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
