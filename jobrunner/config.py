@@ -10,6 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
@@ -76,6 +77,23 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(_text(pattern) for pattern in given)
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple | set | frozenset) or not given:
+        raise InvalidSetting("must be one or more of them, with commas between")
+    return tuple(_text(each) for each in given)
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    networks = _texts(value)
+    for network in networks:
+        try:
+            ip_network(network, strict=False)
+        except ValueError:
+            raise InvalidSetting(f"{network!r} is no address or network; write 10.0.0.7 or 10.0.0.0/8") from None
+    return networks
+
+
 def _web_url(value: object) -> str:
     url = _text(value)
     if not url.startswith(("http://", "https://")) or "@" in url or not url.isprintable():
@@ -111,9 +129,12 @@ class Settings:
     """What a process of jobrunner is told from outside; make one with `load`.
 
     `workers` are patterns of the workers that a node runs, None for all: a list, or text with commas. `pooler` is
-    `transaction` behind a transaction-pooling proxy, else None. Nodes look for incidents every `alert_interval`, and
-    close one that has been over for `alert_calm`; `http_url` is where the console is, for links to it. The database's
-    URL (it may hold a password) and the token are left out of the repr.
+    `transaction` behind a transaction-pooling proxy, else None. `http` is where a node answers HTTP, `HOST:PORT`; None:
+    nowhere. Behind the proxies `http_proxies` (addresses or networks) the header `http_user_header` names the person,
+    who may do what `http_user_level` says. `http_hosts` are names that this server is called by, beside addresses and
+    its own; `http_url` is where people find it, for links. Nodes look for incidents every `alert_interval`, and close
+    one that has been over for `alert_calm`. The database's URL (it may hold a password) and the tokens are left out of
+    the repr.
     """
 
     database_url: str = _setting(DEFAULT_DATABASE_URL, _text, is_secret=True)
@@ -129,11 +150,20 @@ class Settings:
     workers: tuple[str, ...] | None = _setting(None, _patterns)
     history_days: float = _setting(30.0, _days)
     failure_days: float = _setting(90.0, _days)
+    http: str | None = _setting(None, _text)
     alert_interval: float = _setting(5.0, _positive_seconds)
     alert_calm: float = _setting(30.0, _seconds)
     http_url: str | None = _setting(None, _web_url)
     http_token: str | None = _setting(None, _text, is_secret=True)
+    http_operate_token: str | None = _setting(None, _text, is_secret=True)
+    http_read_token: str | None = _setting(None, _text, is_secret=True)
+    http_user_header: str | None = _setting(None, _text)
+    http_user_level: str = _setting("operate", _one_of("read", "operate", "admin"))
+    http_proxies: tuple[str, ...] = _setting((), _networks)
+    http_hosts: tuple[str, ...] = _setting((), _texts)
+    metrics_db: bool = _setting(True, _flag)
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", _one_of("text", "json"))
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:

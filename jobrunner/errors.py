@@ -72,6 +72,20 @@ class ModuleNotUsable(UsageError):
     """`jobrunner run MODULE` or `register MODULE` was given one that does not import or holds no orchestrator."""
 
 
+class MissingExtra(JobrunnerError, ImportError):
+    """A part of jobrunner is used whose packages are not installed; `extra` names the set of them."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed; run: pip install 'jobrunner[{extra}]'")
+        self.extra = extra
+
+
+class CannotListen(JobrunnerError):
+    """The address cannot be listened on: it is in use, or not this machine's."""
+
+
 class NotFound(JobrunnerError, LookupError):
     """What was named does not exist."""
 
@@ -86,6 +100,14 @@ class WorkerNotFound(NotFound):
         super().__init__(f"no worker named {worker!r}; {advice or '`jobrunner admin list` shows the names'}")
         self.worker = worker
         self.is_advised = advice is not None
+
+
+class NoWorkerFits(NotFound):
+    """A pattern of names fits no worker."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(f"no worker's name fits {pattern!r}; `jobrunner admin list` shows the names")
+        self.pattern = pattern
 
 
 class RunNotFound(NotFound):

@@ -9,133 +9,31 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.admin_cancel import cancel
-from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason, Since, WorkerFilter, WorkerName
-from jobrunner.cli.inputs import read_assignments, read_duration, read_past, read_time, require_one
+from jobrunner.cli.admin_switches import disable, enable, pause, resume
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
+from jobrunner.cli.inputs import read_assignments, read_past
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
-from jobrunner.cli.status import show_schedule, show_switch
+from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
-from jobrunner.policy.missed import show_end_of_pause
-from jobrunner.policy.switches import end_of_pause
 from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading.pages import audit_pages
-from jobrunner.storage.reading.status import all_names, read_status, read_worker, require_workers
+from jobrunner.storage.reading.status import read_status, read_worker
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
     from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None, help="Change workers and runs; every change is written to the audit log.")
 app.command("add")(add)
 app.command("cancel")(cancel)
-
-WorkerNames = Annotated[list[str] | None, typer.Argument(metavar="[WORKER]...", help="The workers' names.")]
-All = Annotated[bool, typer.Option("--all", help="Every worker there is.")]
-
-
-def _each(
-    ctx: typer.Context,
-    database_url: str | None,
-    names: Sequence[str] | None,
-    is_all: bool,
-    change: Callable[[Database, str], Awaitable[Any]],
-    said: str,
-) -> None:
-    """Change each worker in a transaction of its own; if one of the names is unknown, none."""
-    require_one(bool(names), is_all, "give the names of workers, or --all for every one")
-
-    async def work(db: Database) -> None:
-        distinct = list(dict.fromkeys(names or ()))
-        async with db.peek() as conn:
-            if is_all:
-                distinct = await all_names(conn)
-            await require_workers(conn, db.dialect, distinct)
-        if not distinct:
-            say("there is no worker")
-        for name in distinct:
-            await change(db, name)
-            say(f"{said} {name}")
-
-    context.with_database(ctx, database_url, work, Access.WRITE)
-
-
-@app.command("enable")
-def enable(
-    ctx: typer.Context,
-    names: WorkerNames = None,
-    is_all: All = False,
-    actor: Actor = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Enable workers: zero the failure streak, close the circuit."""
-    who = context.actor_of(actor)
-    _each(ctx, database_url, names, is_all, lambda db, name: operations.enable(db, name, context.now(), who), "enabled")
-
-
-@app.command("disable")
-def disable(
-    ctx: typer.Context,
-    names: WorkerNames = None,
-    is_all: All = False,
-    reason: Reason = None,
-    actor: Actor = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Disable workers: nothing of them starts until they are enabled; what runs may end.
-
-    One that an operator has disabled before keeps its reason, unless another is given.
-    """
-    who = context.actor_of(actor)
-
-    async def change(db: Database, name: str) -> None:
-        await operations.disable(db, name, context.now(), who, reason)
-
-    _each(ctx, database_url, names, is_all, change, "disabled")
-
-
-@app.command("pause")
-def pause(
-    ctx: typer.Context,
-    names: WorkerNames = None,
-    is_all: All = False,
-    duration: Annotated[str | None, typer.Option("--for", metavar="DURATION", help="So long, such as 2h.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Until then: ISO 8601, UTC without a zone.")] = None,
-    reason: Reason = None,
-    actor: Actor = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Pause workers; without --for and --until, until they are resumed."""
-    who, end = context.actor_of(actor), _pause_end(duration, until, context.now())
-
-    async def change(db: Database, name: str) -> None:
-        await operations.pause(db, name, context.now(), who, end, reason, is_length=duration is not None)
-
-    _each(ctx, database_url, names, is_all, change, f"paused {show_end_of_pause(end)}:")
-
-
-def _pause_end(duration: str | None, until: str | None, now: datetime) -> datetime:
-    if duration is not None and until is not None:
-        raise UsageError("--for and --until are both given; keep one")
-    return end_of_pause(now, read_duration("--for", duration), read_time("--until", until))
-
-
-@app.command("resume")
-def resume(
-    ctx: typer.Context,
-    names: WorkerNames = None,
-    is_all: All = False,
-    actor: Actor = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """End the pause of workers now."""
-    who = context.actor_of(actor)
-    _each(ctx, database_url, names, is_all, lambda db, name: operations.resume(db, name, context.now(), who), "resumed")
+for turn in (enable, disable, pause, resume):
+    app.command(turn.__name__)(turn)
 
 
 @app.command("set")
@@ -213,11 +111,11 @@ def list_workers(ctx: typer.Context, as_json: AsJson = False, database_url: Data
         async with db.read() as conn:
             return await read_status(conn)
 
-    rows, now = context.with_database(ctx, database_url, read), context.now()
+    rows = context.with_database(ctx, database_url, read)
     shown = [
         *columns("name"),
         Column("schedule", "schedule", show_schedule, importance=7),
-        Column("state", "state", lambda row: show_switch(row, now)),
+        Column("health", "health", show_health),
         priority(importance=5),
         *columns("max_running", "timeout_seconds", "max_retries", importance=4),
         *columns("isolation", importance=3),

@@ -13,7 +13,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority
 from jobrunner.cli.output import note, say
-from jobrunner.cli.status import show_schedule
+from jobrunner.cli.standing import show_schedule
 from jobrunner.errors import InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition, check_name

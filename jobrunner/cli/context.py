@@ -58,6 +58,7 @@ _WHEN = (
 )
 Since = Annotated[str | None, typer.Option(metavar="WHEN", help=f"Only what was since then: {_WHEN}.")]
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Only what was until then, given in the same ways.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, however many it is.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]
 
 

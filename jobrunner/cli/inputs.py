@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from jobrunner.cli.output import note
 from jobrunner.errors import InvalidPayload, InvalidSetting, InvalidWorker, UsageError
 from jobrunner.policy import definitions
@@ -87,6 +89,18 @@ def require_one(is_first: bool, is_second: bool, advice: str) -> None:
     """Raise `UsageError` unless one of two ways to name things was taken; `advice` names both."""
     if is_first == is_second:
         raise UsageError(f"{advice}, not both" if is_first else advice)
+
+
+def ask_or_refuse(verb: str, what: str) -> None:
+    """Ask on a terminal whether what is about to be done shall be; go on only after a yes.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        typer.Abort: the answer was no.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"this would {verb} {what}, and there is nobody to ask; pass --yes")
+    typer.confirm(f"{verb.capitalize()} {what}?", abort=True, err=True)
 
 
 def read_past(option: str, given: str | None, now: datetime) -> datetime | None:

@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": ("demo", "Run the bundled example on a fresh SQLite file."),
     "run": ("run", "Start a node: run the workers of MODULE until told to stop."),
+    "serve": ("serve", "Answer HTTP for a database: probes, metrics and the API, without a node."),
     "register": ("register", "Write the definitions of MODULE's workers, without running any: for a deploy."),
-    "status": ("status", "Show the workers and how they stand, or one of them."),
+    "status": ("standing", "Show the workers and how they stand, the worst first, or one of them."),
+    "watch": ("watch", "Show how all stands, again and again: what is wrong, runs, has ended, fires next."),
     "runs": ("status", "Show the live runs: those that run, then those that wait."),
+    "show": (
+        "show",
+        "Show all there is about a run, live or ended: its attempts, errors, output, result, and its dead letter.",
+    ),
     "history": ("history", "Show what ended, the newest first."),
     "trigger": ("trigger", "Make a run of a worker, now or later."),
     "explain": ("status", "Show every gate a worker's run must pass, open or shut, and why."),

@@ -23,7 +23,7 @@ from jobrunner.cli import context
 from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
-from jobrunner.policy.words import short_time, show_moment
+from jobrunner.policy.words import short_time, show_age, show_moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -47,6 +47,11 @@ def in_zone(moment: datetime | None, timezone: str) -> InZone | None:
     return None if moment is None else InZone(moment, timezone)
 
 
+def age(key: str, title: str, now: datetime, importance: int) -> Column:
+    """Return the column of how far a time lies from `now`: `in 4 min`, `2 h ago`."""
+    return Column(key, title, lambda row: None if row[key] is None else show_age(row[key], now), importance)
+
+
 def priority(importance: int) -> Column:
     """Return the column of a priority: its name, where JSON has the number."""
     return Column("priority", "priority", lambda row: show_field("priority", row["priority"]), importance)
@@ -60,11 +65,23 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
     if not rows:
         say(empty)
         return
-    values = [[row.get(column.key) if column.show is None else column.show(row) for column in shown] for row in rows]
+    values = _values(rows, shown)
     if sys.stdout.isatty():
-        _draw(shown, values)
+        for line in _drawn(shown, values, _columns()):
+            say(line)
+        if any(isinstance(value, datetime | InZone) for row in values for value in row):
+            say(_painter()(None, "times are UTC"))
     else:
         _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
+
+
+def draw_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], width: int) -> list[str]:
+    """Return the lines of a table as a terminal of that width shows it; its times are UTC and do not say so."""
+    return _drawn(shown, _values(rows, shown), width)
+
+
+def _values(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column]) -> list[list[Any]]:
+    return [[row.get(column.key) if column.show is None else column.show(row) for column in shown] for row in rows]
 
 
 def show_one(row: Mapping[str, Any], *, as_json: bool, timezone: str = "UTC") -> None:
@@ -294,16 +311,16 @@ def _align(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _draw(shown: Sequence[Column], values: Sequence[Sequence[Any]]) -> None:
+def _drawn(shown: Sequence[Column], values: Sequence[Sequence[Any]], width: int) -> list[str]:
     from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
     now = context.now()
     cells = [_cells(shown, row, lambda moment, timezone: short_time(moment, now, timezone)) for row in values]
-    paint = plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
-    for line in lay_out(shown, cells, _columns(), cell_len, paint):
-        say(line)
-    if any(isinstance(value, datetime | InZone) for row in values for value in row):
-        say(paint(None, "times are UTC"))
+    return lay_out(shown, cells, width, cell_len, _painter())
+
+
+def _painter() -> Callable[[Column | None, str], str]:
+    return plain if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else _paint
 
 
 def _paint(column: Column | None, text: str) -> str:
@@ -313,7 +330,7 @@ def _paint(column: Column | None, text: str) -> str:
     return text if color is None else typer.style(text, fg=color)
 
 
-_STYLED = frozenset({"state", "outcome", "ends_run", "last_run_outcome", "open", "status"})
+_STYLED = frozenset({"state", "health", "outcome", "ends_run", "last_run_outcome", "open", "status"})
 _COLORS = {
     "succeeded": "green",
     "open": "green",
@@ -328,4 +345,13 @@ _COLORS = {
     "disabled": "red",
     "missed": "yellow",
     "paused": "yellow",
+    "half open": "yellow",
+    "no state": "red",
+    "failing": "red",
+    "stalled": "red",
+    "late": "yellow",
+    "slow": "yellow",
+    "no node": "red",
+    "degraded": "yellow",
+    "healthy": "green",
 }

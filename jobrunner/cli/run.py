@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +10,12 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl, Module
 from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.listening import HttpAddress, beside_node
 from jobrunner.cli.loading import load_orchestrator
+from jobrunner.cli.log_output import set_up_logging
 from jobrunner.cli.output import note
+from jobrunner.cli.reloading import run_reloading
+from jobrunner.errors import UsageError
 from jobrunner.model.run import EndsRun
 from jobrunner.policy.words import counted
 from jobrunner.runtime.first import stand_aside_if_first
@@ -66,6 +67,13 @@ def run(
             help="jobrunner's own: DEBUG, INFO, WARNING, ERROR or CRITICAL; else the program's, or INFO.",
         ),
     ] = None,
+    http: HttpAddress = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="json: an object a line, for programs; else text.")
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For developing: start again when a .py file of this folder changes.")
+    ] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Start a node: run the workers of MODULE until told to stop.
@@ -74,6 +82,10 @@ def run(
     by itself. Exits with 0 when it was told to stop or, with --until-idle, when there is nothing left to do; with 5 if
     with --until-idle a run of this node was exhausted: all its attempts failed.
     """
+    if reload:
+        if until_idle:
+            raise UsageError("--reload and --until-idle are both given; keep one")
+        raise typer.Exit(run_reloading(ctx, database_url))
     stand_aside_if_first()
     explicit: dict[str, Any] = {
         "database_url": context.given_url(ctx, database_url),
@@ -84,16 +96,19 @@ def run(
         "allow_commands": True if allow_commands else None,
         "workers": workers or None,
         "log_level": log_level,
+        "http": http,
+        "log_format": log_format,
     }
     settings = context.load_settings(ctx, **explicit)
     orchestrator = load_orchestrator(module)
     is_said = log_level is not None or bool(os.environ.get("JOBRUNNER_LOG_LEVEL", "").strip())
-    set_up_logging(settings.log_level, is_said=is_said)
+    set_up_logging(settings.log_level, is_said=is_said, log_format=settings.log_format)
     orchestrator.configure(**explicit)
     exhausted = _count_exhausted(orchestrator)
     orchestrator.events.subscribe(_on_event)
-    set_aside_what_is_loaded()
-    context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
+    with beside_node(orchestrator):
+        set_aside_what_is_loaded()
+        context.run_async(orchestrator.run(until_idle=until_idle, migrate=migrate))
     if until_idle and exhausted:
         note(f"{counted(len(exhausted), 'run')} exhausted; `jobrunner dead-letters list` shows them")
         raise typer.Exit(EXHAUSTED)
@@ -115,35 +130,3 @@ def _on_event(event: e.Event) -> None:
     """Set aside what the start has loaded, too: statements, mostly, which live as long as the node."""
     if isinstance(event, e.NodeStarted):
         set_aside_what_is_loaded()
-
-
-class _OneLine(logging.Formatter):
-    """`2026-03-01T12:00:00.123Z INFO jobrunner: …`: a record is a line, whatever its message holds."""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - its name
-        """Return the record's time, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(record.created, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line; of a traceback, the lines one after the other."""
-        lines = super().format(record).splitlines()
-        line = " | ".join(line.strip() for line in lines if line.strip())
-        return line if line.isprintable() else "".join(c if c.isprintable() else " " for c in line)
-
-
-def set_up_logging(level: str, *, is_said: bool) -> None:
-    """Write log records to stderr, one line each, as far as the program has not set up logging itself.
-
-    A handler of the program's, or a level, is its own decision and stays. `level` is that of jobrunner's logger: the
-    usual one where the program has decided nothing, and in any case one that was asked for (`is_said`).
-    """
-    log, ours = logging.getLogger(), logging.getLogger("jobrunner")
-    has_handlers = bool(log.handlers or ours.handlers)
-    has_level = log.level != logging.WARNING or ours.level != logging.NOTSET
-    if not has_handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
-    if is_said or not (has_handlers or has_level):
-        ours.setLevel(level)

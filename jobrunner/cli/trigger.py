@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,9 @@ from jobrunner.storage.reading.explain import why_waits
 from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
-from jobrunner.storage.runs.enqueue import Request, enqueue, same_key
+from jobrunner.storage.runs.enqueue import Request, enqueue_told
+from jobrunner.storage.workers.payloads import refuse_misfit
+from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +63,10 @@ def trigger(
     wait_timeout: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="With --wait: at most so long, such as 5m; exit 1 then, and the run stays."
+            "--timeout",
+            "--wait-timeout",
+            metavar="DURATION",
+            help="With --wait: at most so long, such as 30 or 5m; exit 1 then, and the run stays.",
         ),
     ] = None,
     force: Annotated[
@@ -86,7 +93,10 @@ def trigger(
     )
 
     async def work(db: Database) -> dict[str, Any] | None:
-        run_id, is_new = await _enqueue(db, request, now)
+        caller = tracing.in_environment(os.environ)
+        with tracing.sending(tracing.tracer(), worker, caller) as sending:
+            run_id, is_new = await _enqueue(db, replace(request, trace_context=sending.trace_context), now)
+            sending.sent([run_id])
         waits_for.extend([run_id] if wait else [])
         if not as_json:
             say_folded(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
@@ -132,8 +142,8 @@ def _telling_of(waits_for: list[int], worker: str) -> Iterator[None]:
 
 def _wait_seconds(given: str | None, *, wait: bool) -> float | None:
     if given is not None and not wait:
-        raise UsageError("--wait-timeout needs --wait")
-    return read_duration("--wait-timeout", given)
+        raise UsageError("--timeout needs --wait")
+    return read_duration("--timeout", given)
 
 
 def _stays(run_id: int, worker: str, after: str = "") -> str:
@@ -161,11 +171,8 @@ def _key_scope(scope: str | None, key: str | None) -> str:
 
 async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
     async with db.write() as conn:
-        known = None
-        if request.key is not None:
-            known = (await conn.execute(same_key(request))).scalars().first()
-        run_id = await enqueue(conn, db.dialect, request, now)
-        return run_id, run_id != known
+        await refuse_misfit(conn, request.worker, request.payload)
+        return await enqueue_told(conn, db.dialect, request, now)
 
 
 async def _note_what_it_waits_for(db: Database, worker: str, run_id: int) -> None:

@@ -85,3 +85,4 @@ class HistoryRow:
     output: str | None
     occurrences: int | None
     node_id: str | None
+    trace_context: str | None

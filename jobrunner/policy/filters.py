@@ -175,12 +175,20 @@ def _read(key: str, given: list[str], now: datetime, local: datetime | None) -> 
                 raise UsageError(f"{key}:{value}: {did_you_mean(value, _CHOICES[key])}")
         return values
     if key == "worker":
-        for value in values:
-            if not _PATTERN.match(value):
-                raise UsageError(f"worker:{value}: a name or a pattern is of letters, digits, '.', '_', '-' and *")
-        return values
+        return tuple(check_pattern(value, "worker:") for value in values)
     numbers = {item.name for item in fields(Filter) if "int" in str(item.type)}
     return tuple(_number(key, value) for value in values) if key in numbers else values
+
+
+def check_pattern(value: str, said_before: str = "") -> str:
+    """Return a worker's name, or a pattern with `*`.
+
+    Raises:
+        UsageError: it can be neither; the message begins with `said_before` and the value.
+    """
+    if not _PATTERN.match(value):
+        raise UsageError(f"{said_before}{value}: a name or a pattern is of letters, digits, '.', '_', '-' and *")
+    return value
 
 
 def _number(key: str, value: str) -> int:

@@ -72,6 +72,17 @@ def show_pause(state: WorkerState, until: datetime, timezone: str = "UTC") -> st
     return f"{said}: {state.paused_reason}" if state.paused_reason else said
 
 
+def kind_of(reason: str) -> str:
+    """Return why times were missed in one of a few words, for a metric, whose labels must be few.
+
+    `disabled`, `paused`, `no_node`, or `not_started`: the worker was on, and something else kept it.
+    """
+    for beginning, kind in (("disabled", "disabled"), ("switched off", "disabled"), ("paused", "paused")):
+        if reason.startswith(beginning):
+            return kind
+    return "no_node" if reason.startswith(NO_NODE) else "not_started"
+
+
 def passed_while_off(state: WorkerState, config: WorkerConfig, now: datetime) -> tuple[Missed, ...]:
     """Count the times that have passed while the worker was off and are in no row yet; none, or one row.
 

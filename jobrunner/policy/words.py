@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from jobrunner.policy.zones import zone_or_utc
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _FAR_DAYS = 180  # from here on a date is said with its year
 _LONGEST_ERROR = 200
+_UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"))
+"""From how many seconds on a time is told in a unit, and how many it has: `90 min ago` says more than `1 h ago`."""
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Return `1 run`, `2 runs`; `many` where an s is not enough."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the names in a list, the first `most` of them: `a, b, c and 7 others`."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} others"
 
 
 def show_time(moment: datetime, timezone: str = "UTC", *, today: datetime | None = None) -> str:
@@ -64,6 +77,19 @@ def short_time(moment: datetime, now: datetime, timezone: str = "UTC") -> str:
     if abs(days) >= _FAR_DAYS:
         shown = f"{there:%Y-%m-%d %H:%M}"
     return f"{shown} {there:%Z}" if is_local else shown
+
+
+def show_age(moment: datetime, now: datetime) -> str:
+    """Return how far a time lies from `now`, in its largest unit: `in 4 min`, `2 h ago`, `now`.
+
+    The number is rounded down, so that what is said to be due in 4 min is not due earlier.
+    """
+    seconds = (moment - now).total_seconds()
+    size, unit = next(((size, unit) for least, size, unit in _UNITS if abs(seconds) >= least), (0, ""))
+    if not unit:
+        return "now"
+    said = f"{int(abs(seconds) // size)} {unit}"
+    return f"in {said}" if seconds > 0 else f"{said} ago"
 
 
 def first_line(text: str) -> str:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.timeouts import Timeouts
     from jobrunner.storage.runs.claims import Claim
+    from jobrunner.telemetry.tracing import Processing, TraceIds
 
 START_SECONDS = 60.0  # how long a process may take to be ready before its handler's time counts
 INSIST_SECONDS = 1.0  # when to try again to kill what could not be
@@ -78,6 +79,7 @@ class Attempt:
         self.claim = claim
         self.context = context
         self.output = context.output  # kept here, too: the handler has the context in its hands
+        self.tracing: Processing | None = None  # from the start of its code
         self.stop_reason: StopReason | None = None
         self.stop_detail: str | None = None
         self._handler = handler
@@ -120,6 +122,11 @@ class Attempt:
         except InvalidPayload as error:
             self._misfit = error
             raise
+
+    @property
+    def trace(self) -> TraceIds | None:
+        """The trace that the attempt belongs to, if it has been started and there is one."""
+        return None if self.tracing is None else self.tracing.ids
 
     async def run(self) -> Outcome:
         """Start the code and wait for its end."""

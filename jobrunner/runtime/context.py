@@ -54,6 +54,7 @@ class RunContext:
         self.result: Any = None
         self.finished: Finished | None = None  # once the run has ended in its handler's own transaction
         self.open_transaction: Callable[[], AbstractAsyncContextManager[AsyncConnection]] | None = None
+        self.trace_context: str | None = None  # of the attempt's own span: what it hands on to a process
         self.result_remark: str | None = None  # why a result is not kept, where another process has looked at it
 
     @property

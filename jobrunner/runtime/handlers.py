@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import InvalidPayload, InvalidWorker
 from jobrunner.model.worker import Isolation
 from jobrunner.runtime.context import RunContext
+from jobrunner.runtime.payload_schemas import payload_schema
 from jobrunner.runtime.retry_rules import RetryRule
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ _PREFIX = "p_"  # of the model's fields: a payload may have fields that a model 
 
 @dataclass(frozen=True)
 class Handler:
-    """A worker's code. `fields` is None when the handler takes any payload (it reads `run.payload` itself)."""
+    """A worker's code. `fields` is None when the handler takes any payload (it reads `run.payload` itself).
+
+    `payload_schema` is JSON Schema of what fits the fields, as far as it can say that; empty: any payload.
+    """
 
     label: str
     function: Callable[..., Any]
@@ -40,6 +44,7 @@ class Handler:
     fields: type[BaseModel] | None
     retry: RetryRule = field(default_factory=RetryRule)
     captures_logs: bool = False
+    payload_schema: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def default_isolation(self) -> Isolation:
@@ -131,7 +136,8 @@ def read_handler(worker: str, function: Callable[..., Any]) -> Handler:
     parameters = list(signature.parameters.values())
     takes_run = bool(parameters) and _is_run(function, parameters[0])
     fields = _fields(worker, function, parameters[1:] if takes_run else parameters)
-    return Handler(_label(function), function, _is_async(function), takes_run, fields)
+    schema = payload_schema(fields)
+    return Handler(_label(function), function, _is_async(function), takes_run, fields, payload_schema=schema)
 
 
 def _label(function: Callable[..., Any]) -> str:

@@ -206,7 +206,7 @@ class Node:
         aside = SetAside(self._clock, self._events)
         keeper = Timekeeper(self.db, self._clock, self._events, interval)
         own = claimer, recorder, interval, free_slots, self._slots.begin, aside, keeper, self._slots.warn
-        return Ticker(self.db, self._clock, self._outage, *own)
+        return Ticker(self.db, self._clock, self._outage, *own, self._slots.timed)
 
     def _claimer(self) -> Claimer:
         return Claimer(self.identity.id, self._here())

@@ -162,6 +162,18 @@ class Operator(Triggers):
 
         return await self._change(replay)
 
+    async def discard(self, letter_id: int, *, actor: str = API) -> None:
+        """Close a dead letter without running anything; it is kept.
+
+        Raises:
+            DeadLetterNotFound: there is no such letter.
+            Refused: it is not open any more.
+            InvalidSetting: an argument cannot be used.
+        """
+        chosen = dead_letters.Chosen(ids=(check_id("letter_id", letter_id),))
+        who = check_actor("actor", actor)
+        await self._change(lambda db: dead_letters.discard(db, chosen, self._clock.now(), who))
+
     async def enable_worker(self, name: str, *, actor: str = API) -> WorkerState:
         """Enable a worker, zero its streak and close its circuit.
 

@@ -173,7 +173,8 @@ class WorkerOrchestrator(Operator):
         code = with_code_options(name, code, given, captures_logs=self._captures_logs)
         self._refuse_other_code(name, code)
         isolation = given.pop("isolation", None) or code.default_isolation
-        wanted = WorkerConfig(name=name, handler=code.label, isolation=isolation, **normalised(name, given, code))
+        rest = {"payload_schema": code.payload_schema, **normalised(name, given, code)}
+        wanted = WorkerConfig(name=name, handler=code.label, isolation=isolation, **rest)
         config = definitions.check_definition(wanted)
         check_isolation(config, code)
         self._handlers[name] = code

@@ -34,7 +34,7 @@ class Outage:
     """
 
     def __init__(self, clock: Clock, events: e.Events, on_gone: Callable[[DatabaseGone], None] | None = None) -> None:
-        self._clock = clock
+        self.clock = clock
         self._events = events
         self._on_gone = on_gone
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Outage:
             self._on_gone(error)
             return
         with self._lock:
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             if self._since is None:
                 self._since = now
             is_new = self._told_at is None or now - self._told_at >= QUIET_SECONDS
@@ -79,12 +79,12 @@ class Outage:
             since, is_told = self._since, self._is_told
             self._since, self._is_told = None, False
         if since is not None and is_told:
-            self._events.emit(e.DatabaseBack(self._clock.monotonic() - since))
+            self._events.emit(e.DatabaseBack(self.clock.monotonic() - since))
 
     async def pause(self, failures: int) -> None:
         """Wait before the next try: longer after each failure, moved at random so that nodes do not return at once."""
         jitter = random.uniform(-0.1, 0.1)  # noqa: S311 - spreads load, guards nothing
-        await self._clock.sleep(retry_delay(failures, FIRST_PAUSE_SECONDS, 2.0, LONGEST_PAUSE_SECONDS, jitter))
+        await self.clock.sleep(retry_delay(failures, FIRST_PAUSE_SECONDS, 2.0, LONGEST_PAUSE_SECONDS, jitter))
 
     async def until_it_works(self, use: Callable[[], Awaitable[T]]) -> T:
         """Do `use` again and again until the database can be used; only then return what it gave.

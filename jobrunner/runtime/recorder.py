@@ -55,14 +55,14 @@ class Recorder:
         """Tell of the simple ends that a turn has written, by their runs' ids, and free their slots."""
         done = self.outbox.settle(taken, written)
         for item in done:
-            self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None))
+            self._events.emit(e.RunEnded(item.run, item.outcome, EndsRun.SUCCEEDED, None, trace=item.trace))
         if done:
             self._on_written([item.run.claim_key for item in done])
             self.outbox.acknowledge(len(done))
 
-    def note_written(self, finished: Finished) -> None:
-        """Tell of ends that a handler's own transaction has written, and free their slots."""
-        self._tell(finished)
+    def note_written(self, finished: Finished, item: Ended) -> None:
+        """Tell of the end of `item`, which its handler's own transaction has written, and free its slot."""
+        self._tell(finished, [item])
         self._on_written([run.claim_key for run, _ in finished.written])
 
     async def run(self) -> None:
@@ -77,7 +77,7 @@ class Recorder:
     async def _write(self, batch: list[Ended]) -> None:
         """Write a batch; should the database refuse it for what is in it, each alone, and then without its texts."""
         try:
-            finished = await self._outage.until_it_works(lambda: finish(self._db, batch))
+            finished = await self._outage.until_it_works(lambda: self._finish(batch))
             for item in batch:
                 self._put_off.pop(item.run.claim_key, None)
             self._tell(finished, batch)
@@ -94,6 +94,12 @@ class Recorder:
                 why = first_line(error)
                 self._events.emit(e.Warned(f"{batch[0].run.worker}: an outcome could not be stored whole: {why}"))
                 await self._write([_bare(batch[0])])
+
+    async def _finish(self, batch: list[Ended]) -> Finished:
+        began = self._outage.clock.monotonic()
+        finished = await finish(self._db, batch)
+        self._events.emit(e.Timed("finish", self._outage.clock.monotonic() - began))
+        return finished
 
     def _put_off_writing(self, item: Ended, error: Exception) -> None:
         """Try again later what the database refuses whatever is left out: it is for the sake of other rows.

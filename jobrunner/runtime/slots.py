@@ -26,6 +26,8 @@ from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage.runs import live as runs
 from jobrunner.storage.runs.finishes import Ended
 from jobrunner.telemetry import events as e
+from jobrunner.telemetry.current import current_run
+from jobrunner.telemetry.tracing import Processing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,8 +102,20 @@ class Slots:
             reason = "the node could not renew its lease before the code was started"
             self._end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:
-            self._events.emit(e.RunStarted(claim.run, claim.config.ping))
-            attempt.start(self._end)
+            self._begin(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Start the code, where what it logs and traces is known as this run's."""
+        run = attempt.claim.run
+        attempt.tracing = processing = Processing(run)
+        attempt.context.trace_context = processing.trace_context
+        self._events.emit(e.RunStarted(run, attempt.claim.config.ping, processing.ids))
+        token = current_run.set((run, processing.ids))
+        try:
+            with processing.current():
+                attempt.start(self._end)
+        finally:
+            current_run.reset(token)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Have the end written; what keeps the node from that is the attempt's error."""
@@ -122,28 +136,34 @@ class Slots:
         self.outbox.put(Ended(claim.run, outcome, claim.config, claim.simple_under))
 
     def _pass_on(self, attempt: Attempt, outcome: Outcome) -> None:
-        run = attempt.claim.run
+        claim, run = attempt.claim, attempt.claim.run
         attempt.context.open_transaction = None  # it holds the attempt, which holds the context: a circle for each run
+        if attempt.tracing is not None:
+            attempt.tracing.end(None if attempt.stop_reason is StopReason.LOST else outcome)
+        ended = Ended(run, outcome, claim.config, claim.simple_under, attempt.trace)
         if attempt.context.finished is not None:
             if outcome.kind is not OutcomeKind.SUCCEEDED:
                 what = outcome.error or outcome.kind
                 self.warn(f"{run.worker}: after its transaction had ended the run: {what}")
-            self.recorder.note_written(attempt.context.finished)
+            self.recorder.note_written(attempt.context.finished, ended)
         elif attempt.stop_reason is StopReason.LOST:  # whoever took the run away writes its end
             self._events.emit(e.RunTakenAway(run))
             self.free([run.claim_key])
         else:
             if attempt.was_not_started:
                 delay = self.shortage.failed(f"{run.worker}: {outcome.reason}")
-                outcome = replace(outcome, delay_seconds=delay)
-            elif attempt.claim.config.isolation is not Isolation.INLINE:
+                ended = replace(ended, outcome=replace(outcome, delay_seconds=delay))
+            elif claim.config.isolation is not Isolation.INLINE:
                 self.shortage.worked()
-            claim = attempt.claim
-            self.outbox.put(Ended(run, outcome, claim.config, claim.simple_under))
+            self.outbox.put(ended)
 
     def warn(self, message: str) -> None:
         """Tell an operator."""
         self._events.emit(e.Warned(message))
+
+    def timed(self, what: str, since: float) -> None:
+        """Tell how long a part of the node's own work took, `since` a time on the node's monotonic clock."""
+        self._events.emit(e.Timed(what, self._clock.monotonic() - since))
 
     async def _show_stopping(self, claim: Claim) -> None:
         """Show the run as `stopping`: it was told to, and its code has not ended."""

@@ -48,6 +48,8 @@ MOST_A_TURN = 250
 class Ticker:
     """Claims and starts; `start` is called with each claim, `tell` with what an operator should know.
 
+    `timed` is called with the name of each part of the work that was done, and when it began on the monotonic clock.
+
     `free_slots` says how many runs the node can take, None when it must not claim.
     """
 
@@ -64,6 +66,7 @@ class Ticker:
         aside: SetAside,
         timekeeper: Timekeeper,
         tell: Callable[[str], None],
+        timed: Callable[[str, float], None] = lambda _what, _since: None,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -80,6 +83,7 @@ class Ticker:
         self._aside = aside
         self._timekeeper = timekeeper
         self._tell = tell
+        self._timed = timed
         self._known = FastPathKnowledge()
         self._gave_runs = False
         self._woken = asyncio.Event()
@@ -196,6 +200,7 @@ class Ticker:
     async def tick(self) -> float:
         """Do one pass; return for how many seconds there is nothing to do."""
         self._at_rest.clear()
+        began = self._clock.monotonic()
         try:
             return await self._pass()
         except DatabaseError:
@@ -204,6 +209,7 @@ class Ticker:
             return await self._go_on_without(error)
         finally:
             self._at_rest.set()
+            self._timed("tick", began)
 
     async def _pass(self) -> float:
         self.ticks += 1
@@ -265,7 +271,9 @@ class Ticker:
             claims = await self._turn_after(self._fast_path, seen, free)
             if claims:
                 return Claimed(claims)
+        began = self._clock.monotonic()
         claimed = await claim_due(self._db, self._claimer, free, self._clock.now, seen, self._aside.names)
+        self._timed("claim", began)
         is_nothing_due = isinstance(claimed, Nothing)
         self._known.looked(self._clock.monotonic(), claimed.eligible, is_nothing_due=is_nothing_due)
         return claimed
@@ -330,8 +338,13 @@ class Ticker:
 
     async def _turn(self, fast_path: FastPath, eligible: Eligible | None, ended: list[Ended], most: int) -> Turned:
         turned = Turned(has_other=True)
+        began = self._clock.monotonic()
         try:
             turned = await fast_path.turn(self._claimer.node_id, self._clock.now(), most, eligible, ended)
+            if eligible is not None:
+                self._timed("claim", began)
+            if ended:
+                self._timed("finish", began)
         except DatabaseError:
             raise
         except FastPathRefused as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
@@ -14,6 +15,7 @@ from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
 from jobrunner.storage.workers.near import naming_a_near_one
 from jobrunner.storage.workers.registering import register_missing
+from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -96,8 +98,22 @@ class Triggers:
         request = self._request(name, payload, **options)
         if self._diversion is not None:
             return self._diversion.enqueue([request])[0]
+        tracer = tracing.tracer()
+        if tracer is None:
+            return await self._enqueue(connection, request)
+        with tracing.sending(tracer, name) as sending:
+            run_id = await self._enqueue(connection, replace(request, trace_context=sending.trace_context))
+            sending.sent([run_id])
+        return run_id
+
+    async def _enqueue(self, connection: Any, request: enqueue.Request) -> int:
         is_one_statement = request.key is None
         return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
+
+    async def trigger_told(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> tuple[int, bool]:
+        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new."""
+        request = self._request(name, payload, **options)
+        return await self._write(None, enqueue.enqueue_told, request, self._clock.now())
 
     async def trigger_many(
         self,
@@ -116,7 +132,11 @@ class Triggers:
             return self._diversion.enqueue(requests)
         level = None if priority is None else int(definitions.parse_priority(name, priority))
         texts = read_payloads(payloads, self._code(name))
-        return await self._write(connection, enqueue.enqueue_many, name, texts, self._clock.now(), level)
+        with tracing.sending(tracing.tracer(), name) as sending:
+            said = name, texts, self._clock.now(), level, sending.trace_context
+            run_ids = await self._write(connection, enqueue.enqueue_many, *said)
+            sending.sent(run_ids)
+        return run_ids
 
     def trigger_sync(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> int:
         """Do `trigger_worker` from code that has no event loop; options as there."""

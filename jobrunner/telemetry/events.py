@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobrunner.model.run import Outcome, Run
     from jobrunner.model.worker import WorkerState
+    from jobrunner.telemetry.tracing import TraceIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,21 @@ class NodeStopped:
 
 @record
 class RunStarted:
-    """An attempt's code starts. `ping` is the worker's URL that is told of it, if it has one."""
+    """An attempt's code starts. `ping` is the worker's URL that is told of it, if it has one.
+
+    `trace` is its span's, or its trigger's; None where nothing is traced.
+    """
 
     run: Run
     ping: str | None = None
+    trace: TraceIds | None = None
 
 
 @record
 class RunEnded:
     """An attempt's end is written. `ends_run` is None when the run waits for another attempt, due at `retry_at`.
 
-    `timezone` is the worker's.
+    `timezone` is the worker's; `trace` is as for `RunStarted`.
     """
 
     run: Run
@@ -63,6 +68,7 @@ class RunEnded:
     ends_run: str | None
     retry_at: datetime | None
     timezone: str = "UTC"
+    trace: TraceIds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,14 @@ class LoopBlocked:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """How long a part of the node's own work took: `what` is `tick`, `claim` or `finish`, `seconds` on its clock."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something an operator should know, in a sentence."""
 
@@ -137,6 +151,7 @@ Event = (
     | NodeCrashed
     | NodeLost
     | LoopBlocked
+    | Timed
     | Warned
 )
 

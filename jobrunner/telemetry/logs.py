@@ -1,4 +1,4 @@
-"""One log line an event, on the logger `jobrunner`."""
+"""One log record an event, on the logger `jobrunner`: a line of text, and the event's fields as `extra`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import logging
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.words import counted, show_time
 from jobrunner.telemetry import events as e
+from jobrunner.telemetry.event_fields import fields_of
 
 logger = logging.getLogger("jobrunner")
 
 
 def log_event(event: e.Event) -> None:
     """Write the line of `event`."""
+    if isinstance(event, e.Timed):
+        return  # for who counts
     if isinstance(event, e.RunStarted) and not logger.isEnabledFor(logging.DEBUG):
         return  # once a run: even finding out what to say costs
     if isinstance(event, e.RunEnded):
         _log_end(event)
     elif isinstance(event, e.NodeCrashed):
-        logger.critical("node %s stops: a bug in it, or a damaged database", event.node_id[:8], exc_info=event.error)
+        said = "node %s stops: a bug in it, or a damaged database"
+        logger.critical(said, event.node_id[:8], exc_info=event.error, extra=fields_of(event))
     else:
         level, line = _line(event)
-        logger.log(level, "%s", line)
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", line, extra=fields_of(event))
 
 
 def _line(event: e.Event) -> tuple[int, str]:  # noqa: C901 - one case an event, each a line
@@ -62,7 +67,7 @@ def _log_end(event: e.RunEnded) -> None:
     took = "" if outcome.duration_ms is None else f" in {outcome.duration_ms} ms"
     line = f"{run.worker}: run {run.id} {str(outcome.kind).replace('_', ' ')}{took}"
     if outcome.kind is OutcomeKind.SUCCEEDED:
-        logger.info("%s", line)
+        logger.info("%s", line, extra=fields_of(event))
         return
     why = outcome.error or outcome.reason
     if why:
@@ -74,4 +79,4 @@ def _log_end(event: e.RunEnded) -> None:
         line += f"; again at {show_time(event.retry_at, event.timezone)}"
     elif event.ends_run not in {None, "cancelled"}:
         line += f"; {event.ends_run}, kept as a dead letter"
-    logger.warning("%s", line)
+    logger.warning("%s", line, extra=fields_of(event))

@@ -24,6 +24,7 @@ from tests.bench.cases import (
     latency,
     open_transaction,
     raw,
+    reading,
     recovery,
     scale,
     schedule,
@@ -42,6 +43,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "enqueue": enqueue.run,
     "recovery": recovery.run,
     "raw": raw.run,
+    "reading": reading.run,
     "chart": chart.run,
 }
 

@@ -36,19 +36,66 @@ def test_who_acts_is_user_at_host_by_default(sqlite_cli, monkeypatch):
 
 
 def test_several_workers_are_switched_at_once_or_none(cli):
-    cli.ok("admin", "disable", "fetch", "mail")
+    assert cli.ok("admin", "disable", "mail", "fetch", "--yes").lines == ["disabled 2 workers: fetch, mail"]
+    assert [(row["action"], row["worker"]) for row in cli.audits()] == [("disable", "fetch"), ("disable", "mail")]
     assert [row["is_enabled"] for row in cli.rows("worker_state")] == [False, False]
     assert "'nobody'" in cli.refused(3, "admin", "enable", "fetch", "nobody")
     assert [row["is_enabled"] for row in cli.rows("worker_state")] == [False, False]
 
 
 def test_all_workers_are_switched_with_one_word(cli):
-    assert cli.ok("admin", "disable", "--all", "--reason", "moving").lines == ["disabled fetch", "disabled mail"]
+    said = cli.ok("admin", "disable", "--all", "--yes", "--reason", "moving").lines
+    assert said == ["disabled 2 workers: fetch, mail"]
     assert {row["disabled_reason"] for row in cli.rows("worker_state")} == {"moving"}
-    cli.ok("admin", "enable", "--all")
+    cli.ok("admin", "enable", "--all", "--yes")
     assert [row["is_enabled"] for row in cli.rows("worker_state")] == [True, True]
-    cli.ok("admin", "pause", "--all")
-    assert cli.ok("admin", "resume", "--all").lines == ["resumed fetch", "resumed mail"]
+    said = cli.ok("admin", "pause", "--all", "--yes").lines
+    assert said == ["paused until resumed: 2 workers: fetch, mail"]
+    assert cli.ok("admin", "resume", "--all", "--yes").lines == ["resumed 2 workers: fetch, mail"]
+
+
+def test_a_pattern_means_the_workers_whose_names_fit(cli):
+    cli.register(*(triggered(f"send-{number}") for number in range(9)))
+    said = cli.ok("admin", "pause", "send-*", "fetch", "--yes", "--for", "2h", "--reason", "moving").lines
+    assert said[0].endswith("10 workers: fetch, send-0, send-1, send-2, send-3 and 5 others")
+    paused = {row["worker"] for row in cli.rows("worker_state") if row["paused_reason"] == "moving"}
+    assert paused == {"fetch", *(f"send-{number}" for number in range(9))}
+    assert len(cli.audits()) == 10
+    assert cli.ok("admin", "resume", "f*").out == "resumed fetch\n"
+
+
+def test_more_than_one_worker_is_changed_only_with_yes_where_nobody_can_be_asked(cli):
+    for words, what in (
+        (("disable", "*"), "disable 2 workers: fetch, mail"),
+        (("enable", "--all"), "enable 2 workers: fetch, mail"),
+        (("pause", "fetch", "mail"), "pause until resumed: 2 workers: fetch, mail"),
+        (("resume", "fe*", "ma*"), "resume 2 workers: fetch, mail"),
+    ):
+        said = cli.refused(2, "admin", *words)
+        assert said == f"this would {what}, and there is nobody to ask; pass --yes"
+    assert cli.audits() == []
+
+
+def test_a_pattern_that_fits_nothing_changes_nothing(cli):
+    said = cli.refused(3, "admin", "disable", "fetch", "send-*", "--yes")
+    assert said == "no worker's name fits 'send-*'; `jobrunner admin list` shows the names"
+    assert "a name or a pattern is of letters" in cli.refused(2, "admin", "disable", "se?d*", "--yes")
+    assert cli.audits() == []
+
+
+def test_hundreds_of_workers_are_switched_in_a_few_transactions(cli, monkeypatch):
+    monkeypatch.setattr("jobrunner.storage.workers.switching.MOST_AT_ONCE", 4)
+    cli.register(*(scheduled(f"w{number}") for number in range(9)))
+    cli.use(
+        lambda db, conn: conn.exec_driver_sql(
+            f"UPDATE {db.schema_prefix}worker_state SET next_run_at = '2026-03-02 12:00:00.000000'"
+        )
+    )
+    cli.ok("admin", "disable", "w*", "--yes")
+    assert sum(not row["is_enabled"] for row in cli.rows("worker_state")) == 9
+    missed = cli.rows("run_history", outcome="missed")
+    assert [row["worker"] for row in missed] == [f"w{number}" for number in range(9)]
+    assert len(cli.audits()) == 9
 
 
 def test_a_second_disable_keeps_the_reason_of_the_first_unless_another_is_given(cli):
@@ -165,7 +212,7 @@ def test_what_does_not_exist_is_exit_code_3(sqlite_cli, args):
         (("disable", "fetch", "--actor", " "), "--actor"),
         (("cancel", "x"), "'[RUN]...'"),
         (("cancel", "0"), "RUN"),
-        (("disable",), "give the names of workers, or --all"),
+        (("disable",), "give the names of workers or a pattern such as 'send-*', or --all"),
         (("enable", "fetch", "--all"), "not both"),
     ],
 )

@@ -33,7 +33,9 @@ def test_all_live_runs_of_a_worker_are_cancelled(cli, monkeypatch):
     running = start(cli, "mail")
     waiting = trigger(cli, count=5)
     other = trigger(cli, "fetch")
-    said = cli.ok("admin", "cancel", "--worker", "mail", "--actor", "ann").lines
+    said = cli.refused(2, "admin", "cancel", "--worker", "mail")
+    assert said == "this would cancel 6 runs of mail, and there is nobody to ask; pass --yes"
+    said = cli.ok("admin", "cancel", "--worker", "mail", "--yes", "--actor", "ann").lines
     assert sorted(said[:5]) == [f"cancelled run {run}" for run in waiting]
     assert said[5:] == [f"told run {running} to stop"]
     assert [str(row["id"]) for row in cli.rows("runs")] == [running, *other]
@@ -43,6 +45,18 @@ def test_all_live_runs_of_a_worker_are_cancelled(cli, monkeypatch):
     assert "no worker named 'nobody'" in cli.refused(3, "admin", "cancel", "--worker", "nobody")
     assert "not both" in cli.refused(2, "admin", "cancel", "1", "--worker", "mail")
     assert "give the ids of runs" in cli.refused(2, "admin", "cancel")
+
+
+def test_the_live_runs_of_the_workers_that_fit_a_pattern_are_cancelled(cli):
+    cli.register(triggered("mail-too"))
+    first, other, kept = trigger(cli), trigger(cli, "mail-too"), trigger(cli, "fetch")
+    said = cli.refused(2, "admin", "cancel", "--worker", "ma*")
+    assert said.startswith("this would cancel 2 runs of mail, mail-too")
+    done = cli.ok("admin", "cancel", "--worker", "ma*", "--yes").lines
+    assert sorted(done) == sorted(f"cancelled run {run}" for run in (*first, *other))
+    assert [str(row["id"]) for row in cli.rows("runs")] == kept
+    assert cli.ok("admin", "cancel", "--worker", "ma*").lines == ["no run of mail, mail-too waits or runs"]
+    assert "no worker's name fits 'x*'" in cli.refused(3, "admin", "cancel", "--worker", "x*")
 
 
 def test_whoever_cancels_a_thread_is_told_that_it_goes_on_and_what_to_do(cli):

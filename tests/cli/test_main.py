@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from jobrunner.cli.log_output import set_up_logging
 from jobrunner.cli.main import COMMANDS, app, main
-from jobrunner.cli.run import set_up_logging
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "jobrunner.cli.main"]

@@ -53,8 +53,8 @@ def test_status_says_why_a_worker_is_disabled(cli):
 
 def test_a_table_names_its_columns_and_is_aligned(sqlite_cli):
     lines = sqlite_cli.ok("status").lines
-    assert lines[0].split()[:3] == ["NAME", "SCHEDULE", "STATE"]
-    assert lines[1].index("enabled") == lines[0].index("STATE")
+    assert lines[0].split()[:3] == ["NAME", "HEALTH", "SCHEDULE"]
+    assert lines[1].index("every 60 s") == lines[0].index("SCHEDULE")
     assert lines[-1] == "2 workers, 0 running, 0 waiting; 0 live nodes, 0 open dead letters"
 
 

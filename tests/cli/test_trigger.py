@@ -244,7 +244,7 @@ def test_a_role_with_the_rights_that_the_readme_names_can_trigger(postgres_url, 
 
 def test_a_wait_with_an_end_says_that_the_run_stays(cli):
     cli.ok("admin", "disable", "mail")
-    result = cli("trigger", "mail", "--wait", "--wait-timeout", "0.3s")
+    result = cli("trigger", "mail", "--wait", "--timeout", "0.3")
     run = cli.row("runs")
     *_, last = result.err.splitlines()
     stays = (
@@ -254,10 +254,8 @@ def test_a_wait_with_an_end_says_that_the_run_stays(cli):
     assert (result.code, last, run["state"]) == (1, f"error: {stays}", "pending")
     result = cli("trigger", "mail", "--wait", "--wait-timeout", "0", "--json")
     assert (result.code, result.out) == (1, "")
-    assert "--wait-timeout needs --wait" in cli.refused(2, "trigger", "mail", "--wait-timeout", "5s")
-    assert "--wait-timeout: 'soon' is no duration" in cli.refused(
-        2, "trigger", "mail", "--wait", "--wait-timeout", "soon"
-    )
+    assert "--timeout needs --wait" in cli.refused(2, "trigger", "mail", "--timeout", "5s")
+    assert "--timeout: 'soon' is no duration" in cli.refused(2, "trigger", "mail", "--wait", "--timeout", "soon")
     assert len(cli.rows("runs")) == 2
 
 
@@ -315,3 +313,22 @@ def test_a_failed_attempt_is_told_before_the_time_of_the_next(cli, monkeypatch):
         f"run {number} is due at 2090-01-01 00:00:00 UTC",
         "exhausted: no luck",
     ]
+
+
+def test_a_trigger_continues_the_trace_of_whoever_started_it(cli, monkeypatch):
+    cli.register(triggered("mail"))
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for said, kept in ((context, context), ("nonsense", None)):
+        monkeypatch.setenv("TRACEPARENT", said)
+        cli.ok("trigger", "mail")
+        assert cli.rows("runs")[-1]["trace_context"] == kept
+
+
+def test_what_the_handler_would_refuse_is_refused_at_once(cli):
+    schema = {"properties": {"to": {"type": "string"}}, "required": ["to"], "additionalProperties": False}
+    cli.register(triggered("letter", payload={"to": "ada"}, payload_schema=schema))
+    refused = cli.refused(2, "trigger", "letter", "--payload", '{"to": 5, "cc": "x"}')
+    assert refused == "to: must be text; cc: is not known (the payload does not fit the handler of 'letter')"
+    assert cli.rows("runs") == []
+    cli.ok("trigger", "letter")  # the worker's own
+    cli.ok("trigger", "letter", "--payload", '{"to": "bob"}')

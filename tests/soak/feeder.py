@@ -74,7 +74,7 @@ class Operator:
             *self._random.choice(
                 [
                     ("admin", "disable", "steered", "--reason=soak"),
-                    ("admin", "enable", "steered", "fails"),
+                    ("admin", "enable", "steered", "fails", "--yes"),
                     ("admin", "pause", "steered", "--for=5s"),
                     ("admin", "resume", "steered"),
                     ("admin", "set", "steered", f"interval_seconds={interval}"),

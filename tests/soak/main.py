@@ -85,7 +85,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[str]:
             play.trouble.stop()
         calm_at = time.monotonic()
         for play in plays:
-            play.operator.say("admin", "enable", "steered", "fails")
+            play.operator.say("admin", "enable", "steered", "fails", "--yes")
             play.operator.say("admin", "resume", "steered")
         time.sleep(calm_seconds)
         calm_until = time.monotonic()

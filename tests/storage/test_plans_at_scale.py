@@ -15,11 +15,14 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
+from jobrunner.policy.filters import parse_filter
 from jobrunner.storage import nodes
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.reading.story import read_story
+from jobrunner.storage.reading.worst import read_worst
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters, looks, retention
 from jobrunner.storage.runs import facts as reading
@@ -130,6 +133,20 @@ async def status_of_one(stage: Stage) -> None:
         await status.require_trace(conn, "w000123")
 
 
+async def status_of_the_worst(stage: Stage) -> None:
+    later = stage.now + timedelta(hours=1)  # 600 workers are overdue
+    async with stage.db.read() as conn:
+        assert len((await read_worst(conn, later, 100)).names) == 100
+        wanted = parse_filter("health:failing,disabled worker:w0001*", "workers", later)
+        assert (await read_worst(conn, later, 100, wanted)).names == ()
+        assert len((await read_worst(conn, later, 100, parse_filter("worker:w0999*", "workers", later))).names) == 100
+
+
+async def one_run(stage: Stage) -> None:
+    """Tell all about a run that waits among many."""
+    assert (await read_story(stage.db, 100_000, stage.now))["why"] is not None
+
+
 async def status_of_all(stage: Stage) -> None:
     later = stage.now + timedelta(hours=1)  # 600 workers are overdue
     async with stage.db.read() as conn:
@@ -212,6 +229,10 @@ PIECES = {
     "enqueue": Piece(enqueue, "workers", 2000),
     "keyed": Piece(keyed, "uq_runs_key_live", 200),
     "status of one": Piece(status_of_one, "ix_runs_pending", 25_000),
+    "status of the worst": Piece(
+        status_of_the_worst, "ix_worker_state_disabled|ix_worker_state_failing", 60_000, frozenset({"run_history"})
+    ),
+    "one run": Piece(one_run, "run_history_", 2000),
     "status of all": Piece(
         status_of_all,
         "uq_runs_worker_slot|pk_worker_state",

@@ -101,6 +101,15 @@ def add(a: int, b: int = 1) -> int:
     return a + b
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
+def environment(name: str) -> str | None:
+    """Return a variable of this process's environment."""
+    return os.environ.get(name)
+
+
 def lines(count: int) -> None:
     for number in range(count):
         print(number)

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
-from jobrunner.policy.words import counted, short_time, show_moment, show_time
+from jobrunner.policy.words import counted, short_time, show_age, show_moment, show_time
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
 
@@ -79,3 +79,21 @@ def test_the_date_of_today_may_be_left_out():
 def test_the_last_time_there_is_can_be_shown_in_any_zone():
     last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
     assert show_time(last, "Pacific/Auckland") == "9999-12-31 23:59:59 UTC"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "now"),
+        (-0.9, "now"),
+        (1, "in 1 s"),
+        (119.9, "in 119 s"),
+        (299, "in 4 min"),
+        (-7199, "119 min ago"),
+        (-7200, "2 h ago"),
+        (86400 * 1.5, "in 36 h"),
+        (-86400 * 40, "40 d ago"),
+    ],
+)
+def test_an_age_is_told_in_one_unit_and_never_rounded_up(seconds, said):
+    assert show_age(NOW + timedelta(seconds=seconds), NOW) == said

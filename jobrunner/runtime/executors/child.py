@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import logging
 import os
 import pickle
 import resource
@@ -37,9 +38,13 @@ from jobrunner.runtime.raised import (
 )
 from jobrunner.runtime.results import never_begun, storable_result
 from jobrunner.storage.database.forks import keep_private
+from jobrunner.telemetry import tracing
+from jobrunner.telemetry.current import current_run
+from jobrunner.telemetry.json_lines import JsonLines
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
     from multiprocessing.connection import Connection
 
@@ -48,7 +53,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What a child is told: the function by name, and the run. `arguments` is a pickled dict."""
+    """What a child is told: the function by name, and the run. `arguments` is a pickled dict.
+
+    `trace_context` is that of the attempt's span, which the node makes. `sends_logs`: the node writes its log as JSON,
+    and what the code logs with it.
+    """
 
     module: str
     qualname: str
@@ -58,6 +67,8 @@ class Task:
     deadline: datetime
     memory_limit_mb: int | None
     captures_logs: bool = False
+    trace_context: str | None = None
+    sends_logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,16 @@ class _ChildContext(RunContext):
     def write(self, line: str) -> None:
         """Add a line to the child's output, which is the run's."""
         print(line, flush=True)  # noqa: T201 - as the docstring says
+
+    def send_log(self, line: str) -> None:
+        """Send a line for the node's log."""
+        with self._sending:
+            self._pipe.send(("log", line))
+
+    def end(self, end: End) -> None:
+        """Send how the task ended; a thread that the code has left may be sending, too."""
+        with self._sending:
+            self._pipe.send(("end", end))
 
     def progress(self, fraction: float, message: str = "") -> None:
         super().progress(fraction, message)
@@ -163,7 +184,8 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     if task.captures_logs:
         logs.see_all()
     try:
-        with logs.said_to(context if task.captures_logs else None, frozenset({1, 2})):
+        said = logs.said_to(context if task.captures_logs else None, frozenset({1, 2}))
+        with said, _traced(task), _logged(task, context):
             value = _call(pipe, task, context)
         end = _end(value, context)
     except BaseException as error:  # noqa: BLE001 - every way out of a handler is recorded
@@ -178,7 +200,65 @@ def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
             stream.flush()
     is_out_of_memory = end.error is not None and end.error.kind == "MemoryError"
     is_spent = is_out_of_memory or _has_children() or Traces.seen() != made
-    pipe.send(("end", replace(end, is_spent=is_spent)))
+    context.end(replace(end, is_spent=is_spent))
+
+
+@contextlib.contextmanager
+def _traced(task: Task) -> Iterator[None]:
+    """Inside the block, hand the trace on: to OpenTelemetry in this process, and to processes that the code starts."""
+    given = tracing.as_environment(task.trace_context)
+    before = {
+        name: os.environ[name] for name in (tracing.PARENT_VARIABLE, tracing.STATE_VARIABLE) if name in os.environ
+    }
+    token = current_run.set((task.run, tracing.ids_in(task.trace_context)))
+    _set_environment(given)
+    try:
+        with tracing.handed_over(task.trace_context):
+            yield
+    finally:
+        current_run.reset(token)
+        _set_environment(before)
+
+
+class _LogSender(logging.Handler):
+    """Sends records to the node as lines of JSON; what Python shows where nobody set up logging is shown as before."""
+
+    def __init__(self, context: _ChildContext) -> None:
+        super().__init__()
+        self._context = context
+        self.setFormatter(JsonLines())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._context.send_log(self.format(record))
+        except Exception:  # noqa: BLE001 - the node is gone
+            return
+        shown = logging.lastResort
+        if shown is not None and record.levelno >= shown.level:
+            shown.handle(record)
+
+
+@contextlib.contextmanager
+def _logged(task: Task, context: _ChildContext) -> Iterator[None]:
+    """Inside the block, send what is logged to the node, unless the program has handlers of its own."""
+    root = logging.getLogger()
+    if not task.sends_logs or root.handlers:
+        yield
+        return
+    sender = _LogSender(context)
+    root.addHandler(sender)
+    try:
+        yield
+    finally:
+        root.removeHandler(sender)
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    for name in (tracing.PARENT_VARIABLE, tracing.STATE_VARIABLE):
+        if name in variables:
+            os.environ[name] = variables[name]
+        else:
+            os.environ.pop(name, None)
 
 
 def _end(value: Any, context: RunContext) -> End:

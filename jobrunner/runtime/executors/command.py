@@ -2,9 +2,9 @@
 
 It gets the payload as JSON on standard input and `JOBRUNNER_RUN_ID`, `JOBRUNNER_WORKER` and `JOBRUNNER_ATTEMPT` in its
 environment, which is the node's without any other `JOBRUNNER_` variable: the database's URL, tokens and keys are not
-its own. Exit code 0 is success. The end of what it writes to standard output and error is kept. When it is stopped, all
-that it started is stopped with it. What it leaves behind in the background when it ends by itself may live on, as long
-as the node does.
+its own. `TRACEPARENT` and `TRACESTATE` are there where the run belongs to a trace. Exit code 0 is success. The end of
+what it writes to standard output and error is kept. When it is stopped, all that it started is stopped with it. What it
+leaves behind in the background when it ends by itself may live on, as long as the node does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, SHORT_OF, CommandFailed, NotStarted, start_thread
 from jobrunner.runtime.executors.guards import name_of_exit, without_ours
+from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
     from jobrunner.runtime.context import RunContext
@@ -145,7 +146,8 @@ class CommandCode:
 
     def _environment(self) -> dict[str, str]:
         return {
-            **without_ours(os.environ),
+            **tracing.without_context(without_ours(os.environ)),
+            **tracing.as_environment(self._context.trace_context),
             "JOBRUNNER_RUN_ID": str(self._context.id),
             "JOBRUNNER_WORKER": self._context.worker,
             "JOBRUNNER_ATTEMPT": str(self._context.attempt),

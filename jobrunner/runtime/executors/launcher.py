@@ -15,6 +15,7 @@ from jobrunner.runtime.executors.inline import InlineCode
 from jobrunner.runtime.executors.process import ProcessCode, ProcessPool, task_of
 from jobrunner.runtime.executors.thread import ThreadCode
 from jobrunner.runtime.executors.wrapped import WrappedCode
+from jobrunner.telemetry import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +70,8 @@ class Launcher:
                 takes_run=handler.takes_run,
                 memory_limit_mb=config.memory_limit_mb,
                 captures_logs=handler.captures_logs,
+                trace_context=context.trace_context,
+                sends_logs=json_lines.installed() is not None,
             )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()

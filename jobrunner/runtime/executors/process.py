@@ -24,6 +24,7 @@ from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS, NotStarted, 
 from jobrunner.runtime.executors.guards import Line, name_of_exit
 from jobrunner.runtime.results import RemoteError
 from jobrunner.storage.database import forks
+from jobrunner.telemetry import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,15 @@ def _check_spare_descriptors(any_open: int) -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def _hear(kind: str, told: Any, context: RunContext) -> None:
+    """Note the progress of a handler, or write what its code has logged into this process's log."""
+    log = json_lines.installed()
+    if kind == "progress":
+        context.latest_progress = told
+    elif kind == "log" and log is not None:
+        log.relay(told)
 
 
 def _revived(error: PortableError, memory_limit_mb: int | None) -> BaseException:
@@ -121,11 +131,11 @@ class Child:
                     break
                 if kind == "started":
                     on_started()
-                elif kind == "progress":
-                    context.latest_progress = told[0]
                 elif kind == "end":
                     self._drain_output(context)
                     return told[0]  # type: ignore[no-any-return]  # what the child sends
+                else:
+                    _hear(kind, told[0], context)
             elif line in ready:
                 break
         self._drain_output(context)
@@ -316,10 +326,13 @@ def task_of(
     takes_run: bool,
     memory_limit_mb: int | None,
     captures_logs: bool = False,
+    trace_context: str | None = None,
+    sends_logs: bool = False,
 ) -> Task:
     """Make the task for a handler by its label, `module:qualname`. Raises what pickling the arguments does."""
     module, _, qualname = label.partition(":")
-    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, captures_logs)
+    more = captures_logs, trace_context, sends_logs
+    return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, *more)
 
 
 def importable(function: Callable[..., Any]) -> str | None:

@@ -92,12 +92,16 @@ async def run_pages(db: Database, worker: str | None) -> AsyncIterator[list[Row]
             rows = (await conn.execute(sa.select(t.runs).where(t.runs.c.id.in_(some)))).mappings()
             found = {row["id"]: dict(row) for row in rows}
         yield [found[run_id] for run_id in some if run_id in found and found[run_id]["slot"] is not None]
-    async for page in _pages(db, lambda conn, last: _read_waiting(conn, worker, last)):
+    async for page in _pages(db, lambda conn, last: read_waiting_after(conn, worker, last)):
         yield page
 
 
-async def _read_waiting(
-    conn: AsyncConnection, worker: str | None, last: Row | None, until: datetime | None = None
+async def read_waiting_after(
+    conn: AsyncConnection,
+    worker: str | None,
+    last: Row | None,
+    limit: int = PAGE_ROWS,
+    until: datetime | None = None,
 ) -> list[Row]:
     """Read the next waiting runs in the order of (due_at, id): the rest of those due with the last, then later ones.
 
@@ -107,11 +111,11 @@ async def _read_waiting(
     rows: list[Row] = []
     if last is not None and "id" in last:
         at_once = (r.c.due_at == last["due_at"], r.c.id > last["id"])
-        rows = await _first(conn, worker, at_once, PAGE_ROWS)
-    if len(rows) < PAGE_ROWS:
+        rows = await _first(conn, worker, at_once, limit)
+    if len(rows) < limit:
         later = [] if last is None else [r.c.due_at > last["due_at"]]
         later += [] if until is None else [r.c.due_at <= until]
-        rows += await _first(conn, worker, later, PAGE_ROWS - len(rows))
+        rows += await _first(conn, worker, later, limit - len(rows))
     return rows
 
 
@@ -156,7 +160,8 @@ async def upcoming_pages(
     page: list[Upcoming] = []
 
     async def planned() -> AsyncIterator[list[Row]]:
-        async for rows in _pages(db, lambda conn, last: _read_waiting(conn, worker, last or {"due_at": now}, until)):
+        first = {"due_at": now}
+        async for rows in _pages(db, lambda conn, last: read_waiting_after(conn, worker, last or first, until=until)):
             yield rows
 
     async for rows in planned():

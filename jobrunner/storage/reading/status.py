@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import WorkerNotFound
+from jobrunner.errors import NoWorkerFits, WorkerNotFound
+from jobrunner.policy.filters import check_pattern
 from jobrunner.policy.upcoming import Upcoming, firings, first_of
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import claims, is_active
-from jobrunner.storage.tables.rows import CONFIG_COLUMNS, STATE_COLUMNS, STATE_FIELDS, config_or_problem, state_of
+from jobrunner.storage.tables.matching import is_one_of
+from jobrunner.storage.tables.rows import (
+    CONFIG_COLUMNS,
+    STATE_COLUMNS,
+    STATE_FIELDS,
+    config_or_problem,
+    names_json,
+    state_of,
+)
 from jobrunner.storage.workers.definitions import existing_names
 
 if TYPE_CHECKING:
@@ -81,19 +90,14 @@ async def read_totals(conn: AsyncConnection) -> Totals:
     return Totals(*(await conn.execute(sa.select(*counts))).one())
 
 
-async def read_worst(conn: AsyncConnection, now: datetime, limit: int) -> list[str]:
-    """Return the names of `limit` workers: first those that fail, then those that are switched off, then by name."""
-    w, s = t.workers, t.worker_state
-    badness = sa.case(
-        (s.c.worker.is_(None), 0),
-        (s.c.circuit_state != "closed", 1),
-        (s.c.consecutive_failures > 0, 2),
-        (sa.not_(s.c.is_enabled), 3),
-        (s.c.paused_until > now, 4),
-        else_=5,
-    )
-    statement = sa.select(w.c.name).select_from(w.outerjoin(s, s.c.worker == w.c.name))
-    return list((await conn.execute(statement.order_by(badness, w.c.name).limit(limit))).scalars())
+async def count_live(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> int:
+    """Count the live runs of workers, up to `MOST_COUNTED` + 1."""
+    given = dialect.rows("names", name=sa.Text())
+    mine = sa.select(given.c.name)
+    waiting = sa.select(t.runs.c.id).where(_PENDING, t.runs.c.worker.in_(mine)).limit(MOST_COUNTED + 1).subquery()
+    active = sa.select(claims.c.run_id).where(claims.c.worker.in_(mine)).subquery()
+    counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (waiting, active)]
+    return sum((await conn.execute(sa.select(*counts), {"names": names_json(names)})).one())
 
 
 async def read_status(
@@ -216,6 +220,27 @@ async def require_trace(conn: AsyncConnection, name: str) -> None:
 async def all_names(conn: AsyncConnection) -> list[str]:
     """Return the names of all workers, in their order."""
     return list((await conn.execute(sa.select(t.workers.c.name).order_by(t.workers.c.name))).scalars())
+
+
+async def chosen_names(conn: AsyncConnection, dialect: Dialect, given: Sequence[str]) -> list[str]:
+    """Return the names that are given, and those that fit the patterns among them (with `*`), each once, in order.
+
+    Raises:
+        UsageError: a pattern cannot be read.
+        WorkerNotFound: there is no worker of a name.
+        NoWorkerFits: there is none that fits a pattern.
+    """
+    patterns = [check_pattern(each) for each in given if "*" in each]
+    plain = [each for each in given if "*" not in each]
+    await require_workers(conn, dialect, plain)
+    names = set(plain)
+    w = t.workers
+    for pattern in patterns:
+        fitting = (await conn.execute(sa.select(w.c.name).where(is_one_of(w.c.name, [pattern])))).scalars().all()
+        if not fitting:
+            raise NoWorkerFits(pattern)
+        names.update(fitting)
+    return sorted(names)
 
 
 async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import Json, UtcDateTime
 from jobrunner.storage.workers.definitions import existing_names
+from jobrunner.storage.workers.payloads import refuse_misfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -159,7 +160,7 @@ async def replay(
         DeadLetterNotFound: no such letter; nothing was changed.
         WorkerNotFound: the worker is known neither to the database nor to any letter.
         Refused: a letter is not open any more, its worker is gone, or a waiting run has its key.
-        InvalidPayload: the payload is no JSON object or too large.
+        InvalidPayload: the payload is no JSON object, too large, or none that the worker's handler takes.
     """
     if payload is not None:
         check_payload(payload)
@@ -167,6 +168,9 @@ async def replay(
     held_back: list[int] = []
 
     async def replay_batch(conn: AsyncConnection, letters: Sequence[Any]) -> None:
+        if payload is not None:
+            for worker in {row.worker for row in letters}:
+                await refuse_misfit(conn, worker, payload)
         if dry_run:
             resolved.extend(Resolved(row.id, row.worker) for row in letters)
             return

@@ -42,6 +42,7 @@ class Request:
     trigger: str = "manual"
     replay_of: int | None = None
     waits_since: datetime | None = None  # with a delay: from when on it counts; a time that was named has none
+    trace_context: str | None = None  # whose trace it continues
 
 
 @built_once
@@ -76,6 +77,7 @@ def _said_by_clients() -> dict[str, sa.ColumnElement[Any]]:
         "key": sa.bindparam("key", type_=sa.Text()),
         "key_scope": sa.bindparam("key_scope", type_=sa.Text()),
         "waits_since": sa.bindparam("waits_since", type_=UtcDateTime()),
+        "trace_context": sa.bindparam("trace_context", type_=sa.Text()),
     }
 
 
@@ -96,6 +98,7 @@ def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, d
         "key_scope": request.key_scope,
         # A trigger that is to start at once waits since it was made, by the clock of whoever made it.
         "waits_since": now if request.due_at is None else request.waits_since,
+        "trace_context": request.trace_context,
     }
     if not request.is_forced and request.trigger == Trigger.MANUAL and request.replay_of is None:
         return insert_statement(dialect), said
@@ -139,6 +142,15 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
     raise Refused(f"the run with key {request.key!r} comes and goes faster than it can be read; try again")
 
 
+async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> tuple[int, bool]:
+    """Do the same, and say whether the run is new. Raises as `enqueue`."""
+    known = None
+    if request.key is not None:
+        known = (await conn.execute(same_key(request))).scalars().first()
+    run_id = await enqueue(conn, dialect, request, now)
+    return run_id, run_id != known
+
+
 _CHUNK_ROWS, _CHUNK_BYTES = 5000, 8 * 1024 * 1024
 WORKERS_OWN = "null"
 """In place of a payload's text: the worker's own."""
@@ -151,6 +163,7 @@ async def enqueue_many(
     payloads: Sequence[str],
     now: datetime,
     priority: int | None = None,
+    trace_context: str | None = None,
 ) -> list[int]:
     """Add a waiting run of `worker` for each payload (JSON text, or `WORKERS_OWN`), in order; return their ids.
 
@@ -163,6 +176,7 @@ async def enqueue_many(
     run_ids: list[int] = []
     for chunk in _chunks(payloads):
         values = {"worker": worker, "priority": priority, "now": now, "many": f"[{','.join(chunk)}]"}
+        values["trace_context"] = trace_context
         inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
         if not inserted:
             raise WorkerNotFound(worker)
@@ -194,6 +208,7 @@ def _insert_many(dialect: Dialect) -> Any:
         "due_at": now,
         "payload": sa.func.coalesce(given.c.value, w.c.payload),
         "waits_since": now,
+        "trace_context": sa.bindparam("trace_context", type_=sa.Text()),
     }
     source = (
         sa.select(*values.values())

@@ -61,19 +61,21 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import WorkerConfig, WorkerState
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.database.dialect import Dialect
+    from jobrunner.telemetry.tracing import TraceIds
 
 
 @record
 class Ended:
     """An attempt that ended: the run as claimed, the definition it was claimed with, and how it ended.
 
-    `simple_under`: see `Claim`.
+    `simple_under`: see `Claim`. `trace`: what its node's tracing knows it by; nothing of it is written.
     """
 
     run: Run
     outcome: Outcome
     rules: WorkerConfig | None = None  # None: the definition as it is now (a rescued run)
     simple_under: int | None = None
+    trace: TraceIds | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,19 @@ from jobrunner.storage.tables.claims import claims
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAID_BY_CLIENTS = ("worker", "payload", "priority", "due_at", "scheduled_for", "key", "key_scope", "waits_since")
+SAID_BY_CLIENTS = (
+    "worker",
+    "payload",
+    "priority",
+    "due_at",
+    "scheduled_for",
+    "key",
+    "key_scope",
+    "waits_since",
+    "trace_context",
+)
 _SEEN_BY_CLIENTS = ("id", "worker", "key", "key_scope", "first_started_at")
-_READ_OF_WORKERS = ("name", "priority", "payload")
+_READ_OF_WORKERS = ("name", "priority", "payload", "payload_schema")
 _CHANGED_BY_OPERATORS = (
     "workers",
     "worker_dependencies",

@@ -99,6 +99,9 @@ dead_letters = sa.Table(
     sqlite_strict=True,
 )
 
+# From a run that was replayed to the letter it replays.
+partial_index("ix_dead_letters_replay_run_id", dead_letters.c.replay_run_id, where="replay_run_id IS NOT NULL")
+
 nodes = sa.Table(
     "nodes",
     metadata,

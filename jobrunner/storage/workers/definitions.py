@@ -143,7 +143,8 @@ def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
     """Yield each name with its definition's hash, computed once for workers that differ in nothing but the name."""
     known: dict[Any, str] = {}
     for config in configs:
-        key = config.name if config.payload or config.payload_schema else _ALL_BUT_NAME(config)
+        # Workers of one function share its schema; a payload of their own few have.
+        key = config.name if config.payload else (_ALL_BUT_NAME(config), id(config.payload_schema))
         if key not in known:
             known[key] = definitions.definition_hash(definitions.to_document(config))
         yield config.name, known[key]

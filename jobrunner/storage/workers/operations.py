@@ -14,20 +14,18 @@ import sqlalchemy as sa
 from jobrunner.errors import InvalidWorker, Refused, RunNotFound
 from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
 from jobrunner.model.unreadable import Unreadable
-from jobrunner.model.worker import CircuitState
-from jobrunner.policy import definitions, switches
+from jobrunner.policy import definitions
 from jobrunner.policy.near import did_you_mean
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
 from jobrunner.storage.database import wakeups
-from jobrunner.storage.records.alerts import arise, circuit_closed
 from jobrunner.storage.records.audit import audit_row, write_audits
-from jobrunner.storage.records.gaps import read_gaps
-from jobrunner.storage.records.history import attempt_row, missed_row, storable, storable_outcome, write_missed
+from jobrunner.storage.records.history import attempt_row, storable, storable_outcome
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
-from jobrunner.storage.tables.types import to_json as time_to_json
 from jobrunner.storage.workers import definitions as workers
+from jobrunner.storage.workers import switching
+from jobrunner.storage.workers.switching import switch_one
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,44 +33,18 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from jobrunner.model.schedule import Missed
     from jobrunner.model.worker import WorkerConfig, WorkerState
-    from jobrunner.policy.missed import Gap
     from jobrunner.storage.database.database import Database
-    from jobrunner.storage.database.dialect import Dialect
 
 
 async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
     """Enable a worker, zero its streak, close its circuit. Raises `WorkerNotFound`."""
-    async with db.write() as conn:
-        stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        has_loop_run = await workers.has_loop_run(conn, name)
-        after, missed = switches.enable(stored.state, stored.config, now, has_loop_run=has_loop_run)
-        detail = {"was_enabled": stored.state.is_enabled, "consecutive_failures": stored.state.consecutive_failures}
-        await _switch(db, conn, after, missed, audit_row("enable", name, detail, now, actor))
-        await _mark_streak(conn, name)
-        if stored.state.circuit_state is not CircuitState.CLOSED:
-            await arise(conn, db.dialect, [circuit_closed(name, actor, now)])
-        return after
-
-
-async def _mark_streak(conn: AsyncConnection, name: str) -> None:
-    """Note from which history row on the streak counts anew."""
-    s, h = t.worker_state, t.run_history
-    last = sa.select(sa.func.coalesce(sa.func.max(h.c.id), 0)).where(h.c.worker == name).scalar_subquery()
-    await conn.execute(sa.update(s).where(s.c.worker == name).values(streak_since_id=last))
+    return await switch_one(db, name, now, actor, switching.enabling())
 
 
 async def disable(db: Database, name: str, now: datetime, actor: str, reason: str | None) -> WorkerState:
     """Disable a worker; what was missed so far is recorded. Raises `WorkerNotFound`."""
-    async with db.write() as conn:
-        stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        gap = await _gap(conn, db.dialect, stored, now)
-        after, missed = switches.disable(stored.state, stored.config, now, storable(reason), storable(actor), gap)
-        await _switch(
-            db, conn, after, missed, audit_row("disable", name, {"reason": after.disabled_reason}, now, actor)
-        )
-        return after
+    return await switch_one(db, name, now, actor, switching.disabling(reason))
 
 
 async def pause(
@@ -85,48 +57,13 @@ async def pause(
     *,
     is_length: bool = False,
 ) -> WorkerState:
-    """Pause a worker until `until`, and note why; `is_length`: that is so long from now, no time that was named.
-
-    Raises `WorkerNotFound`.
-    """
-    async with db.write() as conn:
-        stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        gap, who, reason = await _gap(conn, db.dialect, stored, now), storable(actor), storable(reason)
-        after, missed = switches.pause(
-            stored.state, stored.config, now, until, reason, is_length=is_length, actor=who, gap=gap
-        )
-        detail = {"until": time_to_json(until), "reason": reason}
-        await _switch(db, conn, after, missed, audit_row("pause", name, detail, now, actor))
-        return after
+    """Pause a worker as `switching.pausing` says. Raises `WorkerNotFound`."""
+    return await switch_one(db, name, now, actor, switching.pausing(until, reason, is_length=is_length))
 
 
 async def resume(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
-    """End a worker's pause. Raises `WorkerNotFound`."""
-    async with db.write() as conn:
-        stored = await workers.read_one(conn, db.dialect, name, lock=True)
-        has_loop_run = await workers.has_loop_run(conn, name)
-        after, missed = switches.resume(stored.state, stored.config, now, has_loop_run=has_loop_run)
-        was = stored.state.paused_until
-        detail = {"was_paused_until": None if was is None else time_to_json(was)}
-        await _switch(db, conn, after, missed, audit_row("resume", name, detail, now, actor))
-        return after
-
-
-async def _gap(conn: AsyncConnection, dialect: Dialect, stored: workers.Stored, now: datetime) -> Gap | None:
-    """Return when no live node could run a worker that has something due."""
-    next_run_at = stored.state.next_run_at
-    if next_run_at is None or next_run_at > now:
-        return None
-    return (await read_gaps(conn, dialect, [stored.config], now)).get(stored.config.name)
-
-
-async def _switch(
-    db: Database, conn: AsyncConnection, after: WorkerState, missed: Sequence[Missed], audit: dict[str, Any]
-) -> None:
-    await _write_state(conn, after)
-    await write_missed(conn, [missed_row(after.worker, each, audit["at"]) for each in missed])
-    await write_audits(conn, [audit])
-    await wakeups.notify(db, conn)
+    """End a worker's pause now. Raises `WorkerNotFound`."""
+    return await switch_one(db, name, now, actor, switching.resuming())
 
 
 async def _write_state(conn: AsyncConnection, state: WorkerState) -> None:

@@ -1,0 +1,194 @@
+"""`jobrunner status`: how each worker stands, the worst first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobrunner.cli import context
+from jobrunner.cli.context import AsJson, DatabaseUrl
+from jobrunner.cli.dead_letters import show_open
+from jobrunner.cli.layout import WHOLE, Column, columns
+from jobrunner.cli.output import age, in_zone, note, say, say_folded, show_one, show_rows
+from jobrunner.cli.watching import show_progress
+from jobrunner.errors import UsageError
+from jobrunner.policy.filters import Filter, matches, parse_filter
+from jobrunner.policy.words import counted
+from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
+from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.reading.worst import by_harm, read_worst
+from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from jobrunner.policy.liveness import NodesHeard
+    from jobrunner.storage.database.database import Database
+
+app = typer.Typer(rich_markup_mode=None)
+_MOST_WORKERS = 1000
+
+
+def show_schedule(row: Mapping[str, Any]) -> str:
+    """Show what makes a worker due."""
+    if row["execution_mode"] == "triggered":
+        return "when triggered"
+    if row["execution_mode"] == "continuous":
+        return f"continuous, {row['interval_seconds']:g} s apart"
+    if row["cron"] is not None:
+        return f"{row['cron']} ({row['timezone']})"
+    return f"every {row['interval_seconds']:g} s"
+
+
+def show_health(row: Mapping[str, Any]) -> str:
+    """Show how a worker is, in a word or two."""
+    if row["is_enabled"] is None:
+        return "no state"
+    if row["circuit_state"] == "half_open" and not row["is_enabled"]:
+        return "half open"
+    return str(row["health"]).replace("_", " ")
+
+
+def standing_columns(told: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime) -> list[Column]:
+    """Return the columns that show workers; `told` is what their runs say of their progress."""
+
+    def progress(row: Mapping[str, Any]) -> str:
+        return "; ".join(map(show_progress, told.get(row["name"], ())))
+
+    return [
+        *columns("name"),
+        Column("health", "health", show_health),
+        Column("schedule", "schedule", show_schedule, importance=1),
+        *columns("running_runs", running_runs="running", importance=5),
+        *columns("pending_runs", pending_runs="waiting", importance=5),
+        age("next_at", "next run", now, importance=8),
+        Column("next_at", "at", lambda row: in_zone(row["next_at"], row["timezone"]), importance=3),
+        age("last_run_at", "last run", now, importance=7),
+        Column("last_run_at", "at", lambda row: in_zone(row["last_run_at"], row["timezone"]), importance=1),
+        *columns("last_run_outcome", last_run_outcome="last", importance=6),
+        *columns("consecutive_failures", consecutive_failures="streak", importance=4),
+        Column("name", "progress", progress, longest=200),
+        Column("why", "why", longest=WHOLE),
+    ]
+
+
+@app.command("status")
+def status(
+    ctx: typer.Context,
+    terms: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORKER | TERM...]",
+            help="One worker, with all there is; or those that fit terms such as health:failing, worker:send-* or "
+            "mode:scheduled.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, max=10_000, help="Show so many workers, the worst first.")
+    ] = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show the workers and how they stand, the worst first, or one of them.
+
+    Without --json it is 1,000 at most. The worst are those that are disabled, then those that are paused, failing,
+    stalled, late, slow, without a node, degraded, healthy, and last those of which nothing is known.
+    """
+    worker, wanted = _wanted(terms or (), context.now())
+    if worker is not None:
+        row = context.with_database(ctx, database_url, lambda db: _read_one(db, worker))
+        show_one(row, as_json=as_json, timezone=row["timezone"])
+        return
+    _show_all(context.with_database(ctx, database_url, lambda db: _read(db, wanted, limit, as_json)), as_json, wanted)
+
+
+def _wanted(given: Sequence[str], now: datetime) -> tuple[str | None, Filter]:
+    """Return the worker that is named, or the filter that terms make: a worker's name has no colon."""
+    names = [each for each in given if ":" not in each]
+    if len(names) == 1 and len(given) == 1:
+        return names[0], Filter()
+    if names:
+        raise UsageError(
+            f"{names[-1]!r} stands beside other words; name one worker alone, or several as worker:a,b or worker:send-*"
+        )
+    return None, parse_filter(" ".join(given), "workers", now)
+
+
+async def _read_one(db: Database, worker: str) -> dict[str, Any]:
+    async with db.read() as conn:
+        return (await read_standing(conn, db.dialect, context.now(), worker))[0]
+
+
+class _All:
+    """What is read for the list."""
+
+    def __init__(self, rows: list[dict[str, Any]], totals: reading.Totals, asked: int | None, cut: bool) -> None:
+        self.rows = rows
+        self.totals = totals
+        self.asked = asked
+        self.is_cut = cut
+        self.nodes: NodesHeard
+        self.letters: OpenLetters
+        self.told: dict[str, list[dict[str, Any]]]
+
+
+async def _read(db: Database, wanted: Filter, limit: int | None, as_json: bool) -> _All:
+    now = context.now()
+    async with db.read() as conn:
+        totals = await reading.read_totals(conn)
+        most = limit or (totals.workers if as_json else _MOST_WORKERS)
+        names, asked = None, None
+        if totals.workers > most:
+            found = await read_worst(conn, now, most, wanted)
+            names, asked = found.names, found.asked
+        rows = await read_standing(conn, db.dialect, now, names=names)
+        rows = sorted((row for row in rows if _fits(row, wanted)), key=lambda row: by_harm(row["health"], row["name"]))
+        everything = _All(rows, totals, asked, names is not None and len(names) >= most)
+        everything.nodes, _ = await read_nodes_heard(conn, now)
+        everything.letters = await count_open(conn)
+        everything.told = await reading.read_progress(conn)
+    return everything
+
+
+def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
+    return (
+        (not wanted.worker or matches(row["name"], wanted.worker))
+        and (not wanted.health or row["health"] in wanted.health)
+        and (not wanted.mode or row["execution_mode"] in wanted.mode)
+    )
+
+
+def _show_all(found: _All, as_json: bool, wanted: Filter) -> None:
+    empty = "no workers yet; `jobrunner run MODULE` registers those of a module"
+    if not wanted.is_empty:
+        empty = "no worker fits"
+    show_rows(found.rows, standing_columns(found.told, context.now()), as_json=as_json, empty=empty)
+    if as_json:
+        return
+    say("")
+    totals = found.totals
+    if found.is_cut:
+        note(f"{len(found.rows):,} of {totals.workers:,} workers are shown, the worst first; --limit shows more")
+    elif found.asked is not None:
+        note(f"{found.asked:,} workers were asked how they are, in the order of names; others may fit, too")
+    say_folded(show_totals(totals, found.nodes, found.letters))
+    say_silent(found.nodes)
+
+
+def show_totals(totals: reading.Totals, nodes: NodesHeard, letters: OpenLetters) -> str:
+    """Show how much there is of everything, in a line."""
+    waiting = f"{reading.MOST_COUNTED:,}+" if totals.waiting > reading.MOST_COUNTED else f"{totals.waiting}"
+    return (
+        f"{counted(totals.workers, 'worker')}, {totals.running} running, {waiting} waiting; "
+        f"{counted(nodes.live, 'live node')}, {show_open(letters)}"
+    )
+
+
+def say_silent(nodes: NodesHeard) -> None:
+    """Print which nodes were not heard of for long, if there are any."""
+    silent = nodes.show_silent()
+    if silent:
+        say_folded(f"{silent}; another node, or the next to start, takes over what it ran")

@@ -1,0 +1,82 @@
+"""Answers: JSON, always; of an error one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from jobrunner.errors import (
+    DatabaseError,
+    InvalidPayload,
+    InvalidSchedule,
+    InvalidWorker,
+    JobrunnerError,
+    NotFound,
+    Refused,
+    SchemaError,
+    UsageError,
+)
+from jobrunner.storage.tables.types import to_json as time_to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger("jobrunner")
+
+
+class Forbidden(Exception):
+    """The one who asks may not do this."""
+
+
+_STATUS: tuple[tuple[type[JobrunnerError], int], ...] = (
+    (NotFound, 404),
+    (InvalidPayload, 422),
+    (InvalidWorker, 422),
+    (InvalidSchedule, 422),
+    (UsageError, 400),
+    (DatabaseError, 503),
+    (SchemaError, 503),
+    (Refused, 409),
+)
+_TRY_AGAIN_SECONDS = "5"
+
+
+def to_json(value: Any) -> str:
+    """Write a value as JSON, as `--json` of the command line does: times as ISO 8601 in UTC."""
+    return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return time_to_json(value)
+    msg = f"{type(value).__name__} cannot be written as JSON"
+    raise TypeError(msg)
+
+
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a value as a JSON response."""
+    body = to_json(value).encode("utf-8", "backslashreplace")
+    return Response(body, status, headers, media_type="application/json")
+
+
+def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as a JSON response: `{"error": "…"}`, in one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    return answer({"error": line}, status, headers)
+
+
+def failure(raised: Exception) -> Response:
+    """Return the response for what a route has raised."""
+    if isinstance(raised, Forbidden):
+        return error(403, str(raised))
+    if not isinstance(raised, JobrunnerError):
+        logger.error("an HTTP request failed: a bug, or a damaged database", exc_info=raised)
+        return error(500, "the server failed; its log says more")
+    status = next((status for kind, status in _STATUS if isinstance(raised, kind)), 500)
+    if status != 503:
+        return error(status, str(raised))
+    return error(status, str(raised), {"Retry-After": _TRY_AGAIN_SECONDS})

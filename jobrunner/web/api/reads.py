@@ -1,0 +1,284 @@
+"""What the API shows: the rows that `--json` of the command line gives, a page at a time."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.errors import InvalidSetting, UsageError
+from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.durations import parse_time
+from jobrunner.policy.filters import parse_filter
+from jobrunner.policy.hidden import masked_row
+from jobrunner.runtime.moments import read_span
+from jobrunner.storage import bulk
+from jobrunner.storage.nodes import list_nodes
+from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.hidden import read_all_hidden
+from jobrunner.storage.reading.one_page import live_runs_after, names_after
+from jobrunner.storage.reading.one_run import read_run
+from jobrunner.storage.reading.search import search_history, search_letters, search_runs
+from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.records.audit import read_audits
+from jobrunner.storage.records.history import read_history
+from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.tables.types import to_json as time_to_json
+from jobrunner.web.access import Level
+from jobrunner.web.answers import Forbidden
+from jobrunner.web.api.ask import Page
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from jobrunner.policy.filters import Filter
+    from jobrunner.storage.reading.search import Found
+    from jobrunner.storage.runs.transaction import AsyncConnection
+    from jobrunner.web.api.ask import Ask
+
+    Search = Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]
+
+_MOST_ATTEMPTS = 500
+_MOST_UPCOMING = 10_000
+
+
+async def workers(ask: Ask) -> Page:
+    """`jobrunner status`: how each worker stands."""
+    limit = ask.fields["limit"]
+    async with ask.desk.database() as db, db.read() as conn:
+        names = await names_after(conn, ask.fields["after"], limit + 1)
+        rows = await read_standing(conn, db.dialect, ask.now, names=names[:limit]) if names else []
+    return Page(rows, names[limit - 1] if len(names) > limit else None)
+
+
+async def worker(ask: Ask) -> dict[str, Any]:
+    """`jobrunner admin show`, with what `status` says of it: all there is about one worker."""
+    name = ask.path["name"]
+    async with ask.desk.database() as db, db.read() as conn:
+        found = await reading.read_worker(conn, name)
+        (standing,) = await read_standing(conn, db.dialect, ask.now, name)
+    whole = {**found, "next_at": standing["next_at"], "why": standing["why"]}
+    return whole if ask.level >= Level.ADMIN else masked_row(whole, [str(field) for field in found["hidden_fields"]])
+
+
+async def explain(ask: Ask) -> dict[str, Any]:
+    """`jobrunner explain`: every gate, open or shut, and why."""
+    async with ask.desk.database() as db:
+        return await explaining.explain(db, ask.path["name"], ask.now)
+
+
+async def runs(ask: Ask) -> Page:
+    """`jobrunner runs`: the live runs, those that run, then those that wait."""
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "runs", search_runs)
+    limit, after = ask.fields["limit"], ask.fields["after"]
+    async with ask.desk.reading() as conn:
+        rows = await live_runs_after(conn, ask.fields["worker"], limit + 1, _run_place(after))
+        shown = await ask.shown(conn, rows[:limit])
+    return Page(shown, _place_of(rows[limit - 1]) if len(rows) > limit else None)
+
+
+def _place_of(run: Mapping[str, Any]) -> str:
+    kind, moment = ("waiting", run["due_at"]) if run["slot"] is None else ("active", run["started_at"])
+    return _token([kind, time_to_json(moment), run["id"]])
+
+
+def _run_place(after: str | None) -> tuple[str, datetime, int] | None:
+    if after is None:
+        return None
+    kind, moment, run_id = _read_token(after, (str, str, int))
+    return kind, parse_time(moment), run_id
+
+
+async def run(ask: Ask) -> dict[str, Any]:
+    """One run, live or ended: how it stands, and all its attempts that have ended, the newest first."""
+    async with ask.desk.reading() as conn:
+        info = await read_run(conn, ask.path["id"])
+        found = {**dataclasses.asdict(info), "live": await reading.read_live(conn, info.id)}
+        attempts = await read_history(conn, run_id=info.id, limit=_MOST_ATTEMPTS)
+        (shown,) = await ask.shown(conn, [found])
+        if shown["live"] is not None:
+            (shown["live"],) = await ask.shown(conn, [shown["live"]])
+        shown["attempts"] = await ask.shown(conn, attempts)
+    return shown
+
+
+async def history(ask: Ask) -> Page:
+    """`jobrunner history`: what ended, the newest first."""
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "history", search_history)
+    limit, name = ask.fields["limit"], ask.fields["worker"]
+    since, until = read_span(ask.fields["since"], ask.fields["until"], ask.now)
+    narrowed = {
+        "worker": name,
+        "outcome": ask.fields["outcome"],
+        "since": since,
+        "until": until,
+        "run_id": ask.fields["run"],
+    }
+    async with ask.desk.reading() as conn:
+        if name is not None:
+            await reading.require_trace(conn, name)
+        before = _history_place(ask.fields["after"])
+        rows = await read_history(conn, **narrowed, limit=limit + 1, before=before)
+        shown = await ask.shown(conn, rows[:limit])
+    return Page(shown, _history_token(rows[limit - 1]) if len(rows) > limit else None)
+
+
+def _history_token(row: Mapping[str, Any]) -> str:
+    return f"{row['id']}@{time_to_json(row['finished_at'])}"
+
+
+def _history_place(after: str | None) -> dict[str, Any] | None:
+    """Read the place `ID@TIME`: rows are in the order of ids, and narrowed by time alone in that of time."""
+    if after is None:
+        return None
+    row_id, at, moment = after.partition("@")
+    if not row_id.isdecimal() or not at:
+        raise InvalidSetting(f"after {after!r} is no place in the history; take it from the answer's Link header")
+    return {"id": int(row_id), "finished_at": parse_time(moment)}
+
+
+async def letters(ask: Ask) -> Page:
+    """`jobrunner dead-letters list`: the newest first."""
+    if ask.fields["q"] is not None:
+        return await search_page(ask, "letters", search_letters)
+    limit, name, status = ask.fields["limit"], ask.fields["worker"], ask.fields["status"] or "open"
+    async with ask.desk.reading() as conn:
+        if name is not None:
+            await reading.require_trace(conn, name)
+        rows = await dead_letters.list_letters(
+            conn,
+            worker=name,
+            status=None if status == "all" else status,
+            limit=limit + 1,
+            before_id=_id_place(ask.fields["after"]),
+        )
+        return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def letter(ask: Ask) -> dict[str, Any]:
+    """`jobrunner dead-letters show`: one letter, with the error of every attempt."""
+    async with ask.desk.reading() as conn:
+        (shown,) = await ask.shown(conn, [await dead_letters.read_letter(conn, ask.path["id"])])
+    return shown
+
+
+async def upcoming(ask: Ask) -> Page:
+    """`jobrunner upcoming`: what will fire, in the order of time."""
+    limit, name = ask.fields["limit"], ask.fields["worker"]
+    start, place = ask.now, 0
+    if ask.fields["after"] is not None:
+        moment, place = _read_token(ask.fields["after"], (str, int))
+        start = parse_time(moment)
+    if not 0 <= place <= _MOST_UPCOMING - limit:
+        raise InvalidSetting(f"more than {_MOST_UPCOMING:,} times are not told; name a worker, or a shorter `for`")
+    until = start + timedelta(seconds=ask.fields["for"])
+    async with ask.desk.database() as db, db.read() as conn:
+        if name is not None:
+            await reading.require_workers(conn, db.dialect, [name])
+        found, is_more = await reading.read_upcoming(conn, start, until, place + limit, name)
+    rows = [dataclasses.asdict(row) for row in found[place:]]
+    return Page(rows, _token([time_to_json(start), place + limit]) if is_more else None)
+
+
+async def nodes(ask: Ask) -> Page:
+    """`jobrunner admin nodes`: the newest first."""
+    limit, after = ask.fields["limit"], ask.fields["after"]
+    async with ask.desk.reading() as conn:
+        rows = list(await list_nodes(conn, ask.now, is_all=ask.fields["all"]))
+    ids = [row["id"] for row in rows]
+    if after is not None and after not in ids:
+        raise InvalidSetting(f"after {after!r} is no node; begin at the first page again")
+    first = 0 if after is None else ids.index(after) + 1
+    shown = rows[first : first + limit]
+    return Page(shown, shown[-1]["id"] if first + limit < len(rows) else None)
+
+
+async def audit(ask: Ask) -> Page:
+    """`jobrunner admin audit`: who decided what, the newest first."""
+    limit = ask.fields["limit"]
+    async with ask.desk.reading() as conn:
+        rows = await read_audits(
+            conn,
+            ask.fields["worker"],
+            limit + 1,
+            ask.fields["after"],
+            since=ask.fields["since"],
+            actions=ask.fields["action"] or (),
+            actor=ask.fields["actor"],
+        )
+        return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def search_page(ask: Ask, kind: str, search: Search) -> Page:
+    """Return a page of the rows of `kind` that fit the filter `q`.
+
+    Raises:
+        UsageError: the filter cannot be read, or stands beside other fields.
+        Forbidden: it looks into a field that is hidden from the one who asks.
+    """
+    for name, value in ask.fields.items():
+        if name not in {"q", "limit", "after"} and value is not None:
+            raise UsageError(f"q and {name} are both given; write {name}: into q")
+    asked = parse_filter(ask.fields["q"], kind, ask.now)
+    async with ask.desk.reading() as conn:
+        await refuse_hidden(ask, conn, asked)
+        found = await search(conn, asked, ask.fields["limit"], _id_place(ask.fields["after"]))
+        shown = await ask.shown(conn, found.rows)
+    return Page(shown, None if found.after is None else str(found.after), found.searched)
+
+
+async def refuse_hidden(ask: Ask, conn: AsyncConnection, asked: Filter) -> None:
+    """Refuse a search in what any worker hides: that something was found would tell its value. Raises `Forbidden`."""
+    if not asked.payload or ask.level >= Level.ADMIN:
+        return
+    hidden = await read_all_hidden(conn)
+    for path, _ in asked.payload:
+        name = ".".join(path)
+        if any(f"{name}.".startswith(f"{field}.") or f"{field}.".startswith(f"{name}.") for field in hidden):
+            raise Forbidden(f"payload.{name} is hidden by a worker; only an administrator may search in it")
+
+
+def _id_place(after: str | None) -> int | None:
+    if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
+        raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
+    return None if after is None else int(after)
+
+
+async def operations(ask: Ask) -> Page:
+    """`jobrunner bulk list`: the newest first."""
+    limit = ask.fields["limit"]
+    async with ask.desk.reading() as conn:
+        return _by_id(await bulk.read_operations(conn, limit + 1, ask.fields["after"]), limit)
+
+
+async def operation(ask: Ask) -> dict[str, Any]:
+    """`jobrunner bulk show`: one operation, and how far it has come."""
+    async with ask.desk.reading() as conn:
+        return await bulk.read_operation(conn, ask.path["id"])
+
+
+def _by_id(rows: Sequence[Mapping[str, Any]], limit: int) -> Page:
+    """Return a page of rows, one more than `limit` of them read, whose place is their id."""
+    return Page(rows[:limit], str(rows[limit - 1]["id"]) if len(rows) > limit else None)
+
+
+def _token(place: list[Any]) -> str:
+    text = json.dumps(place, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read_token(token: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    try:
+        place = json.loads(base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4)))
+    except ValueError:
+        place = None
+    is_ours = isinstance(place, list) and len(place) == len(kinds)
+    if not is_ours or not all(type(part) is kind for part, kind in zip(place, kinds, strict=True)):
+        raise InvalidSetting(f"after {token!r} is no place in this list; take it from the answer's Link header")
+    return tuple(place)

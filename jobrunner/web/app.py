@@ -1,0 +1,164 @@
+"""The application: every route behind its level, everything behind the guard.
+
+`/api/…` comes from the table of routes, which says what each takes and who may ask. Pages find their place in `_pages`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+from starlette.routing import Route as Path
+
+from jobrunner.policy.arguments import check_id
+from jobrunner.web.access import Level, Unauthorized
+from jobrunner.web.answers import answer, error, failure
+from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of
+from jobrunner.web.api.fields import read_fields
+from jobrunner.web.api.openapi import document
+from jobrunner.web.api.table import ROUTES
+from jobrunner.web.guard import Guard
+from jobrunner.web.login import LoginPage, root_of
+from jobrunner.web.metrics import Metrics
+from jobrunner.web.pages import index
+from jobrunner.web.probes import Probes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
+
+    from jobrunner.web.api.table import Route
+    from jobrunner.web.desk import Desk
+    from jobrunner.web.rules import Rule
+
+    Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Console:
+    """The ASGI application of one desk, for one rule."""
+
+    def __init__(self, desk: Desk, rule: Rule) -> None:
+        self.desk = desk
+        self.rule = rule
+        self.metrics = Metrics(desk)
+        probes = Probes(desk)
+        self.paths = [
+            Path("/livez", self._open(probes.livez)),
+            Path("/readyz", self._open(probes.readyz)),
+            Path("/healthz", self._behind(Level.READ, probes.healthz)),
+            Path("/metrics", self._behind(Level.READ, self.metrics.show)),
+            Path("/api/openapi.json", self._behind(Level.READ, self._document)),
+            *(self._path(route) for route in ROUTES),
+            *self._pages(),
+        ]
+        app = Starlette(routes=self.paths, exception_handlers={HTTPException: _refused})
+        app.router.redirect_slashes = False  # it would redirect to the scheme and host that a proxy has changed
+        self._app = Guard(app, rule.hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._app(scope, receive, send)
+
+    def _pages(self) -> list[Path]:
+        """Return the paths for people."""
+        pages = [Path("/", self._behind(Level.READ, index.show, is_page=True))]
+        if self.rule.tokens is not None:
+            login = LoginPage(self.rule.tokens)
+            pages += [
+                Path("/login", self._open(login.show), methods=["GET"]),
+                Path("/login", self._open(login.log_in), methods=["POST"]),
+                Path("/logout", self._open(login.log_out), methods=["POST"]),
+            ]
+        return pages
+
+    async def _document(self, request: Request) -> Response:
+        return answer(document(ROUTES, root_of(request)))
+
+    def _path(self, route: Route) -> Path:
+        return Path(
+            route.path.replace("{id}", "{id:int}"),
+            self._behind(route.level, lambda request: self._answer(route, request)),
+            methods=[route.method],
+            name=f"{route.method} {route.path}",
+        )
+
+    async def _answer(self, route: Route, request: Request) -> Response:
+        """Do what a route of the table says."""
+        several = frozenset(field.name for field in route.fields if field.kind.is_several)
+        if route.method == "GET":
+            given: Mapping[str, Any] = query_of(request, several)
+        else:
+            given = await body_of(request, several)
+        if "id" in request.path_params:
+            check_id("id", request.path_params["id"])
+        now = self.desk.now()
+        fields = read_fields(route.fields, given, now)
+        level, actor = request.state.level, request.state.actor
+        found = await route.do(Ask(self.desk, level, actor, request.path_params, fields, now))
+        if not isinstance(found, Page):
+            return answer(found)
+        headers = {} if found.after is None else {"Link": next_link(request, found.after)}
+        if found.searched is not None:
+            headers["Jobrunner-Searched"] = str(found.searched)
+        return answer(list(found.rows), headers=headers)
+
+    def _open(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint for everybody."""
+        return _guarded(endpoint)
+
+    def _behind(self, needed: Level, endpoint: Endpoint, *, is_page: bool = False) -> Endpoint:
+        """Return an endpoint for those of a level; a page sends the others to the login."""
+
+        async def check(request: Request) -> Response:
+            try:
+                level, actor = await self._who(request)
+            except Unauthorized:
+                return _unauthorized("that token is not known")
+            if level >= needed:
+                request.state.level, request.state.actor = level, actor
+                return await endpoint(request)
+            if level is not Level.NONE:
+                return error(403, f"this needs the level {needed.name.lower()}, and you have {level.name.lower()}")
+            if is_page and self.rule.tokens is not None:
+                return RedirectResponse(f"{root_of(request)}/login", 303)
+            return _unauthorized("this needs a token: send it as `Authorization: Bearer …`, or log in at /login")
+
+        return _guarded(check)
+
+    async def _who(self, request: Request) -> tuple[Level, str]:
+        """Return what the access rule says of who asks."""
+        said = self.rule.access(request)
+        level, actor = await said if inspect.isawaitable(said) else said
+        return Level.of(level), str(actor)
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint with every error as an answer: a sentence, and never a traceback."""
+
+    async def endpoint_or_error(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except TooLarge:
+            return error(413, "the body is too large; a payload may have 1 MiB")
+        except Exception as raised:  # noqa: BLE001 - whoever asks gets an answer, and the log the error
+            return failure(raised)
+
+    return endpoint_or_error
+
+
+def _unauthorized(message: str) -> Response:
+    return error(401, message, {"WWW-Authenticate": 'Bearer realm="jobrunner"'})
+
+
+async def _refused(_request: Request, raised: Exception) -> Response:
+    """Answer what no route takes."""
+    if not isinstance(raised, HTTPException):
+        return failure(raised)
+    said = {404: "there is nothing at this address", 405: "this address does not take that method"}
+    return error(raised.status_code, said.get(raised.status_code, str(raised.detail)), raised.headers)
