@@ -23,6 +23,7 @@ from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.one_run import read_run
 from jobrunner.storage.reading.search import search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.reading.worst import by_harm, read_worst
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
@@ -49,10 +50,23 @@ _MOST_UPCOMING = 10_000
 async def workers(ask: Ask) -> Page:
     """`jobrunner status`: how each worker stands."""
     limit = ask.fields["limit"]
+    if ask.fields["q"] is not None:
+        return await _workers_that_fit(ask, limit)
     async with ask.desk.database() as db, db.read() as conn:
         names = await names_after(conn, ask.fields["after"], limit + 1)
         rows = await read_standing(conn, db.dialect, ask.now, names=names[:limit]) if names else []
     return Page(rows, names[limit - 1] if len(names) > limit else None)
+
+
+async def _workers_that_fit(ask: Ask, limit: int) -> Page:
+    """Return the workers that fit the filter `q`, the worst first; there is one page, of the worst."""
+    if ask.fields["after"] is not None:
+        raise UsageError("q gives the worst that fit, in one page; raise limit instead of asking for what comes after")
+    wanted = parse_filter(ask.fields["q"], "workers", ask.now)
+    async with ask.desk.database() as db, db.read() as conn:
+        worst = await read_worst(conn, ask.now, limit, wanted)
+        rows = await read_standing(conn, db.dialect, ask.now, names=worst.names) if worst.names else []
+    return Page(sorted(rows, key=lambda row: by_harm(row["health"], row["name"])), None, worst.asked)
 
 
 async def worker(ask: Ask) -> dict[str, Any]:

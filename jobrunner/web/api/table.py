@@ -61,7 +61,14 @@ def _post(path: str, do: Any, about: str, *fields: Field, level: Level = Level.O
 
 
 ROUTES = (
-    _get("/api/workers", reads.workers, "How the workers stand, by name.", _LIMIT, _AFTER),
+    _get(
+        "/api/workers",
+        reads.workers,
+        "How the workers stand, by name; of a filter the worst first.",
+        _LIMIT,
+        _AFTER,
+        _QUERY,
+    ),
     _get("/api/workers/{name}", reads.worker, "All there is about a worker."),
     _get("/api/workers/{name}/explain", reads.explain, "Every gate a worker's run must pass, and why it is shut."),
     _get(
