@@ -56,6 +56,9 @@ def families(gauges: Gauges) -> Iterator[GaugeMetricFamily]:
     for state, count in gauges.nodes.items():
         _add(nodes, count, state)
     yield nodes
+    alerts = _family("alerts_waiting", "Messages of alerts that wait to be sent, counted up to 10,001.")
+    _add(alerts, gauges.alerts_waiting)
+    yield alerts
     age = _family("node_beat_age_seconds", "How long ago the live node that is quietest was heard of.")
     _add(age, gauges.beat_age)
     yield age

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.storage.reading.incidents import count_waiting
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.one_page import names_after
 from jobrunner.storage.reading.status import MOST_COUNTED, read_status
@@ -58,6 +59,7 @@ class Gauges:
     beat_age: float | None
     missed: list[Missed] = field(default_factory=list)
     last_missed: int = 0
+    alerts_waiting: int = 0
 
 
 async def read_gauges(conn: AsyncConnection, dialect: Dialect, now: datetime, after_missed: int | None) -> Gauges:
@@ -82,6 +84,7 @@ async def read_gauges(conn: AsyncConnection, dialect: Dialect, now: datetime, af
         beat_age=beat_age,
         missed=missed,
         last_missed=last_missed,
+        alerts_waiting=await count_waiting(conn, MOST_COUNTED + 1),
     )
 
 

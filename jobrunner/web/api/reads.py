@@ -19,6 +19,7 @@ from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.hidden import read_all_hidden
+from jobrunner.storage.reading.incidents import list_incidents
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.one_run import read_run
 from jobrunner.storage.reading.search import search_history, search_letters, search_runs
@@ -227,6 +228,14 @@ async def audit(ask: Ask) -> Page:
             actor=ask.fields["actor"],
         )
         return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def alerts(ask: Ask) -> Page:
+    """`jobrunner alerts list`: the incidents, the newest first."""
+    limit, after = ask.fields["limit"], ask.fields["after"]
+    narrowed = {"worker": ask.fields["worker"], "is_all": ask.fields["all"], "before_id": after}
+    async with ask.desk.reading() as conn:
+        return _by_id(await list_incidents(conn, limit + 1, **narrowed), limit)
 
 
 async def search_page(ask: Ask, kind: str, search: Search) -> Page:
