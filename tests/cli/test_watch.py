@@ -203,6 +203,8 @@ def test_the_parts_share_the_lines_there_are(room):
     assert sum(taken) <= room
     assert all(lines <= asked + 1 for lines, asked in zip(taken, wanted, strict=True))
     assert taken[3] == 0
-    if room >= 20:
-        assert min(taken[place] for place in (0, 1, 2, 4)) >= 4
+    if room >= 4:
         assert sum(taken) == room
+        assert taken[0] >= room * 2 // 5
+    if room >= 32:
+        assert min(taken[place] for place in (1, 2, 4)) >= 4
