@@ -365,3 +365,16 @@ async def test_a_bulk_operation_is_seen_first_and_is_not_done_to_other_than_was_
         for body in ({}, {"action": "enable", "filter": "x"}, {**order, "filter": ""}, {**order, "rate": -1}):
             assert (await client.post("/api/bulk", json=body)).status_code == 400, body
         assert (await client.get("/api/bulk/4711")).status_code == 404
+
+
+async def test_a_payload_that_the_handler_would_refuse_is_a_422_that_names_the_field(web: Web):
+    schema = {"properties": {"to": {"type": "string"}}, "required": ["to"], "additionalProperties": False}
+    await web.stage.register(triggered("letter", payload_schema=schema))
+    async with web.client(level="admin") as client:
+        for body in ({"payload": {"to": 5}}, {"payload": {}}, {}):
+            refused = await client.post("/api/workers/letter/trigger", json=body)
+            assert refused.status_code == 422, refused.text
+            assert refused.json()["error"].startswith("to: ")
+        assert await web.stage.rows("SELECT id FROM {p}runs WHERE worker = 'letter'") == []
+        fits = await client.post("/api/workers/letter/trigger", json={"payload": {"to": "ann"}})
+        assert fits.status_code == 200
