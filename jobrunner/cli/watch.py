@@ -100,8 +100,8 @@ def _print_block(seen: Overview) -> None:
 async def _draw_on(db: Database, seconds: float) -> None:
     """Draw on the terminal until interrupted."""
     from rich.console import Console, Group  # noqa: PLC0415 - only a terminal needs it
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
 
     console = Console()
     seen = await read_overview(db, context.now(), console.height)

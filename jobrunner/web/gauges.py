@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import GaugeMetricFamily
 
-from jobrunner.model.worker import CircuitState, JobPriority
-from jobrunner.policy.filters import HEALTH
+from jobrunner.model.worker import JobPriority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,22 +55,24 @@ def families(gauges: Gauges) -> Iterator[GaugeMetricFamily]:
     for state, count in gauges.nodes.items():
         _add(nodes, count, state)
     yield nodes
+    messages = _family("alerts_waiting", "Messages of alerts that wait for their receivers, counted up to 10,001.")
+    _add(messages, gauges.messages)
+    yield messages
     age = _family("node_beat_age_seconds", "How long ago the live node that is quietest was heard of.")
     _add(age, gauges.beat_age)
     yield age
 
 
 def _of_states(gauges: Gauges) -> Iterator[GaugeMetricFamily]:
-    """Yield what has a series for each state that a worker may be in, of which one is 1."""
+    """Yield what has a worker's state as a label. Only the one that holds: all would be 13 series a worker more."""
     info = _family("worker_info", "1, with what a worker is as labels.", "worker", "mode", "priority")
-    circuit = _family("circuit", "1 for the state of the worker's circuit.", "worker", "state")
-    health = _family("worker_health", "1 for how the worker is.", "worker", "health")
+    circuit = _family("circuit", "1, with the state of the worker's circuit.", "worker", "state")
+    health = _family("worker_health", "1, with how the worker is.", "worker", "health")
     for row in gauges.workers:
         _add(info, 1, row["name"], row["execution_mode"], _priority(row["priority"]))
-        for state in map(str, CircuitState):
-            _add(circuit, row["circuit_state"] == state, row["name"], state)
-        for state in HEALTH:
-            _add(health, row["health"] == state, row["name"], state)
+        if row["circuit_state"] is not None:
+            _add(circuit, 1, row["name"], row["circuit_state"])
+        _add(health, 1, row["name"], row["health"])
     yield from (info, circuit, health)
 
 

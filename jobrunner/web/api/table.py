@@ -61,7 +61,14 @@ def _post(path: str, do: Any, about: str, *fields: Field, level: Level = Level.O
 
 
 ROUTES = (
-    _get("/api/workers", reads.workers, "How the workers stand, by name.", _LIMIT, _AFTER),
+    _get(
+        "/api/workers",
+        reads.workers,
+        "How the workers stand, by name; of a filter the worst first.",
+        _LIMIT,
+        _AFTER,
+        _QUERY,
+    ),
     _get("/api/workers/{name}", reads.worker, "All there is about a worker."),
     _get("/api/workers/{name}/explain", reads.explain, "Every gate a worker's run must pass, and why it is shut."),
     _get(
@@ -126,6 +133,16 @@ ROUTES = (
         _LIMIT,
         _AFTER_ID,
     ),
+    _get(
+        "/api/alerts",
+        reads.alerts,
+        "The incidents, the newest first.",
+        _WORKER,
+        Field("all", f.FLAG, "also those that are over", False),
+        _LIMIT,
+        _AFTER_ID,
+    ),
+    _get("/api/alerts/rules", reads.rules, "The alert rules, by name, and how many messages wait.", _LIMIT, _AFTER),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
     _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit."),
