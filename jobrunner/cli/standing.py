@@ -95,8 +95,9 @@ def status(
 ) -> None:
     """Show the workers and how they stand, the worst first, or one of them.
 
-    On a terminal it is the 25 worst unless --limit is given, elsewhere 1,000 at most, and with --json all. The worst are those that are disabled, then those that are paused, failing,
-    stalled, late, slow, without a node, degraded, healthy, and last those of which nothing is known.
+    On a terminal it is the 25 worst unless --limit is given, elsewhere 1,000 at most, and with --json all. The worst
+    are those that are disabled, then those that are paused, failing, stalled, late, slow, without a node, degraded,
+    healthy, and last those of which nothing is known.
     """
     worker, wanted = _wanted(terms or (), context.now())
     if worker is not None:
