@@ -280,7 +280,7 @@ def test_a_bad_setting_of_a_node_is_one_line(folder, capsys, args, words):
 
 
 def test_a_log_record_is_one_line():
-    from jobrunner.cli.run import _OneLine
+    from jobrunner.cli.log_output import _OneLine
 
     record = logging.LogRecord("jobrunner", logging.INFO, "f", 1, "first\nsecond \x1b[31m", (), None)
     line = _OneLine("%(asctime)s %(levelname)s %(message)s").format(record)
