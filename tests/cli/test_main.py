@@ -176,8 +176,9 @@ def test_a_trigger_waits_for_its_run(tmp_path):
     assert "runs 1 worker " in node.stderr.readline()
     code, out, err = finish(start("trigger", "hello", "--wait", cwd=tmp_path))
     assert (code, out.splitlines()[1], err) == (0, "succeeded", "")
-    code, out, _ = finish(start("trigger", "hello", "--payload", '{"nme": 1}', "--wait", cwd=tmp_path))
-    assert code == 1
+    code, out, err = finish(start("trigger", "hello", "--payload", '{"nme": 1}', "--wait", cwd=tmp_path))
+    assert (code, out) == (2, "")
+    assert "nme: is not known" in err
     node.send_signal(signal.SIGTERM)
     finish(node)
 
