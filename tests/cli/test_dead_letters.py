@@ -222,4 +222,4 @@ def test_without_arguments_it_is_said_what_to_give(sqlite_cli):
         assert (
             sqlite_cli.refused(2, "admin", verb) == "give the names of workers or a pattern such as 'send-*', or --all"
         )
-        assert sqlite_cli.refused(2, "admin", verb, "mail", "--all").endswith(", or --all, not both")
+        assert sqlite_cli.refused(2, "admin", verb, "mail", "--all").endswith(", or --all for every one, not both")
