@@ -13,11 +13,11 @@ from jobrunner.cli.admin_switches import disable, enable, pause, resume
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_past
 from jobrunner.cli.layout import Column, columns
-from jobrunner.cli.output import Listing, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.output import Listing, age, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
-from jobrunner.storage.nodes import list_nodes
+from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.pages import audit_pages
 from jobrunner.storage.reading.status import read_status, read_worker
 from jobrunner.storage.records.audit import read_audits
@@ -149,14 +149,16 @@ def nodes(
         async with db.read() as conn:
             return await list_nodes(conn, context.now(), is_all=is_all)
 
-    rows = context.with_database(ctx, database_url, read)
+    rows, now = context.with_database(ctx, database_url, read), context.now()
     shown = [
         *columns("id"),
         Column("state", "state", lambda row: row["state"] if row["silent_seconds"] is None else "silent"),
         *columns("hostname"),
         *columns("pid", importance=8),
-        *columns("started_at", started_at="started", importance=5),
-        *columns("heartbeat_at", heartbeat_at="heartbeat", importance=7),
+        age("started_at", "started", now, importance=5),
+        *columns("started_at", started_at="at", importance=2),
+        age("heartbeat_at", "heartbeat", now, importance=7),
+        *columns("heartbeat_at", heartbeat_at="at", importance=3),
         *columns("max_concurrent", importance=3),
         *columns("version", importance=2),
     ]

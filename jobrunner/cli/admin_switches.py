@@ -126,7 +126,8 @@ class _Chosen:
             if not names:
                 say_folded("there is no worker")
                 return
-            if len(names) > 1 and not self._yes:
+            is_spelled_out = self._given is not None and not any("*" in word for word in self._given)
+            if len(names) > 1 and not (self._yes or is_spelled_out):
                 ask_or_refuse(self._asked, _named(names))
             done: list[str] = []
             for place in range(0, len(names), switching.MOST_AT_ONCE):

@@ -12,7 +12,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload, require_one
 from jobrunner.cli.layout import ERROR, Column, columns
-from jobrunner.cli.output import Listing, note, say, show_json, show_one, show_rows
+from jobrunner.cli.output import Listing, age, note, say, show_json, show_one, show_rows
 from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.arguments import LARGEST_ID
@@ -74,7 +74,8 @@ def list_letters(
             *columns("run_id", run_id="run", importance=5),
             *columns("trigger", importance=7),
             *columns("attempts", importance=4),
-            *columns("died_at", died_at="died", importance=8),
+            age("died_at", "died", context.now(), importance=8),
+            *columns("died_at", died_at="at", importance=5),
             *columns("status", importance=6),
             *columns("replay_run_id", replay_run_id="replayed as", importance=7),
             Column("error", "error", _error, longest=ERROR),

@@ -16,8 +16,8 @@ from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.liveness import short_id
 from jobrunner.policy.words import first_line, show_time
 from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.past import explain_at
-from jobrunner.storage.reading.run_story import explain_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

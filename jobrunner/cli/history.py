@@ -10,7 +10,7 @@ from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
 from jobrunner.cli.inputs import read_span
 from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
-from jobrunner.cli.output import Listing, short, show_duration
+from jobrunner.cli.output import Listing, age, short, show_duration
 from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
@@ -74,7 +74,8 @@ def history(
             *columns("attempt", importance=5),
             *columns("outcome"),
             *columns("ends_run", importance=6),
-            *columns("finished_at", finished_at="finished", importance=8),
+            age("finished_at", "finished", context.now(), importance=8),
+            *columns("finished_at", finished_at="at", importance=7),
             Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
             Column("error", "why", _why, longest=WHOLE),
         ]

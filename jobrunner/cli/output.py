@@ -67,9 +67,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
         return
     values = _values(rows, shown)
     if sys.stdout.isatty():
-        for line in _drawn(shown, values, _columns()):
+        lines, times = _drawn(shown, values, _columns())
+        for line in lines:
             say(line)
-        if any(isinstance(value, datetime | InZone) for row in values for value in row):
+        text = "\n".join(lines)
+        if any(time in text for time in times):  # columns of times may have been left out
             say(_painter()(None, "times are UTC"))
     else:
         _align([column.title for column in shown], [_cells(shown, row, show_moment) for row in values])
@@ -77,7 +79,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, as_
 
 def draw_rows(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], width: int) -> list[str]:
     """Return the lines of a table as a terminal of that width shows it; its times are UTC and do not say so."""
-    return _drawn(shown, _values(rows, shown), width)
+    return _drawn(shown, _values(rows, shown), width)[0]
 
 
 def _values(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column]) -> list[list[Any]]:
@@ -323,12 +325,20 @@ def _align(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _drawn(shown: Sequence[Column], values: Sequence[Sequence[Any]], width: int) -> list[str]:
+def _drawn(shown: Sequence[Column], values: Sequence[Sequence[Any]], width: int) -> tuple[list[str], set[str]]:
+    """Return the lines of a table, and the times among its cells as they are shown."""
     from rich.cells import cell_len  # noqa: PLC0415 - only a terminal needs it
 
     now = context.now()
-    cells = [_cells(shown, row, lambda moment, timezone: short_time(moment, now, timezone)) for row in values]
-    return lay_out(shown, cells, width, cell_len, _painter())
+    times: set[str] = set()
+
+    def show(moment: datetime, timezone: str) -> str:
+        said = short_time(moment, now, timezone)
+        times.add(said)
+        return said
+
+    cells = [_cells(shown, row, show) for row in values]
+    return lay_out(shown, cells, width, cell_len, _painter()), times
 
 
 def _painter() -> Callable[[Column | None, str], str]:

@@ -16,7 +16,7 @@ DEFAULT_ADDRESS = "127.0.0.1:8484"
 
 @app.command("serve")
 def serve(ctx: typer.Context, http: HttpAddress = None, database_url: DatabaseUrl = None) -> None:
-    """Answer HTTP for a database: probes, metrics and the API. No worker runs here.
+    """Answer HTTP for a database: probes, metrics and the API, without a node.
 
     Without an address it is 127.0.0.1:8484, where reading is open to this machine and writing needs a token. Elsewhere
     nothing opens without one: JOBRUNNER_HTTP_TOKEN, JOBRUNNER_HTTP_OPERATE_TOKEN and JOBRUNNER_HTTP_READ_TOKEN.

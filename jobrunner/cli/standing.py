@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
 app = typer.Typer(rich_markup_mode=None)
-_MOST_WORKERS = 1000
+_MOST_WORKERS, _SCREENFUL = 1000, 25
 
 
 def show_schedule(row: Mapping[str, Any]) -> str:
@@ -94,8 +95,9 @@ def status(
 ) -> None:
     """Show the workers and how they stand, the worst first, or one of them.
 
-    Without --json it is 1,000 at most. The worst are those that are disabled, then those that are paused, failing,
-    stalled, late, slow, without a node, degraded, healthy, and last those of which nothing is known.
+    On a terminal it is the 25 worst unless --limit is given, elsewhere 1,000 at most, and with --json all. The worst
+    are those that are disabled, then those that are paused, failing, stalled, late, slow, without a node, degraded,
+    healthy, and last those of which nothing is known.
     """
     worker, wanted = _wanted(terms or (), context.now())
     if worker is not None:
@@ -139,7 +141,7 @@ async def _read(db: Database, wanted: Filter, limit: int | None, as_json: bool) 
     now = context.now()
     async with db.read() as conn:
         totals = await reading.read_totals(conn)
-        most = limit or (totals.workers if as_json else _MOST_WORKERS)
+        most = limit or (totals.workers if as_json else _SCREENFUL if sys.stdout.isatty() else _MOST_WORKERS)
         names, asked = None, None
         if totals.workers > most:
             found = await read_worst(conn, now, most, wanted)

@@ -25,7 +25,6 @@ from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
 from jobrunner.storage.runs.enqueue import Request, enqueue_told
-from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
@@ -171,7 +170,6 @@ def _key_scope(scope: str | None, key: str | None) -> str:
 
 async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
     async with db.write() as conn:
-        await refuse_misfit(conn, request.worker, request.payload)
         return await enqueue_told(conn, db.dialect, request, now)
 
 

@@ -100,8 +100,8 @@ def _print_block(seen: Overview) -> None:
 async def _draw_on(db: Database, seconds: float) -> None:
     """Draw on the terminal until interrupted."""
     from rich.console import Console, Group  # noqa: PLC0415 - only a terminal needs it
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
 
     console = Console()
     seen = await read_overview(db, context.now(), console.height)
@@ -136,13 +136,13 @@ def draw(seen: Overview, now: datetime, width: int, height: int, trouble: str | 
 
 
 def _share(wanted: Sequence[int], room: int) -> list[int]:
-    """Share lines among the parts, the most important first: of each a little, then the first gets what it asks for.
+    """Share lines among the parts: two fifths for the first, a little for each for which it suffices, then the rest.
 
     Each that gets any gets one more for the empty line before it.
     """
     taken = [0] * len(wanted)
     for place, lines in enumerate(wanted):
-        least = min(lines, _FEWEST_LINES) + 1
+        least = min(lines, _FEWEST_LINES if place else max(_FEWEST_LINES, room * 2 // 5)) + 1
         if lines and least <= room:
             taken[place], room = least, room - least
     for place, lines in enumerate(wanted):

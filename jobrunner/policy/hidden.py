@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 MASK = "•••"
-_PAYLOADS = ("payload", "definition", "overrides", "errors", "detail")
+_PAYLOADS = ("payload", "definition", "overrides", "errors", "detail", "attempts", "letter")
 """The columns that hold payloads: a payload itself, or documents with one under that name."""
 
 

@@ -27,7 +27,7 @@ from jobrunner.storage.runs import live as runs
 from jobrunner.storage.runs.finishes import Ended
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.current import current_run
-from jobrunner.telemetry.tracing import Processing
+from jobrunner.telemetry.tracing import processing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,13 +107,16 @@ class Slots:
     def _begin(self, attempt: Attempt) -> None:
         """Start the code, where what it logs and traces is known as this run's."""
         run = attempt.claim.run
-        attempt.tracing = processing = Processing(run)
-        attempt.context.trace_context = processing.trace_context
-        self._events.emit(e.RunStarted(run, attempt.claim.config.ping, processing.ids))
-        token = current_run.set((run, processing.ids))
+        attempt.tracing = traced = processing(run)
+        self._events.emit(e.RunStarted(run, attempt.claim.config.ping, attempt.trace))
+        token = current_run.set((run, attempt.trace))
         try:
-            with processing.current():
+            if traced is None:
                 attempt.start(self._end)
+            else:
+                attempt.context.trace_context = traced.trace_context
+                with traced.current():
+                    attempt.start(self._end)
         finally:
             current_run.reset(token)
 

@@ -64,7 +64,7 @@ class SureSchema(GenerateJsonSchema):
             return ref in seen or ref not in self.known or self._has_default(self.known[ref], {*seen, ref})
         if schema["type"] == "default":
             return True
-        inner = schema.get("schema") if schema["type"] in {"function-after", "nullable"} else None
+        inner = schema.get("schema")
         return inner is not None and self._has_default(inner, seen)
 
     def default_schema(self, schema: Any) -> Any:

@@ -110,10 +110,20 @@ class Triggers:
         is_one_statement = request.key is None
         return await self._write(connection, enqueue.enqueue, request, self._clock.now(), is_alone=is_one_statement)
 
-    async def trigger_told(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> tuple[int, bool]:
-        """Do `trigger_worker`, options as there but for `connection`; return the run's id, and whether it is new."""
+    async def trigger_told(
+        self, name: str, payload: dict[str, Any] | None = None, *, caller: str | None = None, **options: Any
+    ) -> tuple[int, bool]:
+        """Do `trigger_worker` for somebody else; return the run's id, and whether it is new.
+
+        Options as there, but for `connection`. `caller` is the trace in which it was asked for, a W3C `traceparent`.
+        What does not fit the handler is refused also where this process has no code of it.
+        """
         request = self._request(name, payload, **options)
-        return await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+        with tracing.sending(tracing.tracer(), name, caller) as sending:
+            request = replace(request, trace_context=sending.trace_context)
+            run_id, is_new = await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+            sending.sent([run_id])
+        return run_id, is_new
 
     async def trigger_many(
         self,

@@ -27,7 +27,6 @@ import sqlalchemy as sa
 from jobrunner.errors import DatabaseError
 from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import Outcome, OutcomeKind, Run
-from jobrunner.policy.liveness import silent_seconds
 from jobrunner.storage.database import wakeups
 from jobrunner.storage.database.dialect import first_line
 from jobrunner.storage.database.rowsets import built_once
@@ -327,20 +326,3 @@ def _gone(
         retry_from=max(signs, default=None) if kind is OutcomeKind.LOST else None,
     )
     return Ended(run, outcome)
-
-
-async def list_nodes(conn: AsyncConnection, now: datetime, *, is_all: bool = False) -> Sequence[dict[str, Any]]:
-    """Return the nodes, newest first: those that have not left, or with `is_all` every row that is left.
-
-    `silent_seconds` says for how long a node that has not left was not heard of, if that is longer than its lease.
-    """
-    n = t.nodes
-    statement = sa.select(n).order_by(n.c.started_at.desc(), n.c.id)
-    if not is_all:
-        statement = statement.where(_LIVE)
-    rows = [dict(row) for row in (await conn.execute(statement)).mappings()]
-    for row in rows:
-        has_left = row["state"] in {"lost", "stopped"}
-        silent = None if has_left else silent_seconds(row["heartbeat_at"], row["lease_seconds"], now)
-        row["silent_seconds"] = silent
-    return rows

@@ -43,6 +43,7 @@ _PARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
     r"(?P<more>-.*)?\Z"  # of a version later than 00
 )
+_made: dict[str, Any] = {}
 _ERRORS = frozenset({OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, OutcomeKind.LOST})
 
 
@@ -62,7 +63,9 @@ def tracer() -> Tracer | None:
     provider = api.get_tracer_provider()
     if isinstance(provider, api.ProxyTracerProvider):  # stands in for the one that nobody has installed
         return None
-    return provider.get_tracer(_NAME)  # type: ignore[no-any-return]  # a module is looked up by its name
+    if _made.get("by") is not provider:
+        _made.update(by=provider, tracer=provider.get_tracer(_NAME))
+    return _made["tracer"]  # type: ignore[no-any-return]  # a module is looked up by its name
 
 
 def ids_in(trace_context: object) -> TraceIds | None:
@@ -178,16 +181,21 @@ def sending(by: Tracer | None, worker: str, caller: str | None = None) -> Iterat
         yield Sending(_written(span.get_span_context()), span)
 
 
+def processing(run: Run) -> Processing | None:
+    """Begin what is traced of an attempt; None where there is no provider and the run belongs to no trace."""
+    by = tracer()
+    return None if by is None and run.trace_context is None else Processing(by, run)
+
+
 class Processing:
-    """What is traced of an attempt, from the start of its code to its end: nothing, where there is no provider.
+    """What is traced of an attempt, from the start of its code to its end: no span, where there is no provider.
 
     `ids` name its span, or else its trigger's; `trace_context` is what it hands on, to a process or a command.
     """
 
     __slots__ = ("_span", "ids", "trace_context")
 
-    def __init__(self, run: Run) -> None:
-        by = tracer()
+    def __init__(self, by: Tracer | None, run: Run) -> None:
         self._span: _Span | None = None
         if by is not None:
             with suppress(Exception):  # the program's own processor of spans must not keep a run from its start

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.routing import Route as Path
 
 from jobrunner.policy.arguments import check_id
 from jobrunner.web.access import Level, Unauthorized
 from jobrunner.web.answers import answer, error, failure
-from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of
+from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of, trace_of
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.openapi import document
 from jobrunner.web.api.table import ROUTES
@@ -100,7 +101,7 @@ class Console:
         now = self.desk.now()
         fields = read_fields(route.fields, given, now)
         level, actor = request.state.level, request.state.actor
-        found = await route.do(Ask(self.desk, level, actor, request.path_params, fields, now))
+        found = await route.do(Ask(self.desk, level, actor, request.path_params, fields, now, trace_of(request)))
         if not isinstance(found, Page):
             return answer(found)
         headers = {} if found.after is None else {"Link": next_link(request, found.after)}
@@ -144,6 +145,8 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
     async def endpoint_or_error(request: Request) -> Response:
         try:
             return await endpoint(request)
+        except ClientDisconnect:
+            return error(400, "the body ended early")  # nobody is there to read it
         except TooLarge:
             return error(413, "the body is too large; a payload may have 1 MiB")
         except Exception as raised:  # noqa: BLE001 - whoever asks gets an answer, and the log the error

@@ -55,6 +55,9 @@ def families(gauges: Gauges) -> Iterator[GaugeMetricFamily]:
     for state, count in gauges.nodes.items():
         _add(nodes, count, state)
     yield nodes
+    messages = _family("alerts_waiting", "Messages of alerts that wait for their receivers, counted up to 10,001.")
+    _add(messages, gauges.messages)
+    yield messages
     age = _family("node_beat_age_seconds", "How long ago the live node that is quietest was heard of.")
     _add(age, gauges.beat_age)
     yield age

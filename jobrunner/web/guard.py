@@ -59,8 +59,9 @@ class Hosts:
     def __init__(self, named: Collection[str] | None, *, is_local: bool = False) -> None:
         self._is_any = named is None
         self._is_local = is_local
-        own = {} if is_local else {socket.gethostname().lower()}
-        self._names = {*own, *(name.lower().rstrip(".") for name in named or ())}
+        own = set() if is_local else {socket.gethostname().lower()}
+        self._named = {name.lower().rstrip(".") for name in named or ()}
+        self._names = own | self._named
 
     def allow(self, header: str) -> bool:
         """Say whether a Host header names this server; the port is left aside."""
@@ -68,6 +69,14 @@ class Hosts:
         if self._is_any or host in self._names or is_loopback(host):
             return True
         return not self._is_local and _is_address(host)
+
+    def is_own(self, origin: str, header: str) -> bool:
+        """Say whether an Origin is this server's: what the Host header says, or, where a proxy changes that, a name."""
+        try:
+            place = urlsplit(origin)
+            return place.netloc.lower() == header.lower() or (place.hostname or "") in self._named
+        except ValueError:
+            return False
 
 
 class Guard:
@@ -99,8 +108,11 @@ class Guard:
             shown = "".join(c for c in _name(host)[:100] if c.isprintable())
             return 421, f"this server is not called {shown!r}; JOBRUNNER_HTTP_HOSTS names what it may be called"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "a page of another site sent this (Origin); open the console itself"
+        if origin is not None and not self._hosts.is_own(origin, host):
+            return (
+                403,
+                "a page of another site sent this (Origin); JOBRUNNER_HTTP_HOSTS names what this server is called",
+            )
         site = headers.get("sec-fetch-site", "none")
         is_link = method in _SAFE and headers.get("sec-fetch-mode") == "navigate"
         if site in {"cross-site", "same-site"} and not is_link:

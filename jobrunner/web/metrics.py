@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -108,7 +109,7 @@ class Metrics:
         self._read_at: float | None = None
         self._is_up = False
         self._last_missed: int | None = None
-        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         desk.orchestrator.events.subscribe(self._node.see)
 
     async def show(self, request: Request) -> Response:

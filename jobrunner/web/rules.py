@@ -78,7 +78,7 @@ def served_rule(settings: Settings, address: Address) -> Rule:
             "set JOBRUNNER_HTTP_TOKEN (and JOBRUNNER_HTTP_READ_TOKEN), or listen on 127.0.0.1"
         )
     access = _built_in(settings, tokens, is_open=address.is_local, link_token=made)
-    return Rule(access, Hosts(settings.http_hosts, is_local=address.is_local), access, made)
+    return Rule(access, Hosts(settings.http_hosts or (), is_local=address.is_local), access, made)
 
 
 def mounted_rule(settings: Settings, access: Access | None) -> Rule:
@@ -87,7 +87,7 @@ def mounted_rule(settings: Settings, access: Access | None) -> Rule:
     Raises:
         InvalidSetting: there is neither `access` nor a token, or a setting cannot be used.
     """
-    hosts = Hosts(settings.http_hosts or None)
+    hosts = Hosts(settings.http_hosts)
     if access is not None:
         return Rule(access, hosts)
     tokens = _tokens(settings)
@@ -105,7 +105,7 @@ def _built_in(
         is_open=is_open,
         link_token=link_token,
         user_header=settings.http_user_header,
-        proxies=settings.http_proxies,
+        proxies=settings.http_proxies or (),
         user_level=Level.of(settings.http_user_level),
     )
 

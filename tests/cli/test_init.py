@@ -35,6 +35,7 @@ METRICS = {
     "jobrunner_slots",
     "jobrunner_alerts_waiting",
     "jobrunner_worker_info",
+    "jobrunner_worker_health",
     "jobrunner_build_info",
 }
 HISTOGRAMS = {name for name in METRICS if name.endswith("_seconds") and ("duration" in name or "lateness" in name)}

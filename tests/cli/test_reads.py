@@ -369,3 +369,36 @@ def test_a_node_that_was_not_heard_of_for_its_lease_is_silent_wherever_it_shows(
     cli.use(lambda db, conn: beat(db, conn, datetime.now(UTC)))
     assert "1 live node," in cli.ok("status").out
     assert "last heard" not in cli.ok("status").out + cli.ok("runs").out + cli.ok("explain", "mail").out
+
+
+def test_status_shows_the_worst_first_and_says_how_each_is(cli):
+    cli.register(triggered("a"), triggered("b"), triggered("send-1"), triggered("send-2"))
+    cli.join("a", "b", "fetch", "mail", "send-1", "send-2")
+    cli.ok("admin", "disable", "send-2")
+    cli.ok("admin", "pause", "b")
+    rows = cli("status", "--json").json
+    healths = [(row["name"], row["health"]) for row in rows]
+    assert healths[:2] == [("send-2", "disabled"), ("b", "paused")]
+    assert {health for _, health in healths[2:]} == {"unknown"}
+    assert [name for name, _ in healths[2:]] == sorted(name for name, _ in healths[2:])
+    lines = cli.ok("status").lines
+    assert lines[1].split()[:2] == ["send-2", "disabled"]
+    assert lines[2].split()[:2] == ["b", "paused"]
+
+
+def test_status_takes_terms_and_shows_those_that_fit(cli):
+    cli.register(triggered("send-1"), triggered("send-2"))
+    cli.ok("admin", "disable", "send-*", "--yes")
+    cli.ok("admin", "disable", "fetch")
+
+    def names(*words):
+        return [row["name"] for row in cli("status", *words, "--json").json]
+
+    assert names("health:disabled") == ["fetch", "send-1", "send-2"]
+    assert names("health:disabled", "worker:send-*") == ["send-1", "send-2"]
+    assert names("worker:send-*,fetch", "mode:scheduled") == ["fetch"]
+    assert names("health:disabled", "--limit", "1") == ["fetch"]
+    assert cli.ok("status", "health:slow").lines[0] == "no worker fits"
+    assert "health:sick" in cli.refused(2, "status", "health:sick")
+    assert "cannot be filtered by 'outcome'" in cli.refused(2, "status", "outcome:failed")
+    assert "'mail' stands beside other words" in cli.refused(2, "status", "health:slow", "mail")

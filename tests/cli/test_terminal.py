@@ -238,3 +238,23 @@ def test_on_a_terminal_what_a_trigger_says_and_an_error_are_folded_on_words(cli)
         more, _ = typed("", f"{words} {command}")
         said += more
     assert [line for line in said.splitlines() if len(line) > 80] == []
+
+
+def test_on_a_terminal_a_change_of_many_workers_asks_and_says_which(cli):
+    command = f"admin disable * --reason moving --database-url {cli.url}"
+    said, code = typed("n", command)
+    assert "Disable 2 workers: fetch, mail? [y/N]" in said
+    assert (code, cli.audits()) == (130, [])
+    said, code = typed("y", command)
+    assert (code, said.count("disabled 2 workers: fetch, mail")) == (0, 1)
+    assert len(cli.audits()) == 2
+
+
+def test_on_a_terminal_status_shows_a_screenful_of_the_worst(cli):
+    cli.register(*(triggered(f"w{number:02}") for number in range(40)))
+    cli.ok("admin", "disable", "w39")
+    (lines,) = on_a_terminal(80, [["status", "--database-url", cli.url]]).values()
+    names = [line.split()[0] for line in lines if re.match(r"(w\d\d|fetch|mail) ", line)]
+    assert len(names) == 25
+    assert names[0] == "w39"
+    assert "25 of 42 workers are shown, the worst first; --limit shows more" in lines

@@ -96,6 +96,20 @@ async def test_a_receiver_that_is_away_delays_no_run_and_gets_all_in_order_when_
     await house.until_row("SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM {p}alert_deliveries WHERE sent_at IS NULL)")
 
 
+async def test_a_node_that_leaves_sends_what_waits(house: House, receiver: Receiver):
+    await add(house, receiver, kinds=[AlertKind.DEAD_LETTER])
+    o = house.orchestrator(alert_interval=3600)
+
+    @o.worker("mail", execution_mode="triggered", max_retries=0)
+    async def mail() -> None:
+        raise ValueError("no luck")
+
+    await o.start()
+    await o.wait_for_run(await o.trigger_worker("mail"), timeout=20)
+    await o.stop()
+    assert [body["kind"] for body in receiver.bodies] == ["dead_letter"]
+
+
 async def test_a_receiver_that_hangs_holds_up_no_other(house: House, receiver: Receiver):
     other = Receiver()
     try:

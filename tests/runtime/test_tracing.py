@@ -360,3 +360,14 @@ def test_a_program_that_does_not_trace_imports_no_opentelemetry():
 def test_a_context_of_the_environment_is_read_as_far_as_it_can_be(environment, found):
     assert tracing.in_environment(environment) == found
     assert found is None or tracing.ids_in(found) is not None
+
+
+async def test_a_trigger_that_is_told_whether_it_is_new_is_traced_too(house, spans):
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("a", tasks.nothing, execution_mode="triggered")
+    await orchestrator.start()
+    run_id, is_new = await orchestrator.trigger_told("a")
+    await house.attempts(1)
+    assert is_new
+    assert is_child_of(spans.one("process a"), spans.one("send a"))
+    assert spans.one("send a").attributes["messaging.message.id"] == str(run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -105,6 +106,38 @@ async def test_ten_thousand_failures_are_one_message_with_their_number(stage: St
     counts = await stage.rows("SELECT worker, count FROM {p}alerts ORDER BY worker")
     assert [tuple(row.values()) for row in counts] == [("mail", 5000), ("post", 5000)]
     assert await told(stage) == [("open", "dead_letter")] * 2
+
+
+async def test_rows_that_a_hand_has_spoilt_keep_no_end_from_being_written(stage: Stage):
+    await stage.register(triggered("mail", max_retries=0, max_consecutive_failures=1000))
+    await stage.join("n1")
+    await add(stage, rule(kinds=[AlertKind.DEAD_LETTER]), rule("odd"))
+    await exhaust(stage, "mail")
+    await stage.sql("UPDATE {p}alerts SET count = 4611686018427387904")
+    await stage.sql("""UPDATE {p}alert_rules SET kinds = '["dead_letter", "of a later release", 7]', workers = '[a-'""")
+    await stage.sql("UPDATE {p}alert_rules SET channel = '{{}}' WHERE name = 'odd'".replace("{{}}", "{}"))
+    await exhaust(stage, "mail")
+    await stage.sql("UPDATE {p}alert_rules SET workers = '*'")
+    await exhaust(stage, "mail")
+    assert await stage.outcomes("mail") == ["failed"] * 3
+    await look(stage)
+
+
+async def test_what_is_asked_of_every_second_is_found_through_indexes(stage: Stage):
+    await stage.register(triggered("mail", max_retries=0))
+    await stage.join("n1")
+    await add(stage, rule())
+    many = ", ".join(["(1, 'ops', 'repeat', '{key}', '{at}', '{at}', '{at}')"] * 500)
+    at = "2026-03-02 12:00:00.000000" if stage.db.is_sqlite else "2026-03-02 12:00:00+00"
+    for _ in range(4):
+        keyed = "".join(part + str(uuid.uuid4()) for part in many.split("{key}")[:-1]) + many.split("{key}")[-1]
+        columns = "alert_id, rule, message, idempotency_key, created_at, next_at, sent_at"
+        await stage.sql(f"INSERT INTO {{p}}alert_deliveries ({columns}) VALUES {keyed.replace('{at}', at)}")
+    await stage.sql("ANALYZE" if stage.db.is_sqlite else "ANALYZE {p}alert_deliveries")
+    waiting = "SELECT id FROM {p}alert_deliveries WHERE rule = 'ops' AND sent_at IS NULL AND given_up_at IS NULL"
+    explain = "EXPLAIN QUERY PLAN " if stage.db.is_sqlite else "EXPLAIN "
+    plan = "\n".join(str(list(row.values())[-1]) for row in await stage.rows(f"{explain}{waiting} ORDER BY id LIMIT 1"))
+    assert "ix_alert_deliveries_waiting" in plan
 
 
 async def test_an_incident_is_told_again_after_its_time_if_it_has_happened_again(stage: Stage):

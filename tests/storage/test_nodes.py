@@ -10,6 +10,7 @@ import pytest
 
 from jobrunner.model.run import EndsRun, OutcomeKind
 from jobrunner.storage import nodes
+from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.runs import facts as reading
 from jobrunner.storage.runs.finishes import Finished
 from jobrunner.storage.schema import revisions
@@ -137,8 +138,8 @@ async def test_the_other_nodes_are_those_alive(stage: Stage):
     await declare_lost(stage, next(node for node in others if node.id == "n4"))
     async with stage.db.peek() as conn:
         assert {node.id for node in await nodes.others(conn, "n1")} == {"n2", "n5"}
-        assert {row["id"] for row in await nodes.list_nodes(conn, stage.now)} == {"n1", "n2", "n5"}
-        assert len(await nodes.list_nodes(conn, stage.now, is_all=True)) == 5
+        assert {row["id"] for row in await list_nodes(conn, stage.now)} == {"n1", "n2", "n5"}
+        assert len(await list_nodes(conn, stage.now, is_all=True)) == 5
 
 
 async def test_a_stopped_node_leaves_no_code_behind(stage: Stage):

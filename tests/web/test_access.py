@@ -187,3 +187,13 @@ async def test_a_programs_own_rule_decides_and_one_that_says_nonsense_opens_noth
             assert response.status_code == status, level
         assert (await client.get("/login")).status_code == 404
     assert (await web.stage.column("SELECT actor FROM {p}audit_log WHERE worker = 'mail'")) == ["ada"]
+
+
+async def test_a_page_without_javascript_does_by_its_cookie_what_its_level_allows(web: Web):
+    own = {"Origin": "http://127.0.0.1:8484", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate"}
+    async with web.client(level=None) as client:
+        assert (await client.post("/login", data={"token": TOKENS["admin"]}, headers=own)).status_code == 303
+        form = {"payload": '{"to": "ann"}'}
+        assert (await client.post("/api/workers/mail/trigger", data=form, headers=own)).status_code == 200
+        foreign = {**own, "Origin": "http://evil.example"}
+        assert (await client.post("/api/workers/mail/trigger", data=form, headers=foreign)).status_code == 403

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-import pytest
 
 from jobrunner.cli.main import main
 from jobrunner.errors import ReadTooLong
@@ -41,53 +40,62 @@ async def run_some(web: Web, *payloads: dict, is_failing: bool = False) -> None:
             web.stage.after(30)
 
 
-@pytest.mark.parametrize(
-    ("url", "command"),
-    [
-        ("/api/workers", ["status"]),
-        ("/api/history", ["history"]),
-        ("/api/dead-letters", ["dead-letters", "list"]),
-        ("/api/runs", ["runs"]),
-        ("/api/audit", ["admin", "audit"]),
-        ("/api/nodes", ["admin", "nodes"]),
-        ("/api/dead-letters/1", ["dead-letters", "show", "1"]),
-        ("/api/history?q=outcome:failed payload.to:ann", ["history", "outcome:failed", "payload.to:ann"]),
-    ],
-)
-async def test_the_rows_are_those_of_the_command_line(web: Web, capsys, url, command):
+ADD_RULE = ["alerts", "add", "ops", "--webhook", "https://hooks.example.org/x"]
+
+
+SAME = [
+    ("/api/workers", ["status"]),
+    ("/api/history", ["history"]),
+    ("/api/dead-letters", ["dead-letters", "list"]),
+    ("/api/dead-letters/1", ["dead-letters", "show", "1"]),
+    ("/api/runs", ["runs"]),
+    ("/api/runs/1", ["show", "1"]),
+    ("/api/audit", ["admin", "audit"]),
+    ("/api/nodes", ["admin", "nodes"]),
+    ("/api/alerts?all=true", ["alerts", "list", "--all"]),
+    ("/api/alerts/rules", ["alerts", "rules"]),
+    ("/api/bulk", ["bulk", "list"]),
+    ("/api/history?q=outcome:failed payload.to:ann", ["history", "outcome:failed", "payload.to:ann"]),
+]
+
+
+async def test_the_rows_are_those_of_the_command_line(web: Web, capsys):
+    async def run(*command: str) -> str:
+        capsys.readouterr()
+        assert await asyncio.to_thread(main, [*command, "--database-url", web.stage.url]) == 0
+        return capsys.readouterr().out
+
+    await run(*ADD_RULE)
     web.stage.now -= timedelta(hours=1)
     await run_some(web, {"to": "ann"}, is_failing=True)
     await run_some(web, {"to": "ben"})
     await web.stage.trigger("mail", due_at=web.stage.after(7200))
     async with web.client() as client:
         await client.post("/api/workers/fetch/pause", json={"reason": "the source is away"})
-        answered = (await client.get(url)).json()
-    capsys.readouterr()
-    assert await asyncio.to_thread(main, [*command, "--json", "--database-url", web.stage.url]) == 0
-    said = json.loads(capsys.readouterr().out)
-    for row in [*(answered if isinstance(answered, list) else []), *(said if isinstance(said, list) else [])]:
-        row.pop("silent_seconds", None)
-    assert answered == said
-    assert answered
+        await client.post("/api/bulk", json={"action": "discard", "filter": "worker:none"})
+        for url, command in SAME:
+            answered = (await client.get(url)).json()
+            assert answered, url
+            assert answered == json.loads(await run(*command, "--json")), url
 
 
-@pytest.mark.parametrize(
-    ("url", "key"),
-    [
-        ("/api/history", "id"),
-        ("/api/history?worker=mail", "id"),
-        ("/api/history?since=2h", "id"),
-        ("/api/history?q=trigger:manual", "id"),
-        ("/api/dead-letters?status=all", "id"),
-        ("/api/runs", "id"),
-        ("/api/runs?worker=mail", "id"),
-        ("/api/audit", "id"),
-        ("/api/workers", "name"),
-        ("/api/upcoming?for=4h", "due_at"),
-        ("/api/nodes?all=true", "id"),
-    ],
-)
-async def test_pages_hold_every_row_once_and_in_order(web: Web, url, key):
+PAGED = [
+    ("/api/history", "id"),
+    ("/api/history?worker=mail", "id"),
+    ("/api/history?since=2h", "id"),
+    ("/api/history?q=trigger:manual", "id"),
+    ("/api/dead-letters?status=all", "id"),
+    ("/api/runs", "id"),
+    ("/api/runs?worker=mail", "id"),
+    ("/api/audit", "id"),
+    ("/api/workers", "name"),
+    ("/api/upcoming?for=4h", "due_at"),
+    ("/api/nodes?all=true", "id"),
+    ("/api/alerts/rules", "name"),
+]
+
+
+async def test_pages_hold_every_row_once_and_in_order(web: Web):
     await web.stage.register(triggered("other"), triggered("third"))
     web.stage.now -= timedelta(minutes=30)
     await run_some(web, {}, {}, is_failing=True)
@@ -97,14 +105,18 @@ async def test_pages_hold_every_row_once_and_in_order(web: Web, url, key):
     for late in (60, 60, 30):
         await web.stage.trigger("mail", due_at=web.stage.now + timedelta(hours=2, seconds=late))
     await web.stage.join("n2")
+    for rule in ("ops", "more", "third"):
+        added = [*ADD_RULE[:2], rule, *ADD_RULE[3:], "--database-url", web.stage.url]
+        assert await asyncio.to_thread(main, added) == 0
     async with web.client() as client:
         for name in ("enable", "disable"):
             await client.post(f"/api/workers/other/{name}")
-        (whole,) = await pages(client, f"{url}{'&' if '?' in url else '?'}limit=500")
-        few = await pages(client, f"{url}{'&' if '?' in url else '?'}limit=2")
-    assert len(whole) > 1
-    assert [row[key] for page in few for row in page] == [row[key] for row in whole]
-    assert [len(page) for page in few[:-1]] == [2] * (len(few) - 1)
+        for url, key in PAGED:
+            (whole,) = await pages(client, f"{url}{'&' if '?' in url else '?'}limit=500")
+            few = await pages(client, f"{url}{'&' if '?' in url else '?'}limit=2")
+            assert len(whole) > 1, url
+            assert [row[key] for page in few for row in page] == [row[key] for row in whole], url
+            assert [len(page) for page in few[:-1]] == [2] * (len(few) - 1), url
 
 
 async def test_a_run_is_shown_with_its_attempts_while_it_waits_and_when_it_has_ended(web: Web):
@@ -116,9 +128,9 @@ async def test_a_run_is_shown_with_its_attempts_while_it_waits_and_when_it_has_e
         retrying = (await client.get(f"/api/runs/{run_id}")).json()
         (await client.post(f"/api/runs/{run_id}/cancel", json={"reason": "no more"})).raise_for_status()
         ended = (await client.get(f"/api/runs/{run_id}")).json()
-    assert (waiting["state"], waiting["live"]["id"], waiting["attempts"]) == ("pending", run_id, [])
+    assert (waiting["state"], waiting["id"], waiting["attempts"]) == ("pending", run_id, [])
     assert (retrying["state"], [each["outcome"] for each in retrying["attempts"]]) == ("pending", ["failed"])
-    assert (ended["state"], ended["live"], ended["reason"]) == ("cancelled", None, "no more")
+    assert (ended["state"], ended["attempts"][-1]["reason"]) == ("cancelled", "no more")
 
 
 async def test_verbs_do_what_the_command_line_does_and_write_who_did_it(web: Web):
@@ -165,7 +177,7 @@ async def test_a_form_does_what_json_does(web: Web):
         made = (await client.post("/api/workers/mail/trigger", data=form)).json()
         run = (await client.get(f"/api/runs/{made['run_id']}")).json()
         unset = await client.post("/api/workers/mail/unset", content="fields=a&fields=b", headers=FORM)
-    assert (run["payload"], run["is_forced"], run["live"]["key"]) == ({"to": "ann"}, True, None)
+    assert (run["payload"], run["is_forced"], run["key"]) == ({"to": "ann"}, True, None)
     assert unset.status_code == 422  # both were read, and neither is a field
 
 
@@ -365,3 +377,18 @@ async def test_a_bulk_operation_is_seen_first_and_is_not_done_to_other_than_was_
         for body in ({}, {"action": "enable", "filter": "x"}, {**order, "filter": ""}, {**order, "rate": -1}):
             assert (await client.post("/api/bulk", json=body)).status_code == 400, body
         assert (await client.get("/api/bulk/4711")).status_code == 404
+
+
+async def test_what_a_node_elsewhere_has_said_of_a_payload_is_refused_at_once_and_a_trace_goes_on(web: Web):
+    schema = {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
+    await web.stage.register(triggered("send", payload_schema=schema))
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with web.client() as client:
+        refused = await client.post("/api/workers/send/trigger", json={"payload": {}})
+        assert (refused.status_code, "to" in refused.json()["error"]) == (422, True)
+        for said in (trace, "nonsense"):
+            made = await client.post(
+                "/api/workers/send/trigger", json={"payload": {"to": "ann"}}, headers={"traceparent": said}
+            )
+            assert made.status_code == 200
+    assert await web.stage.column("SELECT trace_context FROM {p}runs ORDER BY id") == [trace, None]

@@ -53,6 +53,14 @@ async def test_what_another_sites_page_sends_is_refused_but_its_links_may_be_fol
         assert (await client.get("/api/workers", headers={**sent, "Sec-Fetch-Mode": "no-cors"})).status_code == 403
 
 
+def test_behind_a_proxy_that_changes_the_host_a_name_that_was_set_is_our_own_origin():
+    hosts = Hosts(("jobs.example.org",))
+    assert hosts.is_own("https://jobs.example.org", "upstream:8484")
+    assert hosts.is_own("http://upstream:8484", "upstream:8484")
+    for origin in ("https://x.jobs.example.org", "null", "", "http://[", "https://upstream:8485"):
+        assert not hosts.is_own(origin, "upstream:8484"), origin
+
+
 async def test_our_own_pages_may_send(web: Web):
     own = {"Origin": "http://127.0.0.1:8484", "Sec-Fetch-Site": "same-origin"}
     async with web.client() as client:

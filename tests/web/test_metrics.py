@@ -126,6 +126,7 @@ async def test_gauges_tell_what_the_tables_say(web: Web):
     assert ("scheduled", "NORMAL", "fetch") in labelled(samples, "jobrunner_worker_info")
     assert labelled(samples, "jobrunner_nodes")[("active",)] == 1
     assert samples["jobrunner_database_up", frozenset()] == 1
+    assert samples["jobrunner_alerts_waiting", frozenset()] == 0
     assert len(labelled(samples, "jobrunner_build_info")) == 1
 
 

@@ -77,13 +77,16 @@ class Look:
             return False
         if last.at is not None and abs(now - last.at) < timedelta(seconds=self._interval * 0.9):
             return True
-        began = time.monotonic()
-        async with self._db.read() as conn:
-            rules = await read_rules(conn)
-            incidents = await self._incidents(conn)
-            seen, to = await self._workers(conn, rules, last.to)
-            facts = await _facts(conn, incidents, seen, rules)
-        self._fit_page(time.monotonic() - began, len(seen))
+        began, count = time.monotonic(), 0
+        try:
+            async with self._db.read() as conn:
+                rules = await read_rules(conn)
+                incidents = await self._incidents(conn)
+                seen, to = await self._workers(conn, rules, last.to)
+                count = len(seen)
+                facts = await _facts(conn, incidents, seen, rules)
+        finally:  # one that was given up for the time it took is followed by a smaller one
+            self._fit_page(time.monotonic() - began, count)
         decided = decide(rules, incidents, facts, now, self._calm)
         async with self._db.write() as conn:
             if await _is_first(conn, last, now, to) and not decided.is_nothing:

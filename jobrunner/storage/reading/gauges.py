@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.storage.reading.incidents import count_waiting
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.one_page import names_after
 from jobrunner.storage.reading.status import MOST_COUNTED, read_status
@@ -45,7 +46,8 @@ class Gauges:
     `workers` are rows of `worker_status`, the first by name; `others` says of those that are left out how many they
     are, how many of them are disabled, the longest streak, and how many runs of them wait (at most 10,001). `active`
     and `letters` count by worker (and state), those of workers that are left out as None. `due_since`: when the first
-    run of a worker that is due fell due. `beat_age` is that of the live node that was not heard of for longest.
+    run of a worker that is due fell due. `messages` of alerts wait, at most 10,001. `beat_age` is that of the live node
+    that was not heard of for longest.
     """
 
     at: datetime
@@ -56,6 +58,7 @@ class Gauges:
     letters: dict[str | None, int]
     nodes: dict[str, int]
     beat_age: float | None
+    messages: int
     missed: list[Missed] = field(default_factory=list)
     last_missed: int = 0
 
@@ -80,6 +83,7 @@ async def read_gauges(conn: AsyncConnection, dialect: Dialect, now: datetime, af
         letters=await _letters(conn, set(named)),
         nodes=nodes,
         beat_age=beat_age,
+        messages=await count_waiting(conn, MOST_COUNTED + 1),
         missed=missed,
         last_missed=last_missed,
     )

@@ -8,7 +8,7 @@ when the last one came: a node that was silent for longer than its own lease cou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -17,9 +17,12 @@ from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+_LIVE: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('active', 'draining')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ async def read_nodes_heard(conn: AsyncConnection, now: datetime) -> tuple[NodesH
     held = sa.select(sa.func.count()).where(r.c.node_id == n.c.id, is_active())
     columns = (n.c.id, n.c.state, n.c.heartbeat_at, n.c.lease_seconds, n.c.max_concurrent, n.c.allows_commands)
     statement = sa.select(*columns, held.scalar_subquery().label("held")).order_by(n.c.id)
-    rows = (await conn.execute(statement.where(sa.literal_column("nodes.state IN ('active', 'draining')")))).all()
+    rows = (await conn.execute(statement.where(_LIVE))).all()
     silent = {row.id: silent_seconds(row.heartbeat_at, row.lease_seconds, now) for row in rows}
     heard = [row for row in rows if silent[row.id] is None]
     rooms = [
@@ -53,3 +56,20 @@ async def read_nodes_heard(conn: AsyncConnection, now: datetime) -> tuple[NodesH
         ),
         rooms,
     )
+
+
+async def list_nodes(conn: AsyncConnection, now: datetime, *, is_all: bool = False) -> Sequence[dict[str, Any]]:
+    """Return the nodes, newest first: those that have not left, or with `is_all` every row that is left.
+
+    `silent_seconds` says for how long a node that has not left was not heard of, if that is longer than its lease.
+    """
+    n = t.nodes
+    statement = sa.select(n).order_by(n.c.started_at.desc(), n.c.id)
+    if not is_all:
+        statement = statement.where(_LIVE)
+    rows = [dict(row) for row in (await conn.execute(statement)).mappings()]
+    for row in rows:
+        has_left = row["state"] in {"lost", "stopped"}
+        silent = None if has_left else silent_seconds(row["heartbeat_at"], row["lease_seconds"], now)
+        row["silent_seconds"] = silent
+    return rows

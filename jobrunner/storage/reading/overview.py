@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.storage.nodes import list_nodes
-from jobrunner.storage.reading.nodes_heard import read_nodes_heard
+from jobrunner.storage.reading.nodes_heard import list_nodes, read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.status import Totals, read_progress, read_runs, read_totals, read_upcoming
 from jobrunner.storage.reading.worst import by_harm, read_worst

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
@@ -25,13 +26,19 @@ MOST_BYTES = 8 * 1024 * 1024
 """Of a body. A payload may have 1 MiB, and white space beside it."""
 
 
+_TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 class TooLarge(Exception):
     """The body has more than `MOST_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request: who asks (`actor`, at `level`), what is named in the path, and the fields of query or body."""
+    """A request: who asks (`actor`, at `level`), what is named in the path, and the fields of query or body.
+
+    `trace` is the W3C `traceparent` that came with it.
+    """
 
     desk: Desk
     level: Level
@@ -39,6 +46,7 @@ class Ask:
     path: Mapping[str, Any]
     fields: Mapping[str, Any]
     now: datetime
+    trace: str | None = None
 
     async def shown(self, conn: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return rows as this one may see them: an administrator whole, others without hidden fields of payloads.
@@ -71,6 +79,12 @@ class Page:
     rows: Sequence[Mapping[str, Any]]
     after: str | None = None
     searched: int | None = None
+
+
+def trace_of(request: Request) -> str | None:
+    """Return the trace that a request is part of; None where its header says none."""
+    said = request.headers.get("traceparent", "")
+    return said if _TRACE.fullmatch(said) else None
 
 
 def next_link(request: Request, after: str) -> str:

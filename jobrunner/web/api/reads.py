@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,18 @@ from jobrunner.policy.filters import parse_filter
 from jobrunner.policy.hidden import masked_row
 from jobrunner.runtime.moments import read_span
 from jobrunner.storage import bulk
-from jobrunner.storage.nodes import list_nodes
 from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading import incidents
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.forecasts import read_ahead
 from jobrunner.storage.reading.hidden import read_all_hidden
+from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
-from jobrunner.storage.reading.one_run import read_run
 from jobrunner.storage.reading.past import explain_at
-from jobrunner.storage.reading.run_story import explain_run
 from jobrunner.storage.reading.search import search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.reading.worst import by_harm, read_worst
 from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     Search = Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]
 
-_MOST_ATTEMPTS = 500
 _MOST_UPCOMING = 10_000
 
 
@@ -119,15 +118,11 @@ def _run_place(after: str | None) -> tuple[str, datetime, int] | None:
 
 
 async def run(ask: Ask) -> dict[str, Any]:
-    """One run, live or ended: how it stands, and all its attempts that have ended, the newest first."""
-    async with ask.desk.reading() as conn:
-        info = await read_run(conn, ask.path["id"])
-        found = {**dataclasses.asdict(info), "live": await reading.read_live(conn, info.id)}
-        attempts = await read_history(conn, run_id=info.id, limit=_MOST_ATTEMPTS)
-        (shown,) = await ask.shown(conn, [found])
-        if shown["live"] is not None:
-            (shown["live"],) = await ask.shown(conn, [shown["live"]])
-        shown["attempts"] = await ask.shown(conn, attempts)
+    """`jobrunner show`: one run, live or ended, with its attempts, its letter and what came of that."""
+    async with ask.desk.database() as db:
+        story = await read_story(db, ask.path["id"], ask.now)
+        async with db.read() as conn:
+            (shown,) = await ask.shown(conn, [story])
     return shown
 
 
@@ -273,6 +268,24 @@ def _id_place(after: str | None) -> int | None:
     if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
         raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
     return None if after is None else int(after)
+
+
+async def alerts(ask: Ask) -> Page:
+    """`jobrunner alerts list`: the incidents, the newest first."""
+    limit, name = ask.fields["limit"], ask.fields["worker"]
+    async with ask.desk.reading() as conn:
+        rows = await incidents.list_incidents(
+            conn, limit + 1, worker=name, is_all=ask.fields["all"], before_id=ask.fields["after"]
+        )
+        return _by_id(await ask.shown(conn, rows), limit)
+
+
+async def rules(ask: Ask) -> Page:
+    """`jobrunner alerts rules`: who is told of what; of secrets the names only."""
+    limit, after = ask.fields["limit"], ask.fields["after"]
+    async with ask.desk.reading() as conn:
+        rows = [row for row in await incidents.list_rules(conn) if after is None or row["name"] > after]
+    return Page(rows[:limit], rows[limit - 1]["name"] if len(rows) > limit else None)
 
 
 async def operations(ask: Ask) -> Page:

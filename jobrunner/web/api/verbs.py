@@ -63,7 +63,8 @@ async def trigger(ask: Ask) -> dict[str, Any]:
     if payload is not None:
         payload = await _of_worker(ask, payload)
     options = {option: ask.fields[option] for option in _TRIGGER_OPTIONS}
-    run_id, is_new = await ask.desk.orchestrator.trigger_told(name, payload, delay=ask.fields["in"], **options)
+    options |= {"delay": ask.fields["in"], "caller": ask.trace}
+    run_id, is_new = await ask.desk.orchestrator.trigger_told(name, payload, **options)
     return {"run_id": run_id, "worker": name, "is_new": is_new}
 
 

@@ -21,6 +21,7 @@ _LINKS = (
     ("/api/upcoming", "what will fire"),
     ("/api/nodes", "the nodes"),
     ("/api/audit", "who decided what"),
+    ("/api/alerts", "what is wrong, and who was told"),
     ("/api/bulk", "what is done to many at once"),
     ("/api/openapi.json", "all of the API, described"),
     ("/metrics", "for Prometheus"),
