@@ -131,7 +131,7 @@ class _Play:
         }
         tied = _tied(workers)
         for name, worker in workers.items():
-            part = _Part(_without_loop(worker), usual.get(name), _related(name, workers), tied[name])
+            part = _Part(_as_played(worker, now), usual.get(name), _related(name, workers), tied[name])
             self._parts[name] = part
             length = part.usual or timedelta()
             part.ends = {run.id: max(run.started_at + length, now) for run in worker.active}
@@ -308,10 +308,17 @@ class _Play:
         return "" if usual is None else f", usually {show_seconds(usual.total_seconds())}"
 
 
-def _without_loop(worker: WorkerFacts) -> WorkerFacts:
-    if worker.config.execution_mode is not WorkerExecutionMode.CONTINUOUS:
-        return worker
-    return replace(worker, state=replace(worker.state, next_run_at=None))
+def _as_played(worker: WorkerFacts, now: datetime) -> WorkerFacts:
+    """Return the facts with which the play begins: no loop goes on, and what is late keeps the grid that is planned.
+
+    The grid of an interval begins with the first run. Of a worker that is late for that nobody knows when it will be.
+    """
+    state = worker.state
+    if worker.config.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return replace(worker, state=replace(state, next_run_at=None))
+    if state.last_due_at is None and state.next_run_at is not None and state.next_run_at < now:
+        return replace(worker, state=replace(state, last_due_at=state.next_run_at))
+    return worker
 
 
 def _related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:

@@ -77,6 +77,7 @@ def test_a_role_that_may_read_sees_everything_and_changes_nothing(as_role, postg
         "runs",
         "history",
         "explain mail",
+        "explain mail --at 1m",
         "upcoming",
         "dead-letters list",
         "admin audit",

@@ -272,7 +272,11 @@ def test_all_that_is_upcoming_comes_in_order(cli: Cli, monkeypatch: pytest.Monke
     assert times == sorted(times)
     assert [row["run_id"] for row in rows if row["run_id"] is not None] == [1, 2, 3]
     assert rows[-1]["worker"] == "off"
-    assert cli("upcoming", "--for", "5h", "--json", "--limit", "1000").json == rows
+    again = cli("upcoming", "--for", "5h", "--json", "--limit", "1000").json
+    for row in (*rows, *again):
+        if row["note"] == "due now":
+            del row["starts_at"]  # when it was asked
+    assert again == rows
     assert len(cli("upcoming", "--for", "5h", "--json", "--limit", "9").json) == 9
 
 
