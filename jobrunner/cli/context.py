@@ -52,11 +52,11 @@ Limit = Annotated[
 ]
 WorkerName = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.", show_default=False)]
 WorkerFilter = Annotated[str | None, typer.Option("--worker", metavar="WORKER", help="Of this worker only.")]
-_WHEN = (
+WHEN = (
     "a time (UTC without a zone), a duration ago such as 2h, or a time of day such as 03:00: "
     "today's or the last such time, by this machine's clock in its own zone"
 )
-Since = Annotated[str | None, typer.Option(metavar="WHEN", help=f"Only what was since then: {_WHEN}.")]
+Since = Annotated[str | None, typer.Option(metavar="WHEN", help=f"Only what was since then: {WHEN}.")]
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Only what was until then, given in the same ways.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, however many it is.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]

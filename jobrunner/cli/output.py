@@ -178,6 +178,18 @@ def say(text: str) -> None:
     _write(text)
 
 
+def say_exactly(text: str) -> None:
+    """Print UTF-8 text as it is, whatever the locale and whatever its ends of lines are."""
+    try:
+        binary = typer.get_binary_stream("stdout")
+        binary.write(text.encode())
+        binary.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(error.strerror or str(error)) from error
+
+
 def say_folded(text: str, start: str = "") -> None:
     """Print a sentence after `start`: a line, or on a terminal as many as it needs, folded on words."""
     for line in folded(text, start, sys.stdout):

@@ -1,53 +1,38 @@
-"""`jobrunner runs`, `explain` and `upcoming`: what runs, what waits and why, what comes."""
+"""`jobrunner runs`: what runs, and what waits and why."""
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter, WorkerName
-from jobrunner.cli.inputs import read_duration
+from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import (
     Listing,
     age,
-    note,
     priority,
     say,
-    say_folded,
-    show_json,
     show_json_line,
-    show_rows,
-    show_value,
 )
 from jobrunner.cli.standing import say_silent
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
-from jobrunner.policy.upcoming import MOST_COUNTED
-from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
-from jobrunner.storage.reading.pages import run_pages, upcoming_pages
-from jobrunner.storage.reading.soon import read_few
+from jobrunner.storage.reading.pages import run_pages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
-    from jobrunner.policy.upcoming import Few
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.database.dialect import Dialect
     from jobrunner.storage.runs.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
-_SCREENFUL = 100  # of what will fire
-_MOST_NAMED = 5
 
 
 @app.command("runs")
@@ -131,110 +116,3 @@ async def _with_why(conn: AsyncConnection, dialect: Dialect, rows: Sequence[dict
 def _is_held_up(row: Mapping[str, Any], now: datetime) -> bool:
     """Say whether a run's time has come while it waits; what is forced passes most gates."""
     return row["state"] == "pending" and row["due_at"] <= now and not row["is_forced"]
-
-
-@app.command("explain")
-def explain(
-    ctx: typer.Context,
-    worker: WorkerName,
-    as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Show every gate a worker's run must pass, open or shut, and why.
-
-    The run is the one that would start first, also if it waits for its time. What matters most is said first: what
-    stays shut until somebody does something, then what opens by itself.
-    """
-
-    async def read(db: Database) -> dict[str, Any]:
-        return await explaining.explain(db, worker, context.now())
-
-    found = context.with_database(ctx, database_url, read)
-    if as_json:
-        show_json(found)
-        return
-    candidate = found["candidate"]
-    what = "its next run" if candidate is None or candidate["run_id"] is None else f"run {candidate['run_id']}"
-    if found["starts"]:
-        say_folded(f"{worker}: {what} can start now, on node {found['node_id'][:8]}")
-    else:
-        say_folded(f"{worker}: {what} does not start now: {show_value(found['why'])}")
-    say("")
-    shown = [
-        *columns("gate"),
-        Column("open", "is", lambda row: "open" if row["open"] else "shut"),
-        Column("reason", "reason", longest=WHOLE),
-    ]
-    show_rows(found["gates"], shown, as_json=False, empty="")
-
-
-@app.command("upcoming")
-def upcoming(
-    ctx: typer.Context,
-    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
-    horizon: Annotated[str, typer.Option("--for", metavar="DURATION", help="How far to look ahead.")] = "24h",
-    limit: Limit = None,
-    as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Show what will fire, in the order of time.
-
-    On a terminal that is the next three times of each worker, unless one is named or --limit is given. Days on which
-    the clock of a worker's time zone changes are marked, and workers that are disabled or paused.
-    """
-    seconds = read_duration("--for", horizon) or 0.0
-    now = context.now()
-    until = now + timedelta(seconds=seconds)
-
-    async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
-        found, _ = await reading.read_upcoming(conn, now, until, most, worker)
-        return [dataclasses.asdict(row) for row in found]
-
-    shown = [
-        *columns("due_at", due_at="due"),
-        age("due_at", "when", now, importance=7),
-        *columns("worker"),
-        Column("timezone", "local time", _local_time, importance=8),
-        Column("note", "note", longest=WHOLE),
-    ]
-    empty = f"nothing fires in the next {horizon}"
-
-    async def read(db: Database) -> None:
-        if worker is not None:
-            async with db.peek() as conn:
-                await reading.require_workers(conn, db.dialect, [worker])
-
-        async def pages() -> AsyncIterator[list[dict[str, Any]]]:
-            async for page in upcoming_pages(db, now, until, worker):
-                yield [dataclasses.asdict(row) for row in page]
-
-        if worker is None and limit is None and not as_json and sys.stdout.isatty():
-            async with db.read() as conn:
-                few = await read_few(conn, now, until, _SCREENFUL)
-            show_rows(list(map(dataclasses.asdict, few.rows)), shown, as_json=False, empty=empty)
-            for line in _more(few):
-                note(line)
-            return
-        listing = Listing(first, pages, shown, empty, order="first", screenful=_SCREENFUL)
-        await listing.show(db, limit, as_json=as_json)
-
-    context.with_database(ctx, database_url, read)
-
-
-def _more(few: Few) -> Iterator[str]:
-    """Say what of a few next times of each worker is not shown."""
-    said = [
-        f"more than {MOST_COUNTED} more of {name}" if count > MOST_COUNTED else f"{count} more of {name}"
-        for name, count in few.more.items()
-    ]
-    if len(said) > _MOST_NAMED:
-        said = [*said[:_MOST_NAMED], f"more of {len(said) - _MOST_NAMED} others"]
-    if said:
-        yield f"and {', '.join(said)}; `jobrunner upcoming WORKER` or --limit shows them"
-    if few.is_cut:
-        yield f"the first {_SCREENFUL}; --limit shows more"
-
-
-def _local_time(row: Mapping[str, Any]) -> datetime | None:
-    zone = zone_or_utc(row["timezone"])
-    return None if row["due_at"] is None or row["timezone"] == "UTC" else row["due_at"].astimezone(zone)

@@ -94,14 +94,20 @@ def decide_finish(
     if retry is not None and run.cancel_requested_at is not None:
         ends_run, retry = EndsRun.CANCELLED, None
         outcome = replace(outcome, reason=_with_reason(outcome.reason, run.cancel_reason))
-    after = _count(state, run, outcome, ends_run)
-    missed: tuple[Missed, ...] = ()
-    audits: tuple[Audit, ...] = ()
-    if ends_run is not None:
-        after, missed, audits = _move_circuit(after, run, outcome, ends_run, current)
-        after = _next_loop(after, run, outcome, ends_run, current)
+    after, missed, audits = after_end(state, run, outcome, ends_run, current)
     has_letter = ends_run in {EndsRun.EXHAUSTED, EndsRun.DISCARDED}
     return Finish(outcome, ends_run, retry, has_letter, after, missed, audits)
+
+
+def after_end(
+    state: WorkerState, run: Run, outcome: Outcome, ends_run: EndsRun | None, current: WorkerConfig
+) -> tuple[WorkerState, tuple[Missed, ...], tuple[Audit, ...]]:
+    """Return the worker's state after an attempt that ends its run so (None: not at all), and what that records."""
+    after = _count(state, run, outcome, ends_run)
+    if ends_run is None:
+        return after, (), ()
+    after, missed, audits = _move_circuit(after, run, outcome, ends_run, current)
+    return _next_loop(after, run, outcome, ends_run, current), missed, audits
 
 
 def unreadable_end(run: Run, now: datetime) -> Outcome | None:
@@ -284,6 +290,16 @@ def next_time(current: WorkerConfig, state: WorkerState, after: datetime) -> dat
         return after + timedelta(microseconds=1)
     schedule = schedules.usable_schedule(current)
     return None if schedule is None else _next_unserved(schedule, state.last_due_at, after)
+
+
+def rescheduled_time(state: WorkerState, current: WorkerConfig, now: datetime) -> datetime | None:
+    """Return the next time of a worker whose schedule has become that of `current` at `now`."""
+    if state.paused_until is not None and state.paused_until > now:
+        return next_time(current, state, now)
+    if current.execution_mode is WorkerExecutionMode.CONTINUOUS:
+        return now
+    schedule = schedules.usable_schedule(current)
+    return None if schedule is None else schedules.rescheduled(schedule, state.last_due_at, now)
 
 
 def _next_unserved(schedule: Schedule, served: datetime | None, after: datetime) -> datetime:

@@ -79,10 +79,15 @@ def why_not(facts: Facts, candidate: Candidate) -> Verdict | None:
     if candidate.due_at > facts.now:
         verdicts = _verdicts(View.of(replace(facts, now=candidate.due_at)), candidate.worker, candidate)
         return headline([verdict for verdict in verdicts if verdict.is_lasting])
+    return headline(explain_run(facts, candidate))
+
+
+def explain_run(facts: Facts, candidate: Candidate) -> list[Verdict]:
+    """Judge every gate for this very run, in its place among all others."""
     view = View.of(facts)
     for _ in walk(view, until=candidate):
         pass
-    return headline(_verdicts(view, candidate.worker, candidate))
+    return _verdicts(view, candidate.worker, candidate)
 
 
 def show_overdue(name: str, since: datetime, timezone: str) -> str:
@@ -101,9 +106,10 @@ def _choose(facts: Facts, worker: WorkerFacts, starting: set[tuple[str, int | No
         if (candidate.worker, candidate.id) in starting:
             return candidate
     later = () if worker.later is None else worker.later.first
-    waiting = {candidate.id for candidate in (*worker.waiting, *later)}
-    if worker.scheduled_run in waiting:  # it has to end before the schedule fires again
-        mine = [candidate for candidate in mine if candidate.id is not None]
+    rows = [candidate for candidate in mine if candidate.id is not None]
+    is_waiting = worker.scheduled_run not in {None, *(run.id for run in worker.active)}
+    if is_waiting and (rows or later):  # the run of its schedule has to end before that fires again
+        mine = rows
     due = [candidate for candidate in mine if candidate.due_at <= facts.now]
     return due[0] if due else min([*mine, *later], key=lambda candidate: candidate.due_at, default=None)
 

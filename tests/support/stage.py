@@ -54,9 +54,9 @@ def identity(node: str, **more: Any) -> nodes.NodeIdentity:
 class Stage:
     """See the module. `now` is the clock; `after` moves it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
         self.url = url
-        self.db = Database.open(url)
+        self.db = Database.open(url, **options)
         self.now = T0
         self.simple_under: dict[ClaimKey, int | None] = {}
         self._names: set[str] = set()

@@ -81,6 +81,9 @@ class Dialect(Protocol):
     ) -> sa.Select[Any]:
         """As `kind`, the first `most` runs by `order` of each of `names` that meet `conditions`."""
 
+    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
+        """The newest `most` rows of history of each named worker, in no order."""
+
     def first_waiting(
         self,
         parameter: str,

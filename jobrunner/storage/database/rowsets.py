@@ -115,6 +115,18 @@ class SqliteRows:
             sa.literal_column(f"'{kind}'").label("kind"), *(found.c[column.name] for column in columns)
         ).select_from(names.join(found, found.c.id.in_(first)))
 
+    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
+        """Select the newest `most` rows of history of each named worker."""
+        names = self.rows(parameter, name=sa.Text())
+        h = t.run_history
+        found = h.alias("found")
+        newest = (
+            sa.select(h.c.id).where(h.c.worker == names.c.name).order_by(h.c.id.desc()).limit(most).correlate(names)
+        )
+        return sa.select(*(found.c[column.name] for column in columns)).select_from(
+            names.join(found, found.c.id.in_(newest))
+        )
+
     def first_waiting(
         self,
         parameter: str,
@@ -197,6 +209,19 @@ class PostgresRows:
         return sa.select(sa.literal_column(f"'{kind}'").label("kind"), *first.c).select_from(
             names.join(first, sa.true())
         )
+
+    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
+        """Select the newest `most` rows of history of each named worker."""
+        names = self.rows(parameter, name=sa.Text())
+        h = t.run_history
+        newest = (
+            sa.select(*columns)
+            .where(same(h.c.worker, names.c.name))
+            .order_by(h.c.worker.desc(), h.c.id.desc())
+            .limit(most)
+            .lateral()
+        )
+        return sa.select(*newest.c).select_from(names.join(newest, sa.true()))
 
     def first_waiting(
         self,

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 _PAGE = 1000  # due schedules looked at, for each priority
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
+class NodeView:
     """A live node as it judges: what it can run, and how much more of it."""
 
     id: str
@@ -55,7 +56,9 @@ class _Node:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What one node makes of it; `node_id` None: no node has the handler."""
+
     node_id: str | None
     candidate: Candidate | None
     verdicts: Sequence[Verdict]
@@ -78,7 +81,8 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
     Returns:
         `worker`, `starts` (all gates are open on some node), `node_id` (that node, or the one where it comes furthest),
         `candidate` (None when nothing is waiting and no time is set), `why` (what the shut gate that matters says, None
-        when it starts) and `gates`: objects of `gate`, `open`, `forced` and `reason`, in order.
+        when it starts), `running` (the first of its runs that are active: `run_id`, `node_id`, `started_at`) and
+        `gates`: objects of `gate`, `open`, `forced` and `reason`, in order.
 
     Raises:
         WorkerNotFound: there is no such worker.
@@ -91,9 +95,11 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
         later = await read_later(conn, db.dialect, now, name)
     worker = replace(facts.workers[name], later=later)
     facts = replace(facts, workers={**facts.workers, name: worker})
-    answers = [_judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
-    best = max(answers, key=lambda answer: answer.first_shut, default=None) or _nowhere(facts, name, heard)
-    return _document(worker, best)
+    answers = [judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
+    best = max(answers, key=lambda answer: answer.first_shut, default=None) or nowhere(
+        facts, name, _no_handler(facts.workers[name], heard)
+    )
+    return document(worker, best)
 
 
 async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
@@ -102,15 +108,10 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
     None if all gates are open, or it waits no more. Unlike `explain` it looks only at the run's worker and at what that
     is related to, so that it costs the same however much else is due; the slots that others may take are left out.
     """
-    r = t.runs
-    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
-    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
-    async with db.read() as conn:
-        row = (await conn.execute(waiting)).first()
-        if row is None:
-            return None
-        heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
-    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    found = await _read_waiting(db, run_id, now)
+    if found is None:
+        return None
+    run, heard, nodes, facts = found
     worker = facts.workers[run.worker]
     shut = [judging.why_not(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
     if None in shut:
@@ -124,6 +125,42 @@ async def why_waits(db: Database, run_id: int, now: datetime) -> str | None:
     return anywhere.reason
 
 
+async def explain_waiting(db: Database, run_id: int, now: datetime) -> dict[str, Any] | None:
+    """Judge every gate for this very run: `why` and `gates` as in `explain`; None if it waits no more.
+
+    It looks no further than `why_waits` does.
+    """
+    found = await _read_waiting(db, run_id, now)
+    if found is None:
+        return None
+    run, heard, nodes, facts = found
+    worker = facts.workers[run.worker]
+    each = [judging.explain_run(_as_seen_by(facts, node), run) for node in nodes if node.has(worker)]
+    answers = [Answer(None, run, verdicts) for verdicts in each]
+    if not answers:
+        verdicts = judging.explain_run(replace(facts, free_slots=1), run)
+        answers = [Answer(None, run, without_node(verdicts, _no_handler(worker, heard)))]
+    best = max(answers, key=lambda answer: answer.first_shut)
+    shut = judging.headline(best.verdicts)
+    return {"why": shut and shut.reason, "gates": show_gates(best.verdicts)}
+
+
+async def _read_waiting(
+    db: Database, run_id: int, now: datetime
+) -> tuple[Candidate, NodesHeard, list[NodeView], Facts] | None:
+    """Read a waiting run with what its gates need; None if it waits no more."""
+    r = t.runs
+    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
+    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
+    async with db.read() as conn:
+        row = (await conn.execute(waiting)).first()
+        if row is None:
+            return None
+        heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
+    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    return run, heard, nodes, facts
+
+
 async def why_due_waits(
     conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
 ) -> dict[str, str]:
@@ -135,14 +172,14 @@ async def why_due_waits(
     heard, nodes, facts = await _read_all(conn, dialect, now, names)
     known = [name for name in names if name in facts.workers]
     alike = {(node.handlers, node.allows_commands): node for node in sorted(nodes, key=lambda node: node.free_slots)}
-    answers: defaultdict[str, list[_Answer]] = defaultdict(list)
+    answers: defaultdict[str, list[Answer]] = defaultdict(list)
     for node in alike.values():
         mine = [name for name in known if node.has(facts.workers[name])]
         for name, verdicts in judging.explain_due(_as_seen_by(facts, node), mine).items():
-            answers[name].append(_Answer(node.id, None, verdicts))
+            answers[name].append(Answer(node.id, None, verdicts))
     homeless = [name for name in known if not any(node.has(facts.workers[name]) for node in nodes)]
     for name, verdicts in judging.explain_due(replace(facts, free_slots=1), homeless).items():
-        answers[name].append(_Answer(None, None, _without_node(facts.workers[name], verdicts, heard)))
+        answers[name].append(Answer(None, None, without_node(verdicts, _no_handler(facts.workers[name], heard))))
     best = {name: max(each, key=lambda answer: answer.first_shut) for name, each in answers.items()}
     shut = {name: judging.headline(answer.verdicts) for name, answer in best.items()}
     return {name: verdict.reason for name, verdict in shut.items() if verdict is not None}
@@ -150,7 +187,7 @@ async def why_due_waits(
 
 async def _read_all(
     conn: AsyncConnection, dialect: Dialect, now: datetime, names: Collection[str]
-) -> tuple[NodesHeard, list[_Node], Facts]:
+) -> tuple[NodesHeard, list[NodeView], Facts]:
     """Read what nodes there are, those that take runs, and the facts about `names` and what these are related to."""
     h = t.node_handlers
     heard, rooms = await read_nodes_heard(conn, now)
@@ -162,12 +199,13 @@ async def _read_all(
     for node_id, worker in await conn.execute(known, {"names": names_json(facts.workers)}):
         handlers[node_id].add(worker)
     nodes = [
-        _Node(room.node_id, room.free_slots, room.allows_commands, frozenset(handlers[room.node_id])) for room in rooms
+        NodeView(room.node_id, room.free_slots, room.allows_commands, frozenset(handlers[room.node_id]))
+        for room in rooms
     ]
     return heard, nodes, facts
 
 
-def _as_seen_by(facts: Facts, node: _Node) -> Facts:
+def _as_seen_by(facts: Facts, node: NodeView) -> Facts:
     """Return the facts as `node` has them itself; `has_handler` of `facts` says what any node has."""
     seen = {
         other: worker if node.has(worker) else replace(worker, has_handler=False)
@@ -176,19 +214,20 @@ def _as_seen_by(facts: Facts, node: _Node) -> Facts:
     return Facts(facts.now, seen, node.free_slots)
 
 
-def _judge(facts: Facts, node: _Node, name: str) -> _Answer:
+def judge(facts: Facts, node: NodeView, name: str) -> Answer:
+    """Judge every gate as `node` does."""
     candidate, verdicts = judging.explain(_as_seen_by(facts, node), name)
-    return _Answer(node.id, candidate, verdicts)
+    return Answer(node.id, candidate, verdicts)
 
 
-def _nowhere(facts: Facts, name: str, heard: NodesHeard) -> _Answer:
+def nowhere(facts: Facts, name: str, said: str) -> Answer:
+    """Judge where no live node has the handler: `said` says so, for the gates handler and slot."""
     candidate, verdicts = judging.explain(replace(facts, free_slots=1), name)
-    return _Answer(None, candidate, _without_node(facts.workers[name], verdicts, heard))
+    return Answer(None, candidate, without_node(verdicts, said))
 
 
-def _without_node(worker: WorkerFacts, verdicts: Sequence[Verdict], heard: NodesHeard) -> list[Verdict]:
+def without_node(verdicts: Sequence[Verdict], said: str) -> list[Verdict]:
     """Return the verdicts where no live node has the handler: handler and slot are shut, the rest is as judged."""
-    said = _no_handler(worker, heard)
     shut = {Gate.HANDLER: True, Gate.SLOT: False}
     return [replace(v, is_open=False, reason=said, is_lasting=shut[v.gate]) if v.gate in shut else v for v in verdicts]
 
@@ -202,7 +241,8 @@ def _no_handler(worker: WorkerFacts, heard: NodesHeard) -> str:
     return heard.why_no_handler()
 
 
-def _document(worker: WorkerFacts, answer: _Answer) -> dict[str, Any]:
+def document(worker: WorkerFacts, answer: Answer) -> dict[str, Any]:
+    """Return the answer as `explain` says it is."""
     candidate = answer.candidate
     shut = judging.headline(answer.verdicts)
     return {
@@ -218,7 +258,14 @@ def _document(worker: WorkerFacts, answer: _Answer) -> dict[str, Any]:
             "is_forced": candidate.is_forced,
         },
         "why": shut and shut.reason,
-        "gates": [
-            {"gate": str(v.gate), "open": v.is_open, "forced": v.is_forced, "reason": v.reason} for v in answer.verdicts
+        "running": [
+            {"run_id": run.id, "node_id": run.node_id, "started_at": run.started_at}
+            for run in worker.active[:_MOST_NAMED]
         ],
+        "gates": show_gates(answer.verdicts),
     }
+
+
+def show_gates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return the gates as documents show them."""
+    return [{"gate": str(v.gate), "open": v.is_open, "forced": v.is_forced, "reason": v.reason} for v in verdicts]

@@ -23,7 +23,7 @@ from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -151,11 +151,14 @@ async def to_cancel(conn: AsyncConnection, worker: str, newest: int | None) -> t
 
 
 async def upcoming_pages(
-    db: Database, now: datetime, until: datetime, worker: str | None
+    db: Database, now: datetime, until: datetime, worker: str | None, begins: Mapping[str, datetime]
 ) -> AsyncIterator[list[Upcoming]]:
-    """Yield what will fire up to `until`, in the order of time: the schedules, and the runs triggered for later."""
+    """Yield what will fire up to `until`, in the order of time: the schedules, and the runs triggered for later.
+
+    `begins` as for `read_schedules`.
+    """
     async with db.peek() as conn:
-        ahead = await read_firings(conn, now, until, worker)
+        ahead = await read_firings(conn, now, until, worker, begins=begins)
     held = next(ahead, None)
     page: list[Upcoming] = []
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -52,6 +53,9 @@ _OURS = frozenset(
     }
 )
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
+
+
+NOTHING_MOVED: Mapping[str, datetime] = MappingProxyType({})
 
 
 @functools.cache
@@ -252,21 +256,30 @@ async def require_workers(conn: AsyncConnection, dialect: Dialect, names: Sequen
 
 
 async def read_firings(
-    conn: AsyncConnection, now: datetime, until: datetime, worker: str | None = None, most: int | None = None
+    conn: AsyncConnection,
+    now: datetime,
+    until: datetime,
+    worker: str | None = None,
+    most: int | None = None,
+    begins: Mapping[str, datetime] = NOTHING_MOVED,
 ) -> Iterator[Upcoming]:
     """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given.
 
-    With `most` no more than the first so many are right.
+    With `most` no more than the first so many are right. `begins` as for `read_schedules`.
     """
-    return firings(await read_schedules(conn, worker, most), now, until)
+    return firings(await read_schedules(conn, worker, most, begins), now, until)
 
 
 async def read_schedules(
-    conn: AsyncConnection, worker: str | None = None, most: int | None = None
+    conn: AsyncConnection,
+    worker: str | None = None,
+    most: int | None = None,
+    begins: Mapping[str, datetime] = NOTHING_MOVED,
 ) -> list[tuple[WorkerConfig, WorkerState]]:
     """Return the scheduled workers with their states, or `worker` alone if it is one.
 
     With `most` no more than so many, the next to fire: each fires once at least before any that is left out.
+    `begins`: next times that are known to come later than the states say (`Forecast.begins`).
     """
     w, s = t.workers, t.worker_state
     scheduled = (
@@ -285,7 +298,8 @@ async def read_schedules(
         if len(rows) < most:  # those that have no next time come last
             standing = scheduled.where(s.c.next_run_at.is_(None)).order_by(w.c.name)
             rows = [*rows, *(await conn.execute(standing.limit(most - len(rows)))).all()]
-    return [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
+    found = [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
+    return [(config, replace(state, next_run_at=begins.get(config.name, state.next_run_at))) for config, state in found]
 
 
 def planned_run(row: Mapping[str, Any]) -> Upcoming:
@@ -295,15 +309,20 @@ def planned_run(row: Mapping[str, Any]) -> Upcoming:
 
 
 async def read_upcoming(
-    conn: AsyncConnection, now: datetime, until: datetime, limit: int, worker: str | None = None
+    conn: AsyncConnection,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    worker: str | None = None,
+    begins: Mapping[str, datetime] = NOTHING_MOVED,
 ) -> tuple[list[Upcoming], bool]:
     """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
 
     These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
-    it is given.
+    it is given. `begins` as for `read_schedules`.
     """
     r = t.runs
-    ahead = await read_firings(conn, now, until, worker, most=limit + 1)
+    ahead = await read_firings(conn, now, until, worker, limit + 1, begins)
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import WorkerNotFound
-from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
+from jobrunner.model.worker import Dependency, Isolation, WorkerConfig
 from jobrunner.policy import clocks, definitions
-from jobrunner.policy import schedule as schedules
 from jobrunner.policy.clocks import shifted
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
 from jobrunner.policy.missed import with_schedule_of
-from jobrunner.policy.transitions import next_time
+from jobrunner.policy.transitions import rescheduled_time
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
@@ -243,7 +242,7 @@ async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, Worke
         if _schedule_key(before.config) != _schedule_key(config):
             state, passed = with_schedule_of(config, before.state, before.config, now)
             if state.is_enabled:
-                state = replace(state, next_run_at=_rescheduled(state, config, now))
+                state = replace(state, next_run_at=rescheduled_time(state, config, now))
             moved.append(state)
             missed += [missed_row(config.name, each, now) for each in passed]
     if moved:
@@ -262,15 +261,6 @@ async def _reschedule(conn: AsyncConnection, pairs: Iterable[tuple[Stored, Worke
 
 def _schedule_key(config: WorkerConfig) -> tuple[object, ...]:
     return (config.execution_mode, config.interval_seconds, config.cron, config.timezone, config.jitter_seconds)
-
-
-def _rescheduled(state: WorkerState, config: WorkerConfig, now: datetime) -> datetime | None:
-    if state.paused_until is not None and state.paused_until > now:
-        return next_time(config, state, now)
-    if config.execution_mode is WorkerExecutionMode.CONTINUOUS:
-        return now
-    schedule = schedules.usable_schedule(config)
-    return None if schedule is None else schedules.rescheduled(schedule, state.last_due_at, now)
 
 
 async def _write_edges(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,12 @@ from jobrunner.storage import bulk
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import incidents
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.explain_run import explain_run
+from jobrunner.storage.reading.forecasts import read_ahead
 from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
+from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.reading.search import search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
@@ -80,9 +82,16 @@ async def worker(ask: Ask) -> dict[str, Any]:
 
 
 async def explain(ask: Ask) -> dict[str, Any]:
-    """`jobrunner explain`: every gate, open or shut, and why."""
+    """`jobrunner explain`: every gate, open or shut, and why; with `at` as it was then."""
+    name, at = ask.path["name"], ask.fields["at"]
     async with ask.desk.database() as db:
-        return await explaining.explain(db, ask.path["name"], ask.now)
+        return await (explaining.explain(db, name, ask.now) if at is None else explain_at(db, name, at, ask.now))
+
+
+async def explain_one_run(ask: Ask) -> dict[str, Any]:
+    """`jobrunner explain --run`: why a run waits, since when it runs, or how it ended."""
+    async with ask.desk.database() as db:
+        return await explain_run(db, ask.path["id"], ask.now)
 
 
 async def runs(ask: Ask) -> Page:
@@ -191,8 +200,9 @@ async def upcoming(ask: Ask) -> Page:
     async with ask.desk.database() as db, db.read() as conn:
         if name is not None:
             await reading.require_workers(conn, db.dialect, [name])
+        ahead = await read_ahead(conn, db.dialect, start, until, name, place + limit)
         found, is_more = await reading.read_upcoming(conn, start, until, place + limit, name)
-    rows = [dataclasses.asdict(row) for row in found[place:]]
+    rows = [ahead.row(row) for row in found[place:]]
     return Page(rows, _token([time_to_json(start), place + limit]) if is_more else None)
 
 

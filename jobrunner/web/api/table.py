@@ -70,7 +70,12 @@ ROUTES = (
         _QUERY,
     ),
     _get("/api/workers/{name}", reads.worker, "All there is about a worker."),
-    _get("/api/workers/{name}/explain", reads.explain, "Every gate a worker's run must pass, and why it is shut."),
+    _get(
+        "/api/workers/{name}/explain",
+        reads.explain,
+        "Every gate a worker's run must pass, and why it is shut.",
+        Field("at", f.PAST, "as it was then, from history and audit log"),
+    ),
     _get(
         "/api/runs",
         reads.runs,
@@ -81,6 +86,7 @@ ROUTES = (
         _AFTER,
     ),
     _get("/api/runs/{id}", reads.run, "One run, live or ended, with its attempts."),
+    _get("/api/runs/{id}/explain", reads.explain_one_run, "Why a run waits, since when it runs, or how it ended."),
     _get(
         "/api/history",
         reads.history,
