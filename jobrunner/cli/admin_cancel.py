@@ -79,12 +79,12 @@ class _Canceller:
             await self._cancel(db, run_id)
 
     async def cancel_all(self, db: Database, worker: str, yes: bool) -> None:
-        """Cancel those there are now, after a yes where they are several: what is triggered meanwhile stays."""
+        """Cancel those there are now, of a pattern after a yes where they are several; what comes meanwhile stays."""
         async with db.peek() as conn:
             names = await chosen_names(conn, db.dialect, [worker])
             live = await count_live(conn, db.dialect, names)
         whose = some_of(names)
-        if live > 1 and not yes:
+        if live > 1 and "*" in worker and not yes:
             number = f"more than {MOST_COUNTED:,} runs" if live > MOST_COUNTED else counted(live, "run")
             ask_or_refuse("cancel", f"{number} of {whose}")
         for name in names:

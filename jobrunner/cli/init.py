@@ -23,7 +23,7 @@ def init(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
-    """Write files to start from into a folder."""
+    """Write files to start from: Grafana dashboards and alert rules."""
     if not grafana:
         raise UsageError("say what to write: --grafana")
     shipped = resources.files("jobrunner") / _GRAFANA

@@ -68,12 +68,16 @@ def test_more_than_one_worker_is_changed_only_with_yes_where_nobody_can_be_asked
     for words, what in (
         (("disable", "*"), "disable 2 workers: fetch, mail"),
         (("enable", "--all"), "enable 2 workers: fetch, mail"),
-        (("pause", "fetch", "mail"), "pause until resumed: 2 workers: fetch, mail"),
+        (("pause", "--all"), "pause until resumed: 2 workers: fetch, mail"),
         (("resume", "fe*", "ma*"), "resume 2 workers: fetch, mail"),
     ):
         said = cli.refused(2, "admin", *words)
         assert said == f"this would {what}, and there is nobody to ask; pass --yes"
     assert cli.audits() == []
+
+
+def test_workers_that_are_spelled_out_are_switched_without_a_question(cli):
+    assert cli.ok("admin", "disable", "mail", "fetch").lines == ["disabled 2 workers: fetch, mail"]
 
 
 def test_a_pattern_that_fits_nothing_changes_nothing(cli):
