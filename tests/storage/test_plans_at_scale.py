@@ -19,7 +19,10 @@ from jobrunner.policy.filters import parse_filter
 from jobrunner.storage import nodes
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.reading.explain_run import explain_run
+from jobrunner.storage.reading.forecasts import read_ahead
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
+from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.reading.worst import read_worst
@@ -221,6 +224,29 @@ async def letters(stage: Stage) -> None:
         await dead_letters.list_letters(conn)
 
 
+async def explained_then(stage: Stage) -> None:
+    """Explain a worker with a long queue as it was some days ago."""
+    await explain_at(stage.db, "w000007", stage.now - timedelta(days=9), stage.now)
+    await explain_at(stage.db, "busy", stage.now - timedelta(days=9), stage.now)
+
+
+async def explained_run(stage: Stage) -> None:
+    """Explain a run that waits in a long queue."""
+    await explain_run(stage.db, 1000, stage.now)
+
+
+async def upcoming_of_some(stage: Stage) -> None:
+    """Play as far as a page of the listing needs it."""
+    async with stage.db.read() as conn:
+        await read_ahead(conn, stage.db.dialect, stage.now, stage.now + timedelta(hours=1), rows=50)
+
+
+async def upcoming_of_one(stage: Stage) -> None:
+    """Play one worker."""
+    async with stage.db.read() as conn:
+        await read_ahead(conn, stage.db.dialect, stage.now, stage.now + timedelta(hours=1), "w000007")
+
+
 PIECES = {
     "tick": Piece(tick, "ix_runs_pending", 500),
     "turns": Piece(turns, "ix_runs_pending", 500),
@@ -242,6 +268,10 @@ PIECES = {
     "live runs": Piece(live_runs, "ix_runs_due_at", 1000),
     "explain": Piece(explained, "ix_runs_pending", 1500),
     "explain later": Piece(explained_later, "ix_runs_pending", 2000),
+    "explain then": Piece(explained_then, "ix_run_history_worker", 8000),
+    "explain a run": Piece(explained_run, "ix_runs_pending", 2000),
+    "upcoming of some": Piece(upcoming_of_some, "ix_run_history_worker", 15_000),
+    "upcoming of one": Piece(upcoming_of_one, "ix_run_history_worker", 2000),
     "history page": Piece(history_page, "", 100, frozenset({"run_history"})),
     "history of a worker": Piece(history_of_a_worker, "ix_run_history_worker", 10_000),
     "history of an outcome": Piece(history_of_an_outcome, "ix_run_history_outcome", 500),
