@@ -5,10 +5,14 @@ Each function returns the value it was given, or raises `InvalidSetting`, which 
 
 from __future__ import annotations
 
+import re
+
 from jobrunner.errors import InvalidSetting
 
 LARGEST_ID = 2**63 - 1
 _LONGEST_ACTOR = 200
+_WHOLE = re.compile(r"-?[0-9]{1,19}")  # longer ones Python itself may refuse to read
+_SHOWN = 60
 
 
 def check_id(argument: str, value: object) -> int:
@@ -18,6 +22,16 @@ def check_id(argument: str, value: object) -> int:
     if abs(value) > LARGEST_ID:
         raise InvalidSetting(f"{argument} must be at most {LARGEST_ID}, not {value}")
     return value
+
+
+def read_id(argument: str, value: object) -> int:
+    """Return a number that a row may have as its id, from the number or from its digits."""
+    if isinstance(value, str):
+        if not _WHOLE.fullmatch(value):
+            shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+            raise InvalidSetting(f"{argument} must be a whole number of at most 19 digits, not {shown!r}")
+        value = int(value)
+    return check_id(argument, value)
 
 
 def check_limit(value: object) -> int:

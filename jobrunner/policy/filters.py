@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import WorkerExecutionMode
-from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.arguments import read_id
 from jobrunner.policy.durations import last_clock_time, parse_moment
 from jobrunner.policy.near import did_you_mean
 
@@ -192,9 +192,13 @@ def check_pattern(value: str, said_before: str = "") -> str:
 
 
 def _number(key: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit() or int(value) > LARGEST_ID:
-        raise UsageError(f"{key}:{value}: is no whole number")
-    return int(value)
+    try:
+        number = read_id(key, value)
+    except InvalidSetting:
+        number = -1
+    if number < 0:
+        raise UsageError(f"{key}:{value[:60]}: is no whole number")
+    return number
 
 
 def _moment(key: str, value: str, now: datetime, local: datetime | None) -> datetime:

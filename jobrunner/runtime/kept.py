@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from jobrunner.errors import DatabaseGone
+from jobrunner.errors import DatabaseGone, DatabaseUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -30,10 +30,14 @@ class KeptDatabases:
         open_database: Callable[[], Database],
         prepare: Callable[[Database], Awaitable[None]],
         check: Callable[[Database], Awaitable[None]],
+        *,
+        failing_seconds: float = 0.0,
     ) -> None:
+        """Open nothing yet; for `failing_seconds` after it could not be reached that is said without another try."""
         self._open = open_database
         self._prepare = prepare
         self._check = check
+        self._failing_seconds = failing_seconds
         self._kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
 
     async def get(self) -> Database:
@@ -46,8 +50,19 @@ class KeptDatabases:
         while True:
             kept = self._kept.setdefault(loop, _Kept())
             async with kept.turn:
-                if self._kept.get(loop) is kept:  # else it was given up while we waited
-                    return await self._ready(loop, kept)
+                if kept.failure is not None and time.monotonic() - kept.failed_at < self._failing_seconds:
+                    raise kept.failure.with_traceback(None)  # whoever waited for that try need not wait for another
+                if self._kept.get(loop) is not kept:  # it was given up while we waited
+                    continue
+                try:
+                    ready = await self._ready(loop, kept)
+                except DatabaseUnavailable as failure:
+                    kept.failure, kept.failed_at = failure, time.monotonic()
+                    if self._failing_seconds:
+                        self._kept.setdefault(loop, kept)  # so that whoever asks next knows
+                    raise
+                kept.failure = None
+                return ready
 
     async def _ready(self, loop: asyncio.AbstractEventLoop, kept: _Kept) -> Database:
         if kept.db is not None and kept.holder is not None and _is_gone(kept.db):
@@ -108,3 +123,5 @@ class _Kept:
         self.db: Database | None = None
         self.holder: AsyncGenerator[Database] | None = None
         self.checked_at = 0.0
+        self.failure: DatabaseUnavailable | None = None
+        self.failed_at = 0.0

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.routing import Route as Path
 
-from jobrunner.policy.arguments import check_id
+from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.web.access import Level, Unauthorized
 from jobrunner.web.answers import answer, error, failure
 from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of, trace_of
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
     Endpoint = Callable[[Request], Awaitable[Response]]
 
+_MOST_REQUESTS = 200
+"""So many are answered at a time; the two probes that decide about restarts come on top."""
+
 
 class Console:
     """The ASGI application of one desk, for one rule."""
@@ -48,10 +51,11 @@ class Console:
         self.desk = desk
         self.rule = rule
         self.metrics = Metrics(desk)
+        self._going = 0
         probes = Probes(desk)
         self.paths = [
-            Path("/livez", self._open(probes.livez)),
-            Path("/readyz", self._open(probes.readyz)),
+            Path("/livez", _guarded(probes.livez)),
+            Path("/readyz", _guarded(probes.readyz)),
             Path("/healthz", self._behind(Level.READ, probes.healthz)),
             Path("/metrics", self._behind(Level.READ, self.metrics.show)),
             Path("/api/openapi.json", self._behind(Level.READ, self._document)),
@@ -83,7 +87,7 @@ class Console:
 
     def _path(self, route: Route) -> Path:
         return Path(
-            route.path.replace("{id}", "{id:int}"),
+            route.path,
             self._behind(route.level, lambda request: self._answer(route, request)),
             methods=[route.method],
             name=f"{route.method} {route.path}",
@@ -91,17 +95,17 @@ class Console:
 
     async def _answer(self, route: Route, request: Request) -> Response:
         """Do what a route of the table says."""
+        named = request.path_params
         several = frozenset(field.name for field in route.fields if field.kind.is_several)
         if route.method == "GET":
             given: Mapping[str, Any] = query_of(request, several)
         else:
             given = await body_of(request, several)
-        if "id" in request.path_params:
-            check_id("id", request.path_params["id"])
+        path = {name: read_id(name, said) if name == "id" else check_text(name, said) for name, said in named.items()}
         now = self.desk.now()
         fields = read_fields(route.fields, given, now)
         level, actor = request.state.level, request.state.actor
-        found = await route.do(Ask(self.desk, level, actor, request.path_params, fields, now, trace_of(request)))
+        found = await route.do(Ask(self.desk, level, actor, path, fields, now, trace_of(request)))
         if not isinstance(found, Page):
             return answer(found)
         headers = {} if found.after is None else {"Link": next_link(request, found.after)}
@@ -110,8 +114,18 @@ class Console:
         return answer(list(found.rows), headers=headers)
 
     def _open(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint for everybody."""
-        return _guarded(endpoint)
+        """Return an endpoint for everybody, of which no more than `_MOST_REQUESTS` are answered at a time."""
+
+        async def one_of_many(request: Request) -> Response:
+            if self._going >= _MOST_REQUESTS:
+                return error(503, f"{_MOST_REQUESTS} requests are being answered; try again", {"Retry-After": "1"})
+            self._going += 1
+            try:
+                return await endpoint(request)
+            finally:
+                self._going -= 1
+
+        return _guarded(one_of_many)
 
     def _behind(self, needed: Level, endpoint: Endpoint, *, is_page: bool = False) -> Endpoint:
         """Return an endpoint for those of a level; a page sends the others to the login."""
@@ -130,7 +144,7 @@ class Console:
                 return RedirectResponse(f"{root_of(request)}/login", 303)
             return _unauthorized("this needs a token: send it as `Authorization: Bearer …`, or log in at /login")
 
-        return _guarded(check)
+        return self._open(check)
 
     async def _who(self, request: Request) -> tuple[Level, str]:
         """Return what the access rule says of who asks."""
@@ -147,6 +161,8 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except ClientDisconnect:
             return error(400, "the body ended early")  # nobody is there to read it
+        except HTTPException as raised:  # of a program's own access rule
+            return error(raised.status_code, str(raised.detail), raised.headers)
         except TooLarge:
             return error(413, "the body is too large; a payload may have 1 MiB")
         except Exception as raised:  # noqa: BLE001 - whoever asks gets an answer, and the log the error

@@ -1,7 +1,8 @@
 """What all routes share: the database as it is read here, and the orchestrator through which it is changed.
 
 Reads have a database of their own, with two connections and 2 s for a statement, so that no number of people who look
-keeps a node from its work. Each event loop that asks has its own, which ends with it: nothing needs to be closed.
+keeps a node from its work. The probe has another, since slow questions would keep both from it. Each event loop that
+asks has its own, which ends with it: nothing needs to be closed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from jobrunner.runtime.vitals import Vitals
     from jobrunner.storage.runs.transaction import AsyncConnection
 
+_FAILING_SECONDS = 2.0
+"""So long after the database could not be reached nobody tries again, who would only wait for the same answer."""
+
 
 def orchestrator_of(orchestrator_or_url: WorkerOrchestrator | str) -> WorkerOrchestrator:
     """Return the orchestrator, or one without workers for the database of that URL. Raises `InvalidDatabaseUrl`."""
@@ -42,7 +46,11 @@ class Desk:
     def __init__(self, orchestrator: WorkerOrchestrator, *, expects_node: bool = False) -> None:
         self.orchestrator = orchestrator
         self.expects_node = expects_node
-        self._readers = KeptDatabases(self._open, revisions.require_current, revisions.require_current)
+        self._readers, self._prober = self._databases(), self._databases()
+
+    def _databases(self) -> KeptDatabases:
+        look = revisions.require_current
+        return KeptDatabases(self._open, look, look, failing_seconds=_FAILING_SECONDS)
 
     def _open(self) -> Database:
         return Database.of(self.settings).bounded()
@@ -68,7 +76,12 @@ class Desk:
             DatabaseError: it cannot be used.
             SchemaError: its schema is not this version's.
         """
-        db = await self._readers.get()
+        async with self._use(self._readers) as db:
+            yield db
+
+    @asynccontextmanager
+    async def _use(self, databases: KeptDatabases) -> AsyncIterator[Database]:
+        db = await databases.get()
         try:
             yield db
         except WorkerNotFound as unknown:
@@ -95,4 +108,9 @@ class Desk:
     async def require_schema(self) -> None:
         """Return if the database can be used, its schema looked at anew. Raises as `database`."""
         async with self.database() as db:
+            await revisions.require_current(db)
+
+    async def require_ready(self) -> None:
+        """Return as `require_schema` does, on a connection that nobody else has. Raises as `database`."""
+        async with self._use(self._prober) as db:
             await revisions.require_current(db)

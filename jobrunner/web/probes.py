@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import JobrunnerError
+from jobrunner.policy.arguments import check_text
 from jobrunner.policy.filters import HEALTH
 from jobrunner.runtime.vitals import ticks
 from jobrunner.storage.reading.status import read_status
@@ -46,7 +47,7 @@ class Probes:
         if vitals is None and self._desk.expects_node:
             return error(503, "the node is not running")
         try:
-            await self._desk.require_schema()
+            await self._desk.require_ready()
         except JobrunnerError as raised:
             return failure(raised)
         return answer({"status": "ok"})
@@ -56,6 +57,7 @@ class Probes:
         name = request.query_params.get("worker")
         if not name:
             return error(400, "worker is missing: /healthz?worker=NAME")
+        check_text("worker", name)
         async with self._desk.reading() as conn:
             (row,) = await read_status(conn, name)
         health = row["health"] if row["health"] in HEALTH else "unknown"

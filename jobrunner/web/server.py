@@ -19,6 +19,7 @@ from jobrunner.runtime import forks
 from jobrunner.runtime.process import first_of, stop_signals, wait_for
 from jobrunner.storage.database.forks import keep_private
 from jobrunner.web.app import Console
+from jobrunner.web.connections import Connection
 from jobrunner.web.desk import Desk
 from jobrunner.web.rules import Address, served_rule
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 _BACKLOG = 128
-_MOST_REQUESTS = 200
 _LAST_SECONDS = 2
 _JOIN_SECONDS = 5.0
 
@@ -50,7 +50,7 @@ class Server:
             uvicorn.Config(
                 self._console,
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,  # the program's logging is its own
@@ -58,7 +58,6 @@ class Server:
                 access_log=False,
                 proxy_headers=False,  # who asks is who is connected; which proxies to believe is a setting of ours
                 server_header=False,
-                limit_concurrency=_MOST_REQUESTS,
                 timeout_graceful_shutdown=_LAST_SECONDS,
             )
         )

@@ -81,6 +81,33 @@ async def read_usual(conn: AsyncConnection, dialect: Dialect, names: Collection[
     }
 
 
+@dataclass(frozen=True, slots=True)
+class ToPlay:
+    """All that was read for a play: after that it needs no connection any more."""
+
+    workers: Mapping[str, WorkerFacts]
+    usual: Mapping[str, timedelta]
+    slots: int
+    now: datetime
+    until: datetime
+    starts: int
+    is_whole: bool
+    has_more: bool
+    loops: str | None
+
+    def play(self) -> Ahead:
+        """Play it: up to a second of computing, of which an event loop that answers others should be kept free."""
+        forecast = play(self.workers, self.usual, self.slots, self.now, self.until, self.starts)
+        cut = None
+        if self.has_more:
+            cut = (
+                f"of more than {MOST_WORKERS:,} schedules those that fire next were played; of others no start is said"
+            )
+        elif self.is_whole and forecast.until < self.until:
+            cut = "so much starts that the time was not played to its end; after that no start is said"
+        return Ahead(forecast, cut, self.loops)
+
+
 async def read_ahead(
     conn: AsyncConnection,
     dialect: Dialect,
@@ -93,6 +120,19 @@ async def read_ahead(
 
     With `rows` only as far as the first so many rows of the listing need it; then nothing is said to be cut.
     """
+    return (await read_to_play(conn, dialect, now, until, worker, rows)).play()
+
+
+async def read_to_play(
+    conn: AsyncConnection,
+    dialect: Dialect,
+    now: datetime,
+    until: datetime,
+    worker: str | None = None,
+    rows: int | None = None,
+    most_played: int = MOST_PLAYED,
+) -> ToPlay:
+    """Read what `read_ahead` plays, of which there shall be at most `most_played` starts."""
     most = MOST_WORKERS if rows is None else min(rows, MOST_WORKERS)
     schedules = await read_schedules(conn, worker, most=most + 1)
     names = {config.name for config, _ in schedules[:most]}
@@ -105,18 +145,18 @@ async def read_ahead(
     workers = {name: _with_planned(each, planned.get(name, [])) for name, each in around.workers.items()}
     if not rooms:  # without a node nothing starts at all; it is played as if one were there
         workers = {name: replace(each, has_handler=True, has_handler_elsewhere=True) for name, each in workers.items()}
-    slots = free + sum(len(each.active) for each in workers.values()) if rooms else _MANY_SLOTS
-    usual = await read_usual(conn, dialect, workers)
-    starts = MOST_PLAYED if rows is None else min(_STARTS_A_ROW * rows, MOST_PLAYED)
-    forecast = play(workers, usual, slots, now, until, starts)
-    cut = None
-    if rows is not None:
-        return Ahead(forecast, None, None)
-    if len(schedules) > MOST_WORKERS:
-        cut = f"of more than {MOST_WORKERS:,} schedules those that fire next were played; of others no start is said"
-    elif forecast.until < until:
-        cut = "so much starts that the time was not played to its end; after that no start is said"
-    return Ahead(forecast, cut, await _read_loops(conn, dialect) if worker is None else None)
+    is_whole = rows is None
+    return ToPlay(
+        workers,
+        await read_usual(conn, dialect, workers),
+        free + sum(len(each.active) for each in workers.values()) if rooms else _MANY_SLOTS,
+        now,
+        until,
+        most_played if rows is None else min(_STARTS_A_ROW * rows, most_played),
+        is_whole,
+        is_whole and len(schedules) > MOST_WORKERS,
+        await _read_loops(conn, dialect) if is_whole and worker is None else None,
+    )
 
 
 async def _read_planned(

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from jobrunner.errors import InvalidPayload, InvalidSetting
-from jobrunner.policy.arguments import check_id, check_text
+from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.near import did_you_mean
 from jobrunner.runtime.moments import read_length, read_past
@@ -98,18 +98,12 @@ def _texts(name: str, given: Any, _now: datetime) -> tuple[str, ...]:
     return tuple(check_text(name, each) for each in several)
 
 
-def _whole(name: str, given: Any) -> int:
-    if isinstance(given, str) and given.strip().lstrip("-").isdecimal() and len(given) < 30:
-        given = int(given)
-    return check_id(name, given)
-
-
 def _id(name: str, given: Any, _now: datetime) -> int:
-    return _whole(name, given)
+    return read_id(name, given.strip() if isinstance(given, str) else given)
 
 
-def _limit(name: str, given: Any, _now: datetime) -> int:
-    number = _whole(name, given)
+def _limit(name: str, given: Any, now: datetime) -> int:
+    number = _id(name, given, now)
     if not 1 <= number <= MOST_ROWS:
         raise InvalidSetting(f"{name} must be from 1 to {MOST_ROWS}, not {number}; `after` gives what follows")
     return number

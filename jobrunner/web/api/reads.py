@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting, UsageError
-from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.arguments import read_id
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.filters import parse_filter
 from jobrunner.policy.hidden import masked_row
@@ -18,7 +19,7 @@ from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import incidents
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.explain_run import explain_run
-from jobrunner.storage.reading.forecasts import read_ahead
+from jobrunner.storage.reading.forecasts import read_to_play
 from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
     Search = Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]
 
-_MOST_UPCOMING = 10_000
+_MOST_UPCOMING = 2_000
+_OLDEST_LISTING = timedelta(days=1)
 
 
 async def workers(ask: Ask) -> Page:
@@ -114,7 +116,7 @@ def _run_place(after: str | None) -> tuple[str, datetime, int] | None:
     if after is None:
         return None
     kind, moment, run_id = _read_token(after, (str, str, int))
-    return kind, parse_time(moment), run_id
+    return kind, parse_time(moment), read_id("after", run_id)
 
 
 async def run(ask: Ask) -> dict[str, Any]:
@@ -157,9 +159,9 @@ def _history_place(after: str | None) -> dict[str, Any] | None:
     if after is None:
         return None
     row_id, at, moment = after.partition("@")
-    if not row_id.isdecimal() or not at:
+    if not at:
         raise InvalidSetting(f"after {after!r} is no place in the history; take it from the answer's Link header")
-    return {"id": int(row_id), "finished_at": parse_time(moment)}
+    return {"id": read_id("after", row_id), "finished_at": parse_time(moment)}
 
 
 async def letters(ask: Ask) -> Page:
@@ -194,14 +196,17 @@ async def upcoming(ask: Ask) -> Page:
     if ask.fields["after"] is not None:
         moment, place = _read_token(ask.fields["after"], (str, int))
         start = parse_time(moment)
+        if abs(start - ask.now) > _OLDEST_LISTING:
+            raise InvalidSetting("after is of an old listing; begin at the first page again")
     if not 0 <= place <= _MOST_UPCOMING - limit:
         raise InvalidSetting(f"more than {_MOST_UPCOMING:,} times are not told; name a worker, or a shorter `for`")
     until = start + timedelta(seconds=ask.fields["for"])
     async with ask.desk.database() as db, db.read() as conn:
         if name is not None:
             await reading.require_workers(conn, db.dialect, [name])
-        ahead = await read_ahead(conn, db.dialect, start, until, name, place + limit)
+        to_play = await read_to_play(conn, db.dialect, start, until, name, place + limit, _MOST_UPCOMING)
         found, is_more = await reading.read_upcoming(conn, start, until, place + limit, name)
+    ahead = await asyncio.to_thread(to_play.play)  # neither the connection nor whoever else asks waits for it
     rows = [ahead.row(row) for row in found[place:]]
     return Page(rows, _token([time_to_json(start), place + limit]) if is_more else None)
 
@@ -265,9 +270,7 @@ async def refuse_hidden(ask: Ask, conn: AsyncConnection, asked: Filter) -> None:
 
 
 def _id_place(after: str | None) -> int | None:
-    if after is not None and not (after.isascii() and after.isdecimal() and int(after) <= LARGEST_ID):
-        raise InvalidSetting(f"after {after!r} is no id; take it from the answer's Link header")
-    return None if after is None else int(after)
+    return None if after is None else read_id("after", after)
 
 
 async def alerts(ask: Ask) -> Page:
@@ -314,7 +317,7 @@ def _token(place: list[Any]) -> str:
 def _read_token(token: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     try:
         place = json.loads(base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         place = None
     is_ours = isinstance(place, list) and len(place) == len(kinds)
     if not is_ours or not all(type(part) is kind for part, kind in zip(place, kinds, strict=True)):
