@@ -67,6 +67,7 @@ class Filter:
     """What was asked for; of a field with several values any one will do, an empty one asks nothing.
 
     `worker` holds names, or patterns with `*`; `payload` pairs of a path and its value as text.
+    `is_of_known`: only of workers that exist; no term says so.
     """
 
     worker: tuple[str, ...] = ()
@@ -86,6 +87,7 @@ class Filter:
     until: datetime | None = None
     error: str | None = None
     payload: tuple[tuple[tuple[str, ...], str], ...] = field(default=())
+    is_of_known: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -210,6 +212,20 @@ def _moment(key: str, value: str, now: datetime, local: datetime | None) -> date
         return parse_moment(value, now, is_past=True)
     except InvalidSetting as error:
         raise UsageError(f"{key}: {error}") from None
+
+
+def without_payload_values(text: str, mask: str) -> str:
+    """Return a filter's text with `mask` for each value that is looked for in payloads; it may be hidden from others."""
+    place, shown = 0, []
+    while place < len(text):
+        term = _TERM.match(text, place)
+        if term is None:
+            return mask
+        shown.append(f"{term[1]}:{mask}" if term[1].startswith(_PAYLOAD) else term[0])
+        place = term.end()
+        while place < len(text) and text[place].isspace():
+            place += 1
+    return " ".join(shown)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -6,15 +6,16 @@ into. What was given is never changed: what holds a hidden value is made anew, t
 
 from __future__ import annotations
 
-from functools import partial
+import re
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.unreadable import Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MASK = "•••"
+_PLACE = re.compile(r"-?[0-9]+")
 _PAYLOADS = ("payload", "definition", "overrides", "errors", "detail", "attempts", "letter")
 """The columns that hold payloads: a payload itself, or documents with one under that name."""
 
@@ -59,25 +60,51 @@ def _in_document(name: str, value: Any, fields: Sequence[str] | None) -> Any:
 def restored(payload: dict[str, Any], stored: Any, fields: Sequence[str]) -> dict[str, Any]:
     """Return an edited payload with what `masked` had hidden in it put back from the one that is stored.
 
-    So whoever may not see a field can edit the others. What was hidden and is not stored stays as it was given.
+    So whoever may not see a field can edit the others. What was hidden and is not stored stays as it was given; in a
+    list too whose length has changed, since nobody knows which of its elements is which.
     """
+    found: dict[str, Any] = payload
     for field in fields:
-        found = _value_at(stored, field)
-        if found is not _NOTHING:
-            payload = _changed(payload, field, partial(_kept, found))
-    return payload
+        found = _put_back(found, stored, field)
+    return found
 
 
-def _kept(stored: Any, given: Any) -> Any:
-    return stored if given == MASK else given
+def _put_back(given: Any, stored: Any, path: str) -> Any:
+    if isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
+        return [_put_back(item, before, path) for item, before in zip(given, stored, strict=True)]
+    if not isinstance(given, dict) or not isinstance(stored, dict):
+        return given
+    found = {}
+    for key in given.keys() & stored.keys():
+        if key == path and given[key] == MASK:
+            found[key] = stored[key]
+        elif path.startswith(f"{key}."):
+            found[key] = _put_back(given[key], stored[key], path[len(key) + 1 :])
+    return {**given, **found} if found else given
 
 
 def still_masked(payload: Any, fields: Sequence[str]) -> str | None:
     """Return the first of the fields that holds `MASK` itself: nobody means that as a value."""
-    return next((field for field in fields if _value_at(payload, field) == MASK), None)
+    return next((field for field in fields if MASK in _values_at(payload, field)), None)
 
 
-_NOTHING = object()
+def is_told_by(path: Sequence[str], field: str) -> bool:
+    """Say whether finding payloads by what stands at `path` tells something of a hidden field.
+
+    It does at the field, within it, and around it. Some steps may be places in a list, into each element of which a
+    hidden field leads: `cards.0.number` is of `cards.number`.
+    """
+    steps, hidden = tuple(path), tuple(field.split("."))
+    return _is_along(steps, hidden) or _is_along(_without_places(steps), _without_places(hidden))
+
+
+def _is_along(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return all(a == b for a, b in zip(one, other, strict=False))  # one of them is how the other begins
+
+
+def _without_places(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what may be a place in a list; the first is none, since a payload is an object."""
+    return (*steps[:1], *(step for step in steps[1:] if not _PLACE.fullmatch(step)))
 
 
 def _changed(value: Any, path: str, change: Callable[[Any], Any]) -> Any:
@@ -95,15 +122,14 @@ def _changed(value: Any, path: str, change: Callable[[Any], Any]) -> Any:
     return {**value, **found} if found else value
 
 
-def _value_at(value: Any, path: str) -> Any:
-    """Return what the path leads to, through objects only; `_NOTHING` where there is nothing."""
-    if not isinstance(value, dict):
-        return _NOTHING
-    if path in value:
-        return value[path]
-    for key in value:
-        if path.startswith(f"{key}."):
-            found = _value_at(value[key], path[len(key) + 1 :])
-            if found is not _NOTHING:
-                return found
-    return _NOTHING
+def _values_at(value: Any, path: str) -> Iterator[Any]:
+    """Yield all that the path leads to, in lists too."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _values_at(item, path)
+    elif isinstance(value, dict):
+        for key in value:
+            if key == path:
+                yield value[key]
+            elif path.startswith(f"{key}."):
+                yield from _values_at(value[key], path[len(key) + 1 :])

@@ -43,6 +43,7 @@ _STATUS: tuple[tuple[type[JobrunnerError], int], ...] = (
     (Refused, 409),
 )
 _TRY_AGAIN_SECONDS = "5"
+_LONGEST_ERROR = 2000
 
 
 def to_json(value: Any) -> str:
@@ -66,7 +67,8 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error as a JSON response: `{"error": "…"}`, in one line."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    return answer({"error": line}, status, headers)
+    shown = line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]}…"  # it may name what was sent
+    return answer({"error": shown}, status, headers)
 
 
 def failure(raised: Exception) -> Response:

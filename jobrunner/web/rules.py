@@ -1,7 +1,7 @@
 """From the settings to who may do what: for a server of ours, and for an application that is mounted in another.
 
 On this machine alone reading is open and writing needs a token; where none is set, one is made at the start. Elsewhere
-nothing opens without a token, and without one nothing is started.
+nothing opens without a token, and without one nothing is started. Where a setting tells of a proxy nothing is open.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def served_rule(settings: Settings, address: Address) -> Rule:
             f"{address.host}:{address.port} can be reached from other machines, and no token is set; "
             "set JOBRUNNER_HTTP_TOKEN (and JOBRUNNER_HTTP_READ_TOKEN), or listen on 127.0.0.1"
         )
-    access = _built_in(settings, tokens, is_open=address.is_local, link_token=made)
+    is_open = address.is_local and not _is_published(settings)
+    access = _built_in(settings, tokens, is_open=is_open, link_token=made)
     return Rule(access, Hosts(settings.http_hosts or (), is_local=address.is_local), access, made)
 
 
@@ -108,6 +109,15 @@ def _built_in(
         proxies=settings.http_proxies or (),
         user_level=Level.of(settings.http_user_level),
     )
+
+
+def _is_published(settings: Settings) -> bool:
+    """Say whether a setting tells of a proxy or of a name for others: then what comes from this machine may be theirs.
+
+    A proxy on this machine need not say for whom it asks: nginx's `proxy_pass` alone adds no header, and its Host is
+    ours.
+    """
+    return any((settings.http_proxies, settings.http_user_header, settings.http_hosts, settings.http_url))
 
 
 def _tokens(settings: Settings) -> dict[Level, str]:

@@ -83,6 +83,25 @@ async def test_on_this_machine_a_request_that_a_proxy_passed_on_is_not_from_this
             assert (await client.get("/api/openapi.json", headers={header: "1.2.3.4"})).status_code == 401
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"http_proxies": ("127.0.0.1",)},
+        {"http_proxies": ("127.0.0.1",), "http_user_header": "X-User"},
+        {"http_hosts": ("jobs.example.org",)},
+        {"http_url": "https://jobs.example.org/"},
+    ],
+    ids=["proxies", "user header", "hosts", "url"],
+)
+async def test_reading_is_not_open_on_this_machine_where_a_setting_tells_of_a_proxy(sqlite_web_of, setting):
+    orchestrator = sqlite_web_of(**setting)
+    rule = served_rule(orchestrator.settings, Address.parse("127.0.0.1:8484"))
+    transport = httpx.ASGITransport(Console(Desk(orchestrator), rule), client=HERE)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8484") as client:
+        assert (await client.get("/api/openapi.json")).status_code == 401
+        assert (await client.get("/livez")).status_code == 200
+
+
 def test_what_can_be_reached_from_elsewhere_is_not_started_without_a_token(sqlite_web_of):
     with pytest.raises(InvalidSetting, match=r"^0.0.0.0:8484 can be reached from other machines, and no token is set"):
         served_rule(sqlite_web_of().settings, Address.parse("0.0.0.0:8484"))

@@ -7,7 +7,7 @@ import sys
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 
 from jobrunner import WorkerOrchestrator
 from jobrunner.web import console
@@ -89,3 +89,14 @@ def test_without_the_extra_the_import_says_what_to_install():
     assert done.returncode == 2
     said = "error: jobrunner.web needs packages that are not installed; run: pip install 'jobrunner[web]'"
     assert done.stderr.splitlines() == [said]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_programs_own_rule_may_refuse_as_its_framework_does(web: Web, status):
+    async def access(_request):
+        raise HTTPException(status, "log in first", headers={"WWW-Authenticate": "Bearer"})
+
+    async with web.client(console(web.orchestrator, access=access)) as client:
+        response = await client.get("/api/workers")
+        assert (response.status_code, response.json()) == (status, {"error": "log in first"})
+        assert response.headers["WWW-Authenticate"] == "Bearer"

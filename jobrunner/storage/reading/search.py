@@ -143,6 +143,8 @@ def _of_all(asked: Filter, table: sa.Table) -> Conditions:
         conditions.append(time <= asked.until)
     if asked.worker:
         conditions.append(is_one_of(c.worker, asked.worker))
+    if asked.is_of_known:
+        conditions.append(c.worker.in_(sa.select(t.workers.c.name)))
     if asked.trigger:
         conditions.append(c.trigger.in_(asked.trigger))
     if asked.error is not None:

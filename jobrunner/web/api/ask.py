@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from jobrunner.errors import InvalidSetting
-from jobrunner.policy.hidden import masked_row
+from jobrunner.policy.filters import without_payload_values
+from jobrunner.policy.hidden import MASK, masked_row
 from jobrunner.storage.reading.hidden import read_hidden
 from jobrunner.web.access import Level
 
@@ -60,8 +61,22 @@ class Ask:
         shown = []
         for row in rows:
             name = _worker_of(row)
-            shown.append(masked_row(row, () if name is None else hidden.get(name)))
+            shown.append(self.shown_filter(masked_row(row, () if name is None else hidden.get(name))))
         return shown
+
+    def shown_filter(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a bulk operation, or a row of the audit log about one, without what its filter looks for in payloads.
+
+        An administrator may have filtered by what is hidden from others.
+        """
+        found = dict(row)
+        if self.level >= Level.ADMIN:
+            return found
+        if isinstance(found.get("filter"), str):
+            found["filter"] = without_payload_values(found["filter"], MASK)
+        if isinstance(found.get("detail"), dict):
+            found["detail"] = self.shown_filter(found["detail"])
+        return found
 
 
 def _worker_of(row: Mapping[str, Any]) -> str | None:

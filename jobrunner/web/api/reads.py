@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.arguments import read_id
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.filters import parse_filter
-from jobrunner.policy.hidden import masked_row
+from jobrunner.policy.hidden import is_told_by, masked_row
 from jobrunner.runtime.moments import read_span
 from jobrunner.storage import bulk
 from jobrunner.storage.reading import explain as explaining
@@ -160,7 +161,7 @@ def _history_place(after: str | None) -> dict[str, Any] | None:
         return None
     row_id, at, moment = after.partition("@")
     if not at:
-        raise InvalidSetting(f"after {after!r} is no place in the history; take it from the answer's Link header")
+        raise InvalidSetting(f"after {after[:60]!r} is no place in the history; take it from the answer's Link header")
     return {"id": read_id("after", row_id), "finished_at": parse_time(moment)}
 
 
@@ -251,6 +252,8 @@ async def search_page(ask: Ask, kind: str, search: Search) -> Page:
         if name not in {"q", "limit", "after"} and value is not None:
             raise UsageError(f"q and {name} are both given; write {name}: into q")
     asked = parse_filter(ask.fields["q"], kind, ask.now)
+    if asked.payload and ask.level < Level.ADMIN:
+        asked = replace(asked, is_of_known=True)  # of a worker that is gone nobody knows what it hid
     async with ask.desk.reading() as conn:
         await refuse_hidden(ask, conn, asked)
         found = await search(conn, asked, ask.fields["limit"], _id_place(ask.fields["after"]))
@@ -264,9 +267,8 @@ async def refuse_hidden(ask: Ask, conn: AsyncConnection, asked: Filter) -> None:
         return
     hidden = await read_all_hidden(conn)
     for path, _ in asked.payload:
-        name = ".".join(path)
-        if any(f"{name}.".startswith(f"{field}.") or f"{field}.".startswith(f"{name}.") for field in hidden):
-            raise Forbidden(f"payload.{name} is hidden by a worker; only an administrator may search in it")
+        if any(is_told_by(path, field) for field in hidden):
+            raise Forbidden(f"payload.{'.'.join(path)} is hidden by a worker; only an administrator may search in it")
 
 
 def _id_place(after: str | None) -> int | None:
@@ -295,13 +297,14 @@ async def operations(ask: Ask) -> Page:
     """`jobrunner bulk list`: the newest first."""
     limit = ask.fields["limit"]
     async with ask.desk.reading() as conn:
-        return _by_id(await bulk.read_operations(conn, limit + 1, ask.fields["after"]), limit)
+        rows = await bulk.read_operations(conn, limit + 1, ask.fields["after"])
+    return _by_id([ask.shown_filter(row) for row in rows], limit)
 
 
 async def operation(ask: Ask) -> dict[str, Any]:
     """`jobrunner bulk show`: one operation, and how far it has come."""
     async with ask.desk.reading() as conn:
-        return await bulk.read_operation(conn, ask.path["id"])
+        return ask.shown_filter(await bulk.read_operation(conn, ask.path["id"]))
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], limit: int) -> Page:
@@ -321,5 +324,5 @@ def _read_token(token: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
         place = None
     is_ours = isinstance(place, list) and len(place) == len(kinds)
     if not is_ours or not all(type(part) is kind for part, kind in zip(place, kinds, strict=True)):
-        raise InvalidSetting(f"after {token!r} is no place in this list; take it from the answer's Link header")
+        raise InvalidSetting(f"after {token[:60]!r} is no place in this list; take it from the answer's Link header")
     return tuple(place)
