@@ -25,6 +25,7 @@ from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
 from jobrunner.storage.runs.enqueue import Request, enqueue_told
+from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def _key_scope(scope: str | None, key: str | None) -> str:
 
 
 async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
+    await refuse_misfit(db, request.worker, request.payload)
     async with db.write() as conn:
         return await enqueue_told(conn, db.dialect, request, now)
 

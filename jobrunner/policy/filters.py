@@ -215,7 +215,7 @@ def _moment(key: str, value: str, now: datetime, local: datetime | None) -> date
 
 
 def without_payload_values(text: str, mask: str) -> str:
-    """Return a filter's text with `mask` for each value that is looked for in payloads; it may be hidden from others."""
+    """Return a filter's text with `mask` in place of each value that is looked for in payloads."""
     place, shown = 0, []
     while place < len(text):
         term = _TERM.match(text, place)

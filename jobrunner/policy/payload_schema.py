@@ -61,13 +61,22 @@ def check_fits(worker: str, payload: Mapping[str, Any], schema: object) -> None:
     if not schema or not isinstance(schema, dict) or isinstance(payload, Unreadable):
         return
     try:
-        problems = list(dict.fromkeys(_problems(payload, schema)))
+        problems = _first(_problems(payload, schema), _MOST_PROBLEMS + 1)
     except Exception:  # noqa: BLE001 - a schema that anybody may have written: what cannot be read refuses nothing
         return
     if problems:
-        more = len(problems) - _MOST_PROBLEMS
-        shown = "; ".join(problems[:_MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        shown = "; ".join(problems[:_MOST_PROBLEMS]) + ("; and more" if len(problems) > _MOST_PROBLEMS else "")
         raise InvalidPayload(f"{shown} (the payload does not fit the handler of {worker!r})")
+
+
+def _first(problems: Iterator[str], most: int) -> list[str]:
+    """Return the first that differ, and look for no more than these: a long list may have one in each element."""
+    found: dict[str, None] = {}
+    for problem in problems:
+        found[problem] = None
+        if len(found) == most:
+            break
+    return list(found)
 
 
 def _problems(payload: Mapping[str, Any], schema: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
 from jobrunner.storage.workers.near import naming_a_near_one
+from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.storage.workers.registering import register_missing
 from jobrunner.telemetry import tracing
 
@@ -119,6 +120,8 @@ class Triggers:
         What does not fit the handler is refused also where this process has no code of it.
         """
         request = self._request(name, payload, **options)
+        async with self._database() as db:
+            await refuse_misfit(db, name, request.payload)
         with tracing.sending(tracing.tracer(), name, caller) as sending:
             request = replace(request, trace_context=sending.trace_context)
             run_id, is_new = await self._write(None, enqueue.enqueue_told, request, self._clock.now())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from jobrunner.errors import UsageError
-from jobrunner.policy.filters import Filter, matches, parse_filter
+from jobrunner.policy.filters import Filter, matches, parse_filter, without_payload_values
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -81,3 +81,17 @@ def test_what_cannot_be_read_is_refused_and_said(text: str, kind: str, said: str
 )
 def test_a_star_stands_for_any_text_and_nothing_else_does(name: str, patterns: tuple[str, ...], does: bool):
     assert matches(name, patterns) is does
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("worker:a payload.pin:4711 error:x", "worker:a payload.pin:• error:x"),
+        ('payload.pin:"47 11"  error:"a b"', 'payload.pin:• error:"a b"'),
+        ('error:"x payload.a:" payload.b:"47 11"', 'error:"x payload.a:" payload.b:•'),
+        ("payload.pin:4711 what", "•"),
+        ("worker:a", "worker:a"),
+    ],
+)
+def test_what_is_looked_for_in_payloads_can_be_left_out_of_a_filters_text(text, shown):
+    assert without_payload_values(text, "•") == shown

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from jobrunner.model.unreadable import Unreadable
-from jobrunner.policy.hidden import MASK, masked, masked_row, restored, still_masked
+from jobrunner.policy.hidden import MASK, is_told_by, masked, masked_row, restored, still_masked
 
 PAYLOAD = {"card": {"number": "4711", "name": "ann"}, "pin": 1, "items": [{"code": "a", "n": 1}, {"code": "b"}, 3]}
 
@@ -81,3 +81,36 @@ def test_an_edited_payload_gets_back_what_its_editor_could_not_see():
 def test_a_mask_that_is_left_is_found():
     assert still_masked({"a": {"b": MASK}}, ["x", "a.b"]) == "a.b"
     assert still_masked({"a": {"b": 1}}, ["x", "a.b"]) is None
+
+
+def test_elements_of_a_list_get_back_what_was_hidden_by_their_place():
+    stored = {"cards": [{"number": "1", "name": "ann"}, {"number": "2"}, 3]}
+    edited = {"cards": [{"number": MASK, "name": "eve"}, {"number": "9"}, 3]}
+    found = {"cards": [{"number": "1", "name": "eve"}, {"number": "9"}, 3]}
+    assert restored(edited, stored, ["cards.number"]) == found
+    assert still_masked(found, ["cards.number"]) is None
+
+
+def test_a_list_whose_length_has_changed_keeps_its_masks_and_they_are_found():
+    stored, edited = {"cards": [{"number": "1"}, {"number": "2"}]}, {"cards": [{"number": MASK}]}
+    assert restored(edited, stored, ["cards.number"]) == edited
+    assert still_masked(edited, ["cards.number"]) == "cards.number"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "expected"),
+    [
+        ("cards.0.number", "cards.number", True),
+        ("cards.-1.number", "cards.number", True),
+        ("cards.0.0.number.x", "cards.number", True),
+        ("cards", "cards.number", True),
+        ("cards.0", "cards.number", True),
+        ("cards.0.name", "cards.number", False),
+        ("cardsx.number", "cards.number", False),
+        ("codes.7", "codes.7", True),
+        ("codes.7", "codes.8", True),
+        ("0.name", "cards.number", False),
+    ],
+)
+def test_a_search_that_would_tell_of_a_hidden_field_is_known_as_one(path, field, expected):
+    assert is_told_by(path.split("."), field) is expected

@@ -188,7 +188,7 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/api/workers/no-such", None, 404, "no worker named 'no-such'"),
     ("GET", "/api/workers/mali", None, 404, "did you mean 'mail'?"),
     ("GET", "/api/runs/4711", None, 404, "no run 4711"),
-    ("GET", "/api/runs/word", None, 404, "there is nothing at this address"),
+    ("GET", "/api/runs/word", None, 400, "id must be a whole number"),
     ("GET", f"/api/runs/{2**63}", None, 400, "must be at most"),
     ("GET", "/api/dead-letters/4711", None, 404, "no dead letter 4711"),
     ("GET", "/api/history?worker=no-such", None, 404, "no worker named"),
@@ -310,6 +310,44 @@ async def test_payloads_of_a_worker_that_is_gone_are_hidden_whole(web: Web):
     async with web.client(level="read") as client:
         (row,) = (await client.get("/api/history")).json()
     assert row["payload"] == MASK
+
+
+async def test_payloads_of_a_worker_that_is_gone_cannot_be_searched_below_admin(web: Web):
+    await run_some(web, {"card": {"number": "0815"}})
+    await web.stage.sql("DELETE FROM {p}worker_state WHERE worker = 'mail'")
+    await web.stage.sql("DELETE FROM {p}workers WHERE name = 'mail'")
+    asked = {"q": "payload.card.number:0815"}
+    async with web.client(level="operate") as other, web.client() as admin:
+        assert (await other.get("/api/history", params=asked)).json() == []
+        assert len((await admin.get("/api/history", params=asked)).json()) == 1
+
+
+async def test_what_an_administrator_filtered_by_is_not_shown_to_others(web: Web):
+    body = {"action": "discard", "filter": "worker:mail payload.card.number:0815"}
+    async with web.client() as admin, web.client(level="operate") as other:
+        made = (await admin.post("/api/bulk", json=body)).json()
+        assert made["filter"] == body["filter"]
+        for path in ("/api/bulk", f"/api/bulk/{made['id']}", "/api/audit"):
+            assert "0815" in (await admin.get(path)).text
+            masked = (await other.get(path)).text
+            assert "0815" not in masked
+            assert f"worker:mail payload.card.number:{MASK}" in masked
+
+
+async def test_a_mask_in_a_list_is_put_back_by_its_place_and_never_stored(web: Web):
+    cards = [{"number": "1", "name": "ann"}, {"number": "2", "name": "ben"}]
+    await web.stage.register(triggered("pay", hidden_fields=("cards.number",), payload={"cards": cards}))
+    async with web.client(level="operate") as client:
+        shown = (await client.get("/api/workers/pay")).json()["payload"]
+        shown["cards"][0]["name"] = "eve"
+        assert (await client.post("/api/workers/pay/trigger", json={"payload": shown})).status_code == 200
+        refused = await client.post("/api/workers/pay/trigger", json={"payload": {"cards": shown["cards"][:1]}})
+        assert refused.status_code == 422
+        assert refused.json()["error"].startswith(f"cards.number is {MASK}")
+        assert (await client.get("/api/history?q=payload.cards.0.number:1")).status_code == 403
+    (stored,) = await web.stage.column("SELECT payload FROM {p}runs")
+    found = json.loads(stored) if isinstance(stored, str) else stored
+    assert found["cards"] == [{"number": "1", "name": "eve"}, {"number": "2", "name": "ben"}]
 
 
 async def test_whoever_may_not_see_a_field_can_edit_the_others(web: Web):

@@ -164,13 +164,12 @@ async def replay(
     """
     if payload is not None:
         check_payload(payload)
+        for worker in await _workers_of(db, chosen):
+            await refuse_misfit(db, worker, payload)
     resolved: list[Resolved] = []
     held_back: list[int] = []
 
     async def replay_batch(conn: AsyncConnection, letters: Sequence[Any]) -> None:
-        if payload is not None:
-            for worker in {row.worker for row in letters}:
-                await refuse_misfit(conn, worker, payload)
         if dry_run:
             resolved.extend(Resolved(row.id, row.worker) for row in letters)
             return
@@ -199,6 +198,17 @@ async def replay(
 
     await _each_batch(db, chosen, replay_batch, needs_worker=True, dry_run=dry_run)
     return Resolution(tuple(resolved), tuple(held_back))
+
+
+async def _workers_of(db: Database, chosen: Chosen) -> Sequence[str]:
+    """Return the workers of the chosen letters."""
+    if chosen.worker is not None:
+        return [chosen.worker]
+    d, given = t.dead_letters, db.dialect.rows("ids", id=sa.BigInteger())
+    theirs = sa.select(d.c.worker).where(d.c.id.in_(sa.select(given.c.id))).distinct().order_by(d.c.worker)
+    ids = to_json({"id": number} for number in (*chosen.ids, *chosen.among))
+    async with db.peek() as conn:
+        return (await conn.execute(theirs, {"ids": ids})).scalars().all()
 
 
 async def discard(db: Database, chosen: Chosen, now: datetime, actor: str, *, dry_run: bool = False) -> Resolution:

@@ -16,7 +16,6 @@ from jobrunner.model.run import Trigger
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import Flag, Json, UtcDateTime
-from jobrunner.storage.workers.payloads import refuse_misfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,13 +143,7 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
 
 
 async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> tuple[int, bool]:
-    """Do the same for who may have no code of the worker, and say whether the run is new.
-
-    Raises:
-        WorkerNotFound: as `enqueue`.
-        InvalidPayload: the worker's handler would refuse the payload.
-    """
-    await refuse_misfit(conn, request.worker, request.payload)
+    """Do the same, and say whether the run is new. Raises as `enqueue`."""
     known = None
     if request.key is not None:
         known = (await conn.execute(same_key(request))).scalars().first()
