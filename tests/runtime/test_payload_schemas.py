@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from jobrunner.errors import InvalidPayload, InvalidWorker
 from jobrunner.policy import definitions
 from jobrunner.policy.payload_schema import check_fits
 from jobrunner.runtime.payload_schemas import MOST_BYTES
+from jobrunner.storage.workers import payloads
 from jobrunner.storage.workers.payloads import refuse_misfit
 from tests.support import tasks
 
@@ -75,15 +78,50 @@ async def test_who_has_no_code_is_told_which_field_does_not_fit(house, payload, 
     orchestrator = house.orchestrator()
     orchestrator.register_worker("deliver", deliver, execution_mode="triggered", payload={"at": "night"})
     await orchestrator.register_definitions()
-    async with house.db.peek() as conn:
-        await refuse_misfit(conn, "nobody", payload)
-        if not problems:
-            return await refuse_misfit(conn, "deliver", payload)
-        with pytest.raises(InvalidPayload) as refused:
-            await refuse_misfit(conn, "deliver", payload)
+    await refuse_misfit(house.db, "nobody", payload)
+    if not problems:
+        return await refuse_misfit(house.db, "deliver", payload)
+    with pytest.raises(InvalidPayload) as refused:
+        await refuse_misfit(house.db, "deliver", payload)
     shown = str(refused.value).removesuffix(" (the payload does not fit the handler of 'deliver')")
     assert sorted(shown.split("; ")) == sorted(problems)
     return None
+
+
+async def test_while_a_large_payload_is_checked_others_write_and_the_loop_goes_on(house, monkeypatch):
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("deliver", deliver, execution_mode="triggered", payload={"at": "night"})
+    await orchestrator.register_definitions()
+    began, may_end = threading.Event(), threading.Event()
+
+    def slow(*_arguments: object) -> None:
+        began.set()
+        assert may_end.wait(20)
+        raise InvalidPayload("it does not fit")
+
+    monkeypatch.setattr(payloads, "check_fits", slow)
+    asking = asyncio.ensure_future(house.orchestrator().trigger_told("deliver", {"at": "x" * 100_000}))
+    assert await asyncio.to_thread(began.wait, 20)
+    async with asyncio.timeout(10), house.db.write():  # SQLite has one such lock
+        may_end.set()
+    with pytest.raises(InvalidPayload, match="it does not fit"):
+        await asking
+
+
+def test_no_more_is_looked_for_than_is_told():
+    looked = 0
+
+    class Many(list[object]):
+        def __iter__(self):
+            nonlocal looked
+            for item in super().__iter__():
+                looked += 1
+                yield item
+
+    schema = {"properties": {"to": {"type": "array", "items": {"type": "integer"}}}}
+    with pytest.raises(InvalidPayload, match=r"to\.4: must be a whole number; and more \(the payload"):
+        check_fits("mail", {"to": Many(["x"] * 1000)}, schema)
+    assert looked < 10
 
 
 @pytest.mark.parametrize("has_code", [True, False])
