@@ -50,18 +50,55 @@ def apprise(url: str) -> dict[str, Any]:
 
 def check_url(option: str, url: str) -> None:
     """Raise `InvalidSetting` for what is no http URL, or one that holds a secret that can be told as such."""
+    if not _is_url(url):
+        raise InvalidSetting(f"{option} must be a URL that begins with https:// or http://, or env:NAME")
+    secret = secret_in(url)
+    if secret is not None:
+        raise InvalidSetting(f"{option}: a URL with {secret} is not stored; {_ADVICE}")
+
+
+def _is_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        is_url, parts = False, urlsplit("")
-    if not is_url or not url.isprintable() or " " in url:
-        raise InvalidSetting(f"{option} must be a URL that begins with https:// or http://, or env:NAME")
+        return False
+    return is_url and url.isprintable() and " " not in url
+
+
+def secret_in(url: str) -> str | None:
+    """Say what in a URL can be told as a secret; None: nothing."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
     if "@" in parts.netloc:
-        raise InvalidSetting(f"{option}: a URL with a user or password is not stored; {_ADVICE}")
+        return "a user or password"
     named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_FIELDS.search(name)]
-    if named:
-        raise InvalidSetting(f"{option}: a URL with {named[0]}= is not stored; {_ADVICE}")
+    return f"{named[0]}=" if named else None
+
+
+def host_of(url: str) -> str:
+    """Return of a URL its scheme and host only: a path may be what lets in; a reference is shown as it is."""
+    if is_reference(url):
+        return url
+    try:
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return "…"
+    return f"{parts.scheme}://{parts.hostname}{port}/…" if parts.hostname else "…"
+
+
+def without_secrets(channel: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a channel as those may see it who may not change rules: of a URL the host, of a command the program."""
+    found = dict(channel)
+    if "url" in found:
+        found["url"] = host_of(str(found["url"]))
+    if "command" in found:
+        words = found["command"]
+        found["command"] = [*words[:1], *(["…"] if len(words) > 1 else [])] if isinstance(words, list) else "…"
+    return found
 
 
 def is_reference(value: object) -> bool:

@@ -26,6 +26,7 @@ from jobrunner.model.worker import (
     WorkerExecutionMode,
 )
 from jobrunner.policy import cron
+from jobrunner.policy.channels import secret_in
 from jobrunner.policy.documents import refuse_nesting
 from jobrunner.policy.schedule import DEFAULT_INTERVAL_SECONDS
 
@@ -234,6 +235,11 @@ def _hidden_fields(name: str, given: object) -> tuple[str, ...]:
 def _ping(name: str, given: object) -> str:
     if not isinstance(given, str) or not _URL.match(given):
         raise InvalidWorker(name, "ping must be a URL that begins with https:// or http://")
+    secret = secret_in(given)
+    if secret is not None:
+        raise InvalidWorker(
+            name, f"ping: a URL with {secret} is not stored, since who may read sees it; leave that out"
+        )
     return given
 
 

@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.unreadable import Unreadable
+from jobrunner.policy.channels import host_of, without_secrets
+from jobrunner.policy.filters import without_payload_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,8 @@ MASK = "•••"
 _PLACE = re.compile(r"-?[0-9]+")
 _PAYLOADS = ("payload", "definition", "overrides", "errors", "detail", "attempts", "letter")
 """The columns that hold payloads: a payload itself, or documents with one under that name."""
+_DOCUMENTS = ("definition", "overrides", "detail", "old", "new")
+"""Those that hold what a worker, a rule or a bulk operation is."""
 
 
 def masked(payload: Any, fields: Sequence[str]) -> Any:
@@ -42,6 +46,25 @@ def masked_row(row: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str
     return {
         column: _in_document(column, value, fields) if column in _PAYLOADS else value for column, value in row.items()
     }
+
+
+def published(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row, of whatever table, without what lets in elsewhere or was looked for in hidden fields.
+
+    Of a `ping` and of a rule's `channel` the host or the program is left; of a bulk operation's `filter` all but the
+    values that it looks for in payloads.
+    """
+    found = dict(row)
+    for key, value in row.items():
+        if key == "ping" and isinstance(value, str):
+            found[key] = host_of(value)
+        elif key == "channel" and isinstance(value, dict):
+            found[key] = without_secrets(value)
+        elif key == "filter" and isinstance(value, str):
+            found[key] = without_payload_values(value, MASK)
+        elif key in _DOCUMENTS and isinstance(value, dict):
+            found[key] = published(value)
+    return found
 
 
 def _in_document(name: str, value: Any, fields: Sequence[str] | None) -> Any:

@@ -23,7 +23,7 @@ from jobrunner.errors import (
 from jobrunner.storage.tables.types import to_json as time_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger("jobrunner")
 
@@ -58,9 +58,27 @@ def _plain(value: Any) -> Any:
     raise TypeError(msg)
 
 
+def encoded(value: Any) -> bytes:
+    """Write a value as JSON, as it is sent."""
+    return to_json(value).encode("utf-8", "backslashreplace")
+
+
+def rows_json(rows: Sequence[Mapping[str, Any]], most_bytes: float) -> tuple[bytes, int]:
+    """Return a JSON array of the first rows, at most `most_bytes` of text but at least one row; and how many."""
+    texts: list[bytes] = []
+    size = 0
+    for row in rows:
+        text = encoded(row)
+        size += len(text) + 1
+        if texts and size > most_bytes:
+            break
+        texts.append(text)
+    return b"[" + b",".join(texts) + b"]", len(texts)
+
+
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a value as a JSON response."""
-    body = to_json(value).encode("utf-8", "backslashreplace")
+    """Return a value as a JSON response; `bytes` are JSON already."""
+    body = value if isinstance(value, bytes) else encoded(value)
     return Response(body, status, headers, media_type="application/json")
 
 

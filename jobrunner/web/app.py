@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import math
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -16,8 +18,8 @@ from starlette.routing import Route as Path
 
 from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.web.access import Level, Unauthorized
-from jobrunner.web.answers import answer, error, failure
-from jobrunner.web.api.ask import Ask, Page, TooLarge, body_of, next_link, query_of, trace_of
+from jobrunner.web.answers import answer, encoded, error, failure, rows_json
+from jobrunner.web.api.ask import MOST_PAGE_BYTES, Ask, Page, TooLarge, body_of, next_link, query_of, trace_of
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.openapi import document
 from jobrunner.web.api.table import ROUTES
@@ -107,11 +109,16 @@ class Console:
         level, actor = request.state.level, request.state.actor
         found = await route.do(Ask(self.desk, level, actor, path, fields, now, trace_of(request)))
         if not isinstance(found, Page):
-            return answer(found)
-        headers = {} if found.after is None else {"Link": next_link(request, found.after)}
-        if found.searched is not None:
-            headers["Jobrunner-Searched"] = str(found.searched)
-        return answer(list(found.rows), headers=headers)
+            return answer(await asyncio.to_thread(encoded, found))  # it may be large, and others wait for the loop
+        most = math.inf if found.place_of is None else MOST_PAGE_BYTES
+        text, count = await asyncio.to_thread(rows_json, found.rows, most)
+        after, searched = found.after, found.searched
+        if found.place_of is not None and count < len(found.rows):
+            after, searched = found.place_of(found.rows[count - 1]), None
+        headers = {} if after is None else {"Link": next_link(request, after)}
+        if searched is not None:
+            headers["Jobrunner-Searched"] = str(searched)
+        return answer(text, headers=headers)
 
     def _open(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint for everybody, of which no more than `_MOST_REQUESTS` are answered at a time."""

@@ -8,11 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 
 from jobrunner.cli.main import main
 from jobrunner.errors import ReadTooLong
 from jobrunner.policy.hidden import MASK
-from jobrunner.web.api import reads
+from jobrunner.web import app
+from jobrunner.web.api import ask, reads
 from tests.support.stage import triggered
 from tests.web.conftest import Web
 
@@ -117,6 +119,45 @@ async def test_pages_hold_every_row_once_and_in_order(web: Web):
             assert len(whole) > 1, url
             assert [row[key] for page in few for row in page] == [row[key] for row in whole], url
             assert [len(page) for page in few[:-1]] == [2] * (len(few) - 1), url
+
+
+@pytest.mark.parametrize("level", ["read", "admin"])
+async def test_a_page_ends_early_where_its_rows_are_large_and_none_is_left_out(web: Web, monkeypatch, level):
+    for module in (ask, app):
+        monkeypatch.setattr(module, "MOST_PAGE_BYTES", 4000)
+    monkeypatch.setattr(ask, "_FIRST_ROWS", 3)
+    await run_some(web, *({"text": "x" * 1500 * n} for n in (1, 0, 4)), is_failing=True)
+    for n in (0, 1, 0, 4, 0):
+        await web.stage.trigger("mail", payload={"text": "x" * 1500 * n})
+    async with web.client(level=level) as client:
+        for url in ("/api/history", "/api/history?q=worker:mail", "/api/history?q=outcome:failed", "/api/runs"):
+            mark = "&" if "?" in url else "?"
+            few = await pages(client, f"{url}{mark}limit=1")
+            found = await pages(client, f"{url}{mark}limit=500")
+            assert [row["id"] for page in found for row in page] == [row["id"] for page in few for row in page], url
+            assert 1 < len(found) < len(few), url
+            assert all(len(json.dumps(page)) < 4500 for page in found if len(page) > 1), url
+        assert len(await pages(client, "/api/dead-letters?status=all")) > 1
+
+
+SECRET = "hush-hush"
+
+
+async def test_of_addresses_that_let_in_elsewhere_only_the_host_is_shown_below_admin(web: Web):
+    ping = f"https://hc.example.org:8443/ping/{SECRET}"
+    await web.stage.register(triggered("told", ping=ping))
+    for channel in (["--webhook", f"https://hooks.example.org/{SECRET}"], ["--command", f"notify --as {SECRET}"]):
+        added = ["alerts", "add", channel[0].strip("-"), *channel, "--database-url", web.stage.url]
+        assert await asyncio.to_thread(main, added) == 0
+    async with web.client() as admin, web.client(level="operate") as other:
+        await admin.post("/api/workers/told/set", json={"values": {"ping": f"{ping}-too"}})
+        for path in ("/api/workers/told", "/api/alerts/rules", "/api/audit"):
+            assert SECRET in (await admin.get(path)).text, path
+            assert SECRET not in (await other.get(path)).text, path
+        assert (await other.get("/api/workers/told")).json()["ping"] == "https://hc.example.org:8443/…"
+        channels = {row["name"]: row["channel"] for row in (await other.get("/api/alerts/rules")).json()}
+        assert channels["webhook"]["url"] == "https://hooks.example.org/…"
+        assert channels["command"]["command"] == ["notify", "…"]
 
 
 async def test_a_run_is_shown_with_its_attempts_while_it_waits_and_when_it_has_ended(web: Web):

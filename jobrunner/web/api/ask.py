@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from jobrunner.errors import InvalidSetting
-from jobrunner.policy.filters import without_payload_values
-from jobrunner.policy.hidden import MASK, masked_row
+from jobrunner.policy.hidden import masked_row, published
 from jobrunner.storage.reading.hidden import read_hidden
 from jobrunner.web.access import Level
+from jobrunner.web.answers import rows_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from starlette.requests import Request
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 8 * 1024 * 1024
 """Of a body. A payload may have 1 MiB, and white space beside it."""
 
+MOST_PAGE_BYTES = 4 * 1024 * 1024
+"""Of the text of a page, but of one row at least."""
+_FIRST_ROWS = 10
 
 _TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -61,22 +66,12 @@ class Ask:
         shown = []
         for row in rows:
             name = _worker_of(row)
-            shown.append(self.shown_filter(masked_row(row, () if name is None else hidden.get(name))))
+            shown.append(published(masked_row(row, () if name is None else hidden.get(name))))
         return shown
 
-    def shown_filter(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a bulk operation, or a row of the audit log about one, without what its filter looks for in payloads.
-
-        An administrator may have filtered by what is hidden from others.
-        """
-        found = dict(row)
-        if self.level >= Level.ADMIN:
-            return found
-        if isinstance(found.get("filter"), str):
-            found["filter"] = without_payload_values(found["filter"], MASK)
-        if isinstance(found.get("detail"), dict):
-            found["detail"] = self.shown_filter(found["detail"])
-        return found
+    def published(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row without a payload as this one may see it."""
+        return dict(row) if self.level >= Level.ADMIN else published(row)
 
 
 def _worker_of(row: Mapping[str, Any]) -> str | None:
@@ -88,12 +83,38 @@ def _worker_of(row: Mapping[str, Any]) -> str | None:
 class Page:
     """Rows, and the place after which the next page begins; None: this is the last.
 
-    `searched`: after so many rows the search was ended, so that the next page may hold what fits, too.
+    `searched`: after so many rows the search was ended, so that the next page may hold what fits, too. `place_of` gives
+    the place after one of the rows: then the page may end before the last where it has more than `MOST_PAGE_BYTES`.
     """
 
     rows: Sequence[Mapping[str, Any]]
     after: str | None = None
     searched: int | None = None
+    place_of: Callable[[Mapping[str, Any]], str] | None = None
+
+
+async def in_pieces(
+    limit: int, read: Callable[[int, Mapping[str, Any] | None], Awaitable[Sequence[Mapping[str, Any]]]]
+) -> tuple[list[Mapping[str, Any]], bool]:
+    """Read rows until `limit` are there, or more text than a page may have; and say whether that ended it.
+
+    `read` returns the next rows, at most so many, after the last that there is. A row may have megabytes, so that the
+    first few say how many more are read at once.
+    """
+    rows: list[Mapping[str, Any]] = []
+    size, piece = 0, _FIRST_ROWS
+    while len(rows) < limit:
+        wanted = min(piece, limit - len(rows))
+        found = await read(wanted, rows[-1] if rows else None)
+        rows += found
+        if len(found) < wanted:
+            break
+        text, _ = await asyncio.to_thread(rows_json, found, math.inf)
+        size += len(text)
+        if size > MOST_PAGE_BYTES:
+            return rows, len(rows) < limit
+        piece = (MOST_PAGE_BYTES - size) * len(rows) // size + 1
+    return rows, False
 
 
 def trace_of(request: Request) -> str | None:

@@ -13,7 +13,7 @@ from jobrunner.errors import InvalidSetting, UsageError
 from jobrunner.policy.arguments import read_id
 from jobrunner.policy.durations import parse_time
 from jobrunner.policy.filters import parse_filter
-from jobrunner.policy.hidden import is_told_by, masked_row
+from jobrunner.policy.hidden import is_told_by, masked_row, published
 from jobrunner.runtime.moments import read_span
 from jobrunner.storage import bulk
 from jobrunner.storage.reading import explain as explaining
@@ -25,7 +25,7 @@ from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.past import explain_at
-from jobrunner.storage.reading.search import search_history, search_letters, search_runs
+from jobrunner.storage.reading.search import Found, search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.reading.worst import by_harm, read_worst
@@ -35,14 +35,13 @@ from jobrunner.storage.runs import dead_letters
 from jobrunner.storage.tables.types import to_json as time_to_json
 from jobrunner.web.access import Level
 from jobrunner.web.answers import Forbidden
-from jobrunner.web.api.ask import Page
+from jobrunner.web.api.ask import Page, in_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.policy.filters import Filter
-    from jobrunner.storage.reading.search import Found
     from jobrunner.storage.runs.transaction import AsyncConnection
     from jobrunner.web.api.ask import Ask
 
@@ -81,7 +80,11 @@ async def worker(ask: Ask) -> dict[str, Any]:
         found = await reading.read_worker(conn, name)
         (standing,) = await read_standing(conn, db.dialect, ask.now, name)
     whole = {**found, "next_at": standing["next_at"], "why": standing["why"]}
-    return whole if ask.level >= Level.ADMIN else masked_row(whole, [str(field) for field in found["hidden_fields"]])
+    return (
+        whole
+        if ask.level >= Level.ADMIN
+        else published(masked_row(whole, [str(field) for field in found["hidden_fields"]]))
+    )
 
 
 async def explain(ask: Ask) -> dict[str, Any]:
@@ -103,9 +106,12 @@ async def runs(ask: Ask) -> Page:
         return await search_page(ask, "runs", search_runs)
     limit, after = ask.fields["limit"], ask.fields["after"]
     async with ask.desk.reading() as conn:
-        rows = await live_runs_after(conn, ask.fields["worker"], limit + 1, _run_place(after))
-        shown = await ask.shown(conn, rows[:limit])
-    return Page(shown, _place_of(rows[limit - 1]) if len(rows) > limit else None)
+
+        async def read(most: int, last: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+            place = _run_place(after if last is None else _place_of(last))
+            return await live_runs_after(conn, ask.fields["worker"], most, place)
+
+        return await _page(ask, conn, limit, read, _place_of)
 
 
 def _place_of(run: Mapping[str, Any]) -> str:
@@ -145,10 +151,12 @@ async def history(ask: Ask) -> Page:
     async with ask.desk.reading() as conn:
         if name is not None:
             await reading.require_trace(conn, name)
-        before = _history_place(ask.fields["after"])
-        rows = await read_history(conn, **narrowed, limit=limit + 1, before=before)
-        shown = await ask.shown(conn, rows[:limit])
-    return Page(shown, _history_token(rows[limit - 1]) if len(rows) > limit else None)
+        first = _history_place(ask.fields["after"])
+
+        async def read(most: int, last: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+            return await read_history(conn, **narrowed, limit=most, before=first if last is None else dict(last))
+
+        return await _page(ask, conn, limit, read, _history_token)
 
 
 def _history_token(row: Mapping[str, Any]) -> str:
@@ -173,14 +181,14 @@ async def letters(ask: Ask) -> Page:
     async with ask.desk.reading() as conn:
         if name is not None:
             await reading.require_trace(conn, name)
-        rows = await dead_letters.list_letters(
-            conn,
-            worker=name,
-            status=None if status == "all" else status,
-            limit=limit + 1,
-            before_id=_id_place(ask.fields["after"]),
-        )
-        return _by_id(await ask.shown(conn, rows), limit)
+        first = _id_place(ask.fields["after"])
+
+        async def read(most: int, last: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+            before_id = first if last is None else last["id"]
+            state = None if status == "all" else status
+            return await dead_letters.list_letters(conn, worker=name, status=state, limit=most, before_id=before_id)
+
+        return await _page(ask, conn, limit, read, _id_token)
 
 
 async def letter(ask: Ask) -> dict[str, Any]:
@@ -256,9 +264,16 @@ async def search_page(ask: Ask, kind: str, search: Search) -> Page:
         asked = replace(asked, is_of_known=True)  # of a worker that is gone nobody knows what it hid
     async with ask.desk.reading() as conn:
         await refuse_hidden(ask, conn, asked)
-        found = await search(conn, asked, ask.fields["limit"], _id_place(ask.fields["after"]))
-        shown = await ask.shown(conn, found.rows)
-    return Page(shown, None if found.after is None else str(found.after), found.searched)
+        found = Found([], _id_place(ask.fields["after"]))
+
+        async def read(most: int, _last: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+            nonlocal found
+            found = await search(conn, asked, most, found.after)
+            return found.rows
+
+        rows, _ = await in_pieces(ask.fields["limit"], read)
+        shown = await ask.shown(conn, rows)
+    return Page(shown, None if found.after is None else str(found.after), found.searched, _id_token)
 
 
 async def refuse_hidden(ask: Ask, conn: AsyncConnection, asked: Filter) -> None:
@@ -290,7 +305,8 @@ async def rules(ask: Ask) -> Page:
     limit, after = ask.fields["limit"], ask.fields["after"]
     async with ask.desk.reading() as conn:
         rows = [row for row in await incidents.list_rules(conn) if after is None or row["name"] > after]
-    return Page(rows[:limit], rows[limit - 1]["name"] if len(rows) > limit else None)
+    shown = [ask.published(row) for row in rows[:limit]]
+    return Page(shown, rows[limit - 1]["name"] if len(rows) > limit else None)
 
 
 async def operations(ask: Ask) -> Page:
@@ -298,18 +314,36 @@ async def operations(ask: Ask) -> Page:
     limit = ask.fields["limit"]
     async with ask.desk.reading() as conn:
         rows = await bulk.read_operations(conn, limit + 1, ask.fields["after"])
-    return _by_id([ask.shown_filter(row) for row in rows], limit)
+    return _by_id([ask.published(row) for row in rows], limit)
 
 
 async def operation(ask: Ask) -> dict[str, Any]:
     """`jobrunner bulk show`: one operation, and how far it has come."""
     async with ask.desk.reading() as conn:
-        return ask.shown_filter(await bulk.read_operation(conn, ask.path["id"]))
+        return ask.published(await bulk.read_operation(conn, ask.path["id"]))
+
+
+async def _page(
+    ask: Ask,
+    conn: AsyncConnection,
+    limit: int,
+    read: Callable[[int, Mapping[str, Any] | None], Awaitable[Sequence[Mapping[str, Any]]]],
+    place_of: Callable[[Mapping[str, Any]], str],
+) -> Page:
+    """Return a page of rows that may be large, as `in_pieces` reads them: of `limit`, or of fewer."""
+    rows, is_cut = await in_pieces(limit + 1, read)
+    shown = await ask.shown(conn, rows[:limit])
+    is_more = is_cut or len(rows) > limit
+    return Page(shown, place_of(shown[-1]) if is_more else None, None, place_of)
+
+
+def _id_token(row: Mapping[str, Any]) -> str:
+    return str(row["id"])
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], limit: int) -> Page:
     """Return a page of rows, one more than `limit` of them read, whose place is their id."""
-    return Page(rows[:limit], str(rows[limit - 1]["id"]) if len(rows) > limit else None)
+    return Page(rows[:limit], _id_token(rows[limit - 1]) if len(rows) > limit else None, None, _id_token)
 
 
 def _token(place: list[Any]) -> str:

@@ -148,7 +148,7 @@ async def stop_bulk(ask: Ask) -> dict[str, Any]:
 
 async def _operation(ask: Ask, bulk_id: int) -> dict[str, Any]:
     async with ask.desk.reading() as conn:
-        return ask.shown_filter(await bulk.read_operation(conn, bulk_id))
+        return ask.published(await bulk.read_operation(conn, bulk_id))
 
 
 async def _of_worker(ask: Ask, payload: dict[str, Any]) -> dict[str, Any]:
