@@ -149,6 +149,7 @@ class _Order:
             return await bulk.read_operation(conn, bulk_id)
 
     def _show(self, seen: bulk.Preview, what: str) -> None:
+        what = f"at least {what}" if seen.is_cut else what
         note(f"{what} fit {self._text}{':' if seen.examples else ''}")
         for row in seen.examples:
             note(f"  {row['id']} {row['worker']} {row.get('error') or row.get('state') or ''}"[:200])
