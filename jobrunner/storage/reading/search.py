@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
     Conditions = list[sa.ColumnElement[bool]]
+    Columns = Sequence[str]
 
 WINDOW_ROWS = 50_000
 """So many of the newest rows are looked through for what has no index."""
@@ -70,12 +71,17 @@ async def search_history(conn: AsyncConnection, asked: Filter, limit: int, after
     return await _pieces(conn, h, bases, conditions, limit, after)
 
 
-async def search_letters(conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None) -> Found:
-    """Return the newest dead letters that fit, as `search_history` does; without `status` of every one."""
+async def search_letters(
+    conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None, columns: Columns = ()
+) -> Found:
+    """Return the newest dead letters that fit, as `search_history` does; without `status` of every one.
+
+    With `columns`, the id among them, the rows have no others.
+    """
     d = t.dead_letters
     conditions = _of_all(asked, d)
     if asked.id:
-        return _page(await _read(conn, d, [d.c.id.in_(asked.id), *conditions], limit, after), limit)
+        return _page(await _read(conn, d, [d.c.id.in_(asked.id), *conditions], limit, after, columns), limit)
     if asked.key:
         conditions.append(d.c.key.in_(asked.key))
     bases: list[Conditions] = [[]]
@@ -85,11 +91,16 @@ async def search_letters(conn: AsyncConnection, asked: Filter, limit: int, after
         bases = [[d.c.status == status] for status in asked.status]
     if asked.status:
         conditions.append(d.c.status.in_(asked.status))
-    return await _pieces(conn, d, bases, conditions, limit, after)
+    return await _pieces(conn, d, bases, conditions, limit, after, columns)
 
 
-async def search_runs(conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None) -> Found:
-    """Return the live runs that fit, the newest first: the active ones and, of the newest, those that wait."""
+async def search_runs(
+    conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None, columns: Columns = ()
+) -> Found:
+    """Return the live runs that fit, the newest first: the active ones and, of the newest, those that wait.
+
+    `columns` as for `search_letters`.
+    """
     r = t.runs
     conditions = _of_all(asked, r)
     for column, values in ((r.c.state, asked.state), (r.c.node_id, asked.node), (r.c.key, asked.key)):
@@ -99,8 +110,8 @@ async def search_runs(conn: AsyncConnection, asked: Filter, limit: int, after: i
         if numbers:
             conditions.append(column.in_(numbers))
     if asked.node or (asked.state and "pending" not in asked.state):
-        return _page(await _read(conn, r, [is_active(), *conditions], limit, after), limit)
-    return await _pieces(conn, r, [[]], conditions, limit, after)
+        return _page(await _read(conn, r, [is_active(), *conditions], limit, after, columns), limit)
+    return await _pieces(conn, r, [[]], conditions, limit, after, columns)
 
 
 def _kinds(asked: Filter) -> tuple[str, ...]:
@@ -176,10 +187,16 @@ async def _span(conn: AsyncConnection, asked: Filter, after: int | None) -> tupl
 
 
 async def _read(
-    conn: AsyncConnection, table: sa.Table, conditions: Conditions, limit: int, after: int | None
+    conn: AsyncConnection,
+    table: sa.Table,
+    conditions: Conditions,
+    limit: int,
+    after: int | None,
+    columns: Columns = (),
 ) -> list[Row]:
     below = [] if after is None else [table.c.id < after]
-    statement = sa.select(table).where(*conditions, *below).order_by(table.c.id.desc()).limit(limit)
+    shown = [table.c[name] for name in columns] or table.c
+    statement = sa.select(*shown).where(*conditions, *below).order_by(table.c.id.desc()).limit(limit)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
 
 
@@ -194,6 +211,7 @@ async def _pieces(
     conditions: Conditions,
     limit: int,
     after: int | None,
+    columns: Columns = (),
 ) -> Found:
     """Look through the newest rows of `bases`, each of which has an index, until `limit` fit or the window is over."""
     key = table.c.id
@@ -206,7 +224,7 @@ async def _pieces(
         bound = await _bound(conn, key, bases, after, piece)
         found: list[Row] = []
         for base in bases:  # each along its index; of a condition that says all of them a database makes a scan
-            found += await _read(conn, table, [key >= bound, *base, *conditions], limit - len(rows), after)
+            found += await _read(conn, table, [key >= bound, *base, *conditions], limit - len(rows), after, columns)
         rows += sorted(found, key=itemgetter("id"), reverse=True)[: limit - len(rows)]
         if len(rows) >= limit:
             return Found(rows, rows[-1]["id"])
