@@ -140,7 +140,7 @@ async def test_whoever_asks_while_the_database_was_just_out_of_reach_does_not_wa
     class Closed:
         async def close(self) -> None: ...
 
-    kept = KeptDatabases(Closed, unreachable, unreachable, failing_seconds=60)
+    kept = KeptDatabases(Closed, unreachable, unreachable, failing_seconds=60)  # type: ignore[arg-type]  # all that is asked
     found = await asyncio.gather(*(kept.get() for _ in range(20)), return_exceptions=True)
     assert {str(each) for each in found} == {"it is away"}
     assert tries == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
+from jobrunner.storage.reading.forecasts import ToPlay
 from tests.web.conftest import Web
 
 
@@ -30,3 +32,18 @@ async def test_upcoming_says_when_a_firing_starts(web: Web):
         rows = (await client.get("/api/upcoming", params={"for": "2h"})).json()
     assert all(row["starts_at"] is not None for row in rows)
     assert {row["worker"] for row in rows} == {"fetch"}
+
+
+async def test_the_time_ahead_is_played_beside_the_loop_after_what_it_needs_was_read(web: Web, monkeypatch):
+    played: list[tuple[bool, int]] = []
+    play = ToPlay.play
+
+    def watched(self: ToPlay):
+        played.append((threading.current_thread() is threading.main_thread(), self.starts))
+        return play(self)
+
+    monkeypatch.setattr(ToPlay, "play", watched)
+    async with web.client() as client:
+        assert (await client.get("/api/upcoming", params={"limit": 500})).status_code == 200
+        assert (await client.get("/api/upcoming", params={"limit": 20})).status_code == 200
+    assert played == [(False, 1000), (False, 40)]
