@@ -619,6 +619,7 @@ def _create_dead_letters() -> None:
     )
     _index("ix_dead_letters_worker", "dead_letters", "worker", "id")
     _index("ix_dead_letters_status", "dead_letters", "status", "id")
+    _index("ix_dead_letters_open", "dead_letters", "worker", "id", where="resolved_at IS NULL")
     _index("ix_dead_letters_replay_run_id", "dead_letters", "replay_run_id", where="replay_run_id IS NOT NULL")
 
 
