@@ -813,6 +813,7 @@ def _create_alerts() -> None:
     _index("ix_alert_deliveries_alert_id", "alert_deliveries", "alert_id", "rule", "id")
     waiting = "sent_at IS NULL AND given_up_at IS NULL"
     _index("ix_alert_deliveries_waiting", "alert_deliveries", "rule", "id", where=waiting)
+    _index("ix_alert_deliveries_sent", "alert_deliveries", "rule", "id", where="sent_at IS NOT NULL")
     for once in ("open", "close"):
         name, where = f"uq_alert_deliveries_{once}", f"message = '{once}'"
         _index(name, "alert_deliveries", "alert_id", "rule", where=where, unique=True)

@@ -129,11 +129,12 @@ def _posted(url: str, host: str, body: bytes, headers: Mapping[str, str], second
         request = _Request(url, data=body, headers=dict(headers), method="POST")
         request.end = end
         with _opener(host).open(request, timeout=seconds) as answer:
-            if end.is_over:  # headers that break off look as if they were over
-                raise TimeoutError
-            with suppress(OSError, http.client.HTTPException):  # it has been taken: what else is said is of no matter
-                answer.read(_MOST_READ)
-            return f"{answer.status} {answer.reason}".strip()
+            said = f"{answer.status} {answer.reason}".strip()
+            if not end.is_over:  # else its headers were broken off, which looks as if they had been sent
+                with suppress(OSError, http.client.HTTPException):  # it is taken: what else is said does not matter
+                    answer.read(_MOST_READ)
+                return said
+        raise NotSent(f"{host} did not answer within {seconds:g} s")
     except urllib.error.HTTPError as error:
         with error:
             raise NotSent(f"{host} answered {error.code} {error.reason}".strip()) from None
