@@ -114,7 +114,10 @@ class RunNotFound(NotFound):
     """No live run has that id; or, where ended ones are looked for, too, no run at all."""
 
     def __init__(self, run_id: int, *, is_live: bool = True) -> None:
-        live = f"no live run {run_id}; `jobrunner runs` shows those there are"
+        live = (
+            f"no live run {run_id}; `jobrunner runs` shows those there are, `jobrunner show {run_id}` how it ended if"
+            " there was one"
+        )
         super().__init__(live if is_live else f"no run {run_id}, neither live nor in the history")
         self.run_id = run_id
 

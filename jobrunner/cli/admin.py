@@ -13,12 +13,13 @@ from jobrunner.cli.admin_switches import disable, enable, pause, resume
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_past
 from jobrunner.cli.layout import Column, columns
-from jobrunner.cli.output import age, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.output import age, note, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.searching import show_found
 from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
 from jobrunner.policy.filters import Filter
+from jobrunner.policy.words import counted
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.search import search_audits
 from jobrunner.storage.reading.status import read_status, read_worker
@@ -148,9 +149,10 @@ def nodes(
 
     async def read(db: Database) -> Sequence[dict[str, Any]]:
         async with db.read() as conn:
-            return await list_nodes(conn, context.now(), is_all=is_all)
+            return await list_nodes(conn, context.now(), is_all=True)
 
-    rows, now = context.with_database(ctx, database_url, read), context.now()
+    everything, now = context.with_database(ctx, database_url, read), context.now()
+    rows = [row for row in everything if is_all or row["state"] in {"active", "draining"}]
     shown = [
         *columns("id"),
         Column("state", "state", lambda row: row["state"] if row["silent_seconds"] is None else "silent"),
@@ -164,6 +166,9 @@ def nodes(
         *columns("version", importance=2),
     ]
     show_rows(rows, shown, as_json=as_json, empty="no nodes" if is_all else "no live nodes")
+    lost = sum(row["state"] == "lost" for row in everything)
+    if lost and not is_all and not as_json:
+        note(f"{counted(lost, 'node')} lost lately; --all shows {'it' if lost == 1 else 'them'}")
 
 
 @app.command("audit")

@@ -9,18 +9,19 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, DatabaseUrl, Reason, Yes
 from jobrunner.cli.inputs import ask_or_refuse, read_duration, read_time, require_one
-from jobrunner.cli.output import note, say_folded
+from jobrunner.cli.output import note, say_folded, short
 from jobrunner.errors import UsageError, WorkerNotFound
 from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.switches import end_of_pause
-from jobrunner.policy.words import counted, some_of
+from jobrunner.policy.words import counted, show_time, some_of
 from jobrunner.storage.reading.status import all_names, chosen_names
 from jobrunner.storage.workers import switching
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from jobrunner.model.worker import WorkerState
     from jobrunner.storage.database.database import Database
 
 Workers = Annotated[
@@ -129,17 +130,28 @@ class _Chosen:
             is_spelled_out = self._given is not None and not any("*" in word for word in self._given)
             if len(names) > 1 and not (self._yes or is_spelled_out):
                 ask_or_refuse(self._asked, _named(names))
-            done: list[str] = []
+            done: dict[str, WorkerState] = {}
             for place in range(0, len(names), switching.MOST_AT_ONCE):
                 some = names[place : place + switching.MOST_AT_ONCE]
-                done += await switching.switch_some(db, some, context.now(), who, switch)
+                done |= await switching.switch_some(db, some, context.now(), who, switch)
             if not done:
                 raise WorkerNotFound(names[0])
-            say_folded(f"{said} {_named(done)}")
+            say_folded(f"{said} {_named(list(done))}{_what_now(switch, done)}")
             if len(done) < len(names):
                 note(f"removed meanwhile, and left as they were: {some_of(sorted({*names} - {*done}))}")
 
         context.with_database(ctx, database_url, work, Access.WRITE)
+
+
+def _what_now(switch: switching.Switch, done: Mapping[str, WorkerState]) -> str:
+    """Say of one worker that was enabled what to expect of it."""
+    if switch.action != "enable" or len(done) != 1:
+        return ""
+    (state,) = done.values()
+    said = [] if state.next_run_at is None else [f"next due {show_time(state.next_run_at)}"]
+    if state.last_error and state.last_run_outcome != "succeeded":
+        said.append(f"its last run {str(state.last_run_outcome).replace('_', ' ')}: {short(state.last_error, 100)}")
+    return f"; {'; '.join(said)}" if said else ""
 
 
 def _named(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from jobrunner.cli.output import note, say, show_json, show_one, show_rows
 from jobrunner.cli.searching import filter_text
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.words import counted
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage import bulk
@@ -141,7 +142,8 @@ class _Order:
             if not sys.stdin.isatty():
                 raise UsageError(f"this would {self._action} {what}, and there is nobody to ask; pass --yes")
             self._show(seen, what)
-            typer.confirm(f"{self._action.capitalize()} {what}?", abort=True, err=True)
+            pace = f"at {self._rate:g} a second, about {show_seconds(seen.count / self._rate)}"
+            typer.confirm(f"{self._action.capitalize()} {what}, {pace}?", abort=True, err=True)
         bulk_id = await bulk.begin(db, seen, now, self._actor, reason=self._reason, rate=self._rate)
         if not self._is_detached:
             await self._work(db, bulk_id)
@@ -149,11 +151,12 @@ class _Order:
             return await bulk.read_operation(conn, bulk_id)
 
     def _show(self, seen: bulk.Preview, what: str) -> None:
+        what = f"at least {what}" if seen.is_cut else what
         note(f"{what} fit {self._text}{':' if seen.examples else ''}")
         for row in seen.examples:
             note(f"  {row['id']} {row['worker']} {row.get('error') or row.get('state') or ''}"[:200])
         if seen.count > len(seen.examples) > 0:
-            note("  …")
+            note(f"  and {'many' if seen.count > bulk.MOST_COUNTED else seen.count - len(seen.examples)} more")
 
     async def _work(self, db: Database, bulk_id: int) -> None:
         """Work at it here; or, where a node was faster, look on until it has ended."""

@@ -94,12 +94,22 @@ def _lines(worker: str, found: Mapping[str, Any], moment: datetime | None) -> It
         where = "" if found["node_id"] is None else f", on node {short_id(found['node_id'])}"
         yield f"{worker}: {what} could start at {at}{where}"
     else:
-        yield f"{worker}: {what} did not start at {at}: {show_value(found['why'])}"
+        yield from _not_then(worker, what, at, found)
     if found["served"] is not None:
         yield f"its time then: {show_value(found['served']['said'])}"
     following = found["next_start"]
     if following is not None and following["run_id"] != (found["served"] or {}).get("run_id"):
         yield f"the next to start: {show_value(following['said'])}"
+
+
+def _not_then(worker: str, what: str, at: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """Say why nothing started then: that it was not due comes before that no node lived."""
+    shut = {gate["gate"]: gate["reason"] for gate in found["gates"] if not gate["open"]}
+    if "due" not in shut or found["why"] != shut.get("handler"):
+        yield f"{worker}: {what} did not start at {at}: {show_value(found['why'])}"
+        return
+    yield f"{worker} was not due at {at}: {show_value(shut['due'])}"
+    yield f"and had it been due: {show_value(found['why'])}"
 
 
 def _since(run: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.filters import OUTCOMES
-from jobrunner.policy.words import counted
+from jobrunner.policy.words import counted, show_time
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.search import search_history
 from jobrunner.storage.reading.status import require_trace
@@ -51,10 +51,11 @@ def history(
     Terms say what is meant: worker:NAME or a pattern, outcome:, since:, until:, run:, trigger:, node:, attempt:, error:
     (a part of the error or reason) and payload.FIELD:. All must hold; outcome:failed,lost means either.
     """
-    for kind in outcome or ():
+    outcome = [kind for each in outcome or () for kind in each.split(",")]
+    for kind in outcome:
         if kind not in OUTCOMES:
             raise UsageError(f"--outcome: {kind!r} is none of {', '.join(OUTCOMES)}")
-    worker, asked = read_words(words, of, "history", outcome=outcome, since=since, until=until, run=run_id)
+    worker, asked = read_words(words, of, "history", outcome=outcome or None, since=since, until=until, run=run_id)
     first, last = read_span(since, until, context.now())
     narrowed: dict[str, Any] = {
         "worker": worker,
@@ -93,10 +94,17 @@ def history(
     context.with_database(ctx, database_url, read)
 
 
+def _missed_times(row: Mapping[str, Any]) -> str:
+    first, last = row["scheduled_for"], row["due_at"]
+    if first is None or last is None:
+        return ""
+    return f", {show_time(first)}" if first == last else f", {show_time(first)} to {show_time(last, today=first)}"
+
+
 def _why(row: Mapping[str, Any]) -> str:
     """Show why times were missed, or an attempt ended so: a reason whole, of an error the beginning."""
     if row["occurrences"] is not None:
-        return f"{counted(row['occurrences'], 'time')}: {row['reason']}"
+        return f"{counted(row['occurrences'], 'time')}{_missed_times(row)}: {row['reason']}"
     if row["error"]:
         return short(f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"]), ERROR)
     return row["reason"] or ""

@@ -11,6 +11,7 @@ from jobrunner.cli.context import AsJson, DatabaseUrl
 from jobrunner.cli.output import clean, say, say_folded, show_document, show_duration, show_field, show_json
 from jobrunner.cli.watching import show_progress
 from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.words import first_line, show_age, show_time
 from jobrunner.storage.reading.story import read_story
 
@@ -75,6 +76,10 @@ class _Telling:
             return f"{waits}: {story['why']}" if story["why"] else waits
         if state in {"running", "stopping"}:
             said = "is running" if state == "running" else "was told to stop, and its code has not ended"
+            node = story["nodes"].get(story["node_id"])
+            if node is not None and node["silent_seconds"] is not None:
+                silent = f"not heard of for {show_seconds(node['silent_seconds'])}"
+                said = f"was {state} on a node that was {silent}; another, or the next to start, takes it over"
             return f"{said}, attempt {story['attempt']}, started {self._time(story['started_at'])}"
         said = f"{_ENDED[state]}, {self._time(story['finished_at'])}"
         last = story["attempts"][-1]

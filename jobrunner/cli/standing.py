@@ -14,12 +14,12 @@ from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import age, in_zone, note, say, say_folded, show_one, show_rows
 from jobrunner.cli.watching import show_progress
 from jobrunner.errors import UsageError
-from jobrunner.policy.filters import Filter, matches, parse_filter
+from jobrunner.policy.filters import TROUBLE, Filter, matches, parse_filter
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
-from jobrunner.storage.reading.worst import by_harm, read_worst
+from jobrunner.storage.reading.worst import by_harm, count_health, read_worst
 from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class _All:
         self.nodes: NodesHeard
         self.letters: OpenLetters
         self.told: dict[str, list[dict[str, Any]]]
+        self.health: dict[str, int] = {}
 
 
 async def _read(db: Database, wanted: Filter, limit: int | None, as_json: bool) -> _All:
@@ -152,6 +153,8 @@ async def _read(db: Database, wanted: Filter, limit: int | None, as_json: bool) 
         everything.nodes, _ = await read_nodes_heard(conn, now)
         everything.letters = await count_open(conn)
         everything.told = await reading.read_progress(conn)
+        if not as_json and totals.workers <= _MOST_WORKERS:
+            everything.health = await count_health(conn)
     return everything
 
 
@@ -176,7 +179,12 @@ def _show_all(found: _All, as_json: bool, wanted: Filter) -> None:
         note(f"{len(found.rows):,} of {totals.workers:,} workers are shown, the worst first; --limit shows more")
     elif found.asked is not None:
         note(f"{found.asked:,} workers were asked how they are, in the order of names; others may fit, too")
+    trouble = [f"{found.health[each]} {each.replace('_', ' ')}" for each in TROUBLE if found.health.get(each)]
+    if trouble:
+        say_folded(f"in trouble: {', '.join(trouble)}")
     say_folded(show_totals(totals, found.nodes, found.letters))
+    if not found.nodes.live and totals.workers:
+        note("no node lives; `jobrunner run MODULE` starts one")
     say_silent(found.nodes)
 
 

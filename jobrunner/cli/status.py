@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,20 +17,25 @@ from jobrunner.cli.output import (
     say,
     show_json_line,
 )
+from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.cli.standing import say_silent
 from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.errors import UsageError
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import run_pages
+from jobrunner.storage.reading.search import search_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from jobrunner.cli.watching import Row
+    from jobrunner.policy.filters import Filter
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.database.dialect import Dialect
+    from jobrunner.storage.reading.search import Found
     from jobrunner.storage.runs.transaction import AsyncConnection
 
 app = typer.Typer(rich_markup_mode=None)
@@ -38,7 +44,8 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command("runs")
 def runs(
     ctx: typer.Context,
-    worker: WorkerFilter = None,
+    words: Words = None,
+    of: WorkerFilter = None,
     limit: Limit = None,
     is_following: Annotated[
         bool, typer.Option("--follow", help="Go on: a line for each change, until Ctrl-C; with --json an object each.")
@@ -46,25 +53,15 @@ def runs(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show the live runs: those that run, then those that wait."""
+    """Show the live runs: those that run, then those that wait; by terms the newest first.
+
+    Terms: worker:NAME or a pattern, state:, trigger:, node:, key:, priority:, attempt: and payload.FIELD:.
+    """
+    worker, asked = read_words(words, of, "runs")
     if is_following:
-
-        def show(row: Row) -> None:
-            if as_json:
-                show_json_line(row)
-            else:
-                say(followed_line(row))
-
-        def show_lines(row: Row, lines: Sequence[str]) -> None:
-            if as_json:
-                show_json_line({"run_id": row.get("run_id", row.get("id")), "worker": row["worker"], "lines": lines})
-            else:
-                say("\n".join(said_lines(row, lines)))
-
-        async def watch(db: Database) -> None:
-            await Follower(worker, show, show_lines).follow(db)
-
-        context.with_database(ctx, database_url, watch)
+        if not asked.is_empty:
+            raise UsageError("--follow takes a worker, not terms; leave them out")
+        _follow(ctx, database_url, worker, as_json=as_json)
         return
 
     now = context.now()
@@ -77,32 +74,54 @@ def runs(
             rows = await reading.read_runs(conn, worker=worker, limit=most)
             return rows if as_json else await _with_why(conn, db.dialect, rows)
 
-        listing = Listing(
-            first,
-            lambda: run_pages(db, worker),
-            [
-                *columns("id", "worker"),
-                Column("state", "state", lambda row: row["state"] + ", silent" * (row["node_id"] in heard.silent)),
-                *columns("trigger", importance=3),
-                priority(importance=3),
-                *columns("attempt", importance=5),
-                age("due_at", "due", now, importance=8),
-                *columns("due_at", due_at="at", importance=6),
-                age("started_at", "started", now, importance=8),
-                *columns("started_at", started_at="at", importance=6),
-                *columns("key", importance=4),
-                *columns("node_id", node_id="node", importance=2),
-                Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
-                Column("why", "why", longest=WHOLE),
-            ],
-            empty="no live runs",
-            order="first",
-        )
-        await listing.show(db, limit, as_json=as_json)
+        shown = [
+            *columns("id", "worker"),
+            Column("state", "state", lambda row: row["state"] + ", silent" * (row["node_id"] in heard.silent)),
+            *columns("trigger", importance=3),
+            priority(importance=3),
+            *columns("attempt", importance=5),
+            age("due_at", "due", now, importance=8),
+            *columns("due_at", due_at="at", importance=6),
+            age("started_at", "started", now, importance=8),
+            *columns("started_at", started_at="at", importance=6),
+            *columns("key", importance=4),
+            *columns("node_id", node_id="node", importance=2),
+            Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
+            Column("why", "why", longest=WHOLE),
+        ]
+        if asked.is_empty:
+            listing = Listing(first, lambda: run_pages(db, worker), shown, empty="no live runs", order="first")
+            await listing.show(db, limit, as_json=as_json)
+        else:
+
+            async def search(conn: AsyncConnection, asked: Filter, most: int, after: int | None) -> Found:
+                found = await search_runs(conn, asked, most, after)
+                return found if as_json else replace(found, rows=await _with_why(conn, db.dialect, found.rows))
+
+            await show_found(db, search, asked, limit, shown, "no live run that fits", as_json=as_json)
         if not as_json:
             say_silent(heard)
 
     context.with_database(ctx, database_url, read)
+
+
+def _follow(ctx: typer.Context, database_url: str | None, worker: str | None, *, as_json: bool) -> None:
+    def show(row: Row) -> None:
+        if as_json:
+            show_json_line(row)
+        else:
+            say(followed_line(row))
+
+    def show_lines(row: Row, lines: Sequence[str]) -> None:
+        if as_json:
+            show_json_line({"run_id": row.get("run_id", row.get("id")), "worker": row["worker"], "lines": lines})
+        else:
+            say("\n".join(said_lines(row, lines)))
+
+    async def watch(db: Database) -> None:
+        await Follower(worker, show, show_lines).follow(db)
+
+    context.with_database(ctx, database_url, watch)
 
 
 async def _with_why(conn: AsyncConnection, dialect: Dialect, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from jobrunner.policy.upcoming import MOST_COUNTED
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.forecasts import read_ahead
+from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import upcoming_pages
 from jobrunner.storage.reading.soon import read_few
 
@@ -68,6 +69,7 @@ def upcoming(
                 await reading.require_workers(conn, db.dialect, [worker])
         async with db.read() as conn:
             ahead = await read_ahead(conn, db.dialect, now, asked.until, worker, limit)
+            heard, _ = await read_nodes_heard(conn, now)
         if as_calendar:
             async with db.read() as conn:
                 show_calendar(await asked.first(conn, limit or _MOST_EVENTS, ahead), now)
@@ -76,6 +78,8 @@ def upcoming(
             await asked.show_few(db, ahead)
         else:
             await asked.show_all(db, ahead, as_json=as_json)
+        if not heard.active and not as_json:
+            note(f"{heard.why_no_handler()}: until then nothing starts; the times of starts take one to start now")
         for said in (ahead.cut, None if as_json else ahead.loops):
             if said is not None:
                 note(said)

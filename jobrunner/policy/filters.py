@@ -36,6 +36,7 @@ HEALTH = (
     "unknown",
 )
 """How a worker may be, in the order of harm; the view `worker_status` says which of it holds."""
+TROUBLE = tuple(each for each in HEALTH if each not in {"healthy", "unknown"})
 ENDS_ASKED_FOR = (EndsRun.EXHAUSTED, EndsRun.DISCARDED)
 """How runs end that no outcome of an attempt is called by."""
 OUTCOMES = tuple(map(str, (*OutcomeKind, *ENDS_ASKED_FOR)))

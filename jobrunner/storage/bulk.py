@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import BulkNotFound, DatabaseError, JobrunnerError, Refused, RunNotFound, UsageError
+from jobrunner.errors import BulkNotFound, DatabaseError, Refused, RunNotFound, UsageError
 from jobrunner.policy.filters import Filter, parse_filter
 from jobrunner.storage.reading.search import Found, search_letters, search_runs
 from jobrunner.storage.records.audit import audit_row, write_audits
@@ -37,12 +37,19 @@ DEFAULT_RATE = 100.0
 HOLD_SECONDS = 30.0
 _KINDS = {"cancel": "runs", "replay": "letters", "discard": "letters"}
 _PAGE_ROWS, _BATCH = 1000, 100
+_MOST_PAGES = 20
+"""So often the preview asks: of a filter that hardly anything fits, it looks through a million rows."""
+LEAST_RATE, MOST_RATE = 0.01, 1_000_000.0
+_SLICE_SECONDS = 5.0
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What an operation would be done to: how many (`MOST_COUNTED` + 1: more), and the newest few of them."""
+    """What an operation would be done to: how many (`MOST_COUNTED` + 1: more), and the newest few of them.
+
+    `is_cut`: there may be more among older rows, which the preview did not look through.
+    """
 
     action: str
     text: str
@@ -50,6 +57,7 @@ class Preview:
     count: int
     examples: list[dict[str, Any]]
     newest: int
+    is_cut: bool = False
 
 
 def read_filter(action: str, text: str, now: datetime, local: datetime | None = None) -> Filter:
@@ -74,20 +82,24 @@ async def preview(db: Database, action: str, text: str, now: datetime, local: da
     count, after = 0, None
     examples: list[dict[str, Any]] = []
     async with db.read() as conn:
-        while count <= MOST_COUNTED:
-            found = await _search(action)(conn, asked, _PAGE_ROWS, after)
+        for _ in range(_MOST_PAGES):
+            found = await _search(conn, action, asked, _PAGE_ROWS, after)
             examples += found.rows[: _EXAMPLES - len(examples)]
             count += len(found.rows)
             after = found.after
-            if after is None:
+            if after is None or count > MOST_COUNTED:
                 break
         key = t.runs.c.id if _KINDS[action] == "runs" else t.dead_letters.c.id
         newest = (await conn.execute(sa.select(sa.func.max(key)))).scalar() or 0
-    return Preview(action, text, asked, min(count, MOST_COUNTED + 1), examples, newest)
+    is_cut = after is not None and count <= MOST_COUNTED
+    return Preview(action, text, asked, min(count, MOST_COUNTED + 1), examples, newest, is_cut)
 
 
-def _search(action: str) -> Callable[[AsyncConnection, Filter, int, int | None], Awaitable[Found]]:
-    return search_runs if _KINDS[action] == "runs" else search_letters
+async def _search(conn: AsyncConnection, action: str, asked: Filter, limit: int, after: int | None) -> Found:
+    """Find what is meant: of a run or letter no more than a person has to see; a payload may have a mebibyte."""
+    if _KINDS[action] == "runs":
+        return await search_runs(conn, asked, limit, after, ("id", "worker", "state"))
+    return await search_letters(conn, asked, limit, after, ("id", "worker", "error_type", "error"))
 
 
 async def begin(
@@ -106,8 +118,8 @@ async def begin(
     Raises:
         UsageError: the rate is none.
     """
-    if not 0 < rate <= 1_000_000:
-        raise UsageError(f"the rate is a number a second, from above 0 to 1,000,000, not {rate:g}")
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise UsageError(f"the rate is a number a second, from {LEAST_RATE:g} to {MOST_RATE:,.0f}, not {rate:g}")
     b = t.bulk_operations
     values = {
         "action": seen.action,
@@ -223,34 +235,55 @@ class BulkWorker:
         size = max(1, min(_BATCH, int(rate)))
         while True:
             async with self._db.read() as conn:
-                search = _search(self._row["action"])
-                found = await search(conn, self._asked, size, self._row["next_id"])
+                found = await _search(conn, self._row["action"], self._asked, size, self._row["next_id"])
             done, left_out, error = await self._do([row["id"] for row in found.rows])
             is_ours = await self._note(done, left_out, error, found.after)
             told(self._row)
             if not is_ours or found.after is None:
                 return
-            await self._sleep(len(found.rows) / rate)
+            if not await self._wait(len(found.rows) / rate, found.after):
+                return
+
+    async def _wait(self, seconds: float, after: int) -> bool:
+        """Keep to the rate, and hold the operation meanwhile; say whether it is still ours to go on with."""
+        left = seconds
+        while left > _SLICE_SECONDS:
+            await self._sleep(_SLICE_SECONDS)
+            left -= _SLICE_SECONDS
+            if not await self._note(0, 0, None, after):
+                return False
+        await self._sleep(left)
+        return True
 
     async def _do(self, ids: list[int]) -> tuple[int, int, str | None]:
         """Do it to these; return how many it was done to, how many were left out, and the last reason for that."""
         if self._row["action"] == "cancel":
-            return await self._cancel(ids)
+            return await self._each(ids, "run", self._cancel)
         try:
             return await self._resolve(ids)
         except DatabaseError:
             raise
-        except JobrunnerError:  # the worker of one is gone, say: so each by itself
-            done, left_out, last = 0, 0, None
-            for letter_id in ids:
-                try:
-                    one = await self._resolve([letter_id])
-                except DatabaseError:
-                    raise
-                except JobrunnerError as error:
-                    one = (0, 1, f"letter {letter_id}: {error}")
-                done, left_out, last = done + one[0], left_out + one[1], one[2] or last
-            return done, left_out, last
+        except Exception:  # noqa: BLE001 - the worker of one is gone, say, or its row is damaged: so each by itself
+            return await self._each(ids, "letter", lambda letter_id: self._resolve([letter_id]))
+
+    async def _each(
+        self, ids: list[int], what: str, do: Callable[[int], Awaitable[tuple[int, int, str | None]]]
+    ) -> tuple[int, int, str | None]:
+        """Do it to one after the other; of which that fails, whatever it is, are left out."""
+        done, left_out, last = 0, 0, None
+        for each in ids:
+            try:
+                one = await do(each)
+            except DatabaseError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one that cannot be read or changed must not keep the others
+                one = (
+                    0,
+                    1,
+                    f"{what} {each}: {str(error).splitlines()[0][:500] if str(error) else type(error).__name__}",
+                )
+            done, left_out, last = done + one[0], left_out + one[1], one[2] or last
+        return done, left_out, last
 
     async def _resolve(self, ids: list[int]) -> tuple[int, int, str | None]:
         resolve = letters.replay if self._row["action"] == "replay" else letters.discard
@@ -260,15 +293,12 @@ class BulkWorker:
             said = f"letter {result.held_back[-1]}: its payload cannot be read, or a waiting run has its key"
         return len(result.resolved), len(ids) - len(result.resolved), said
 
-    async def _cancel(self, ids: list[int]) -> tuple[int, int, str | None]:
-        done = 0
-        for run_id in ids:
-            try:
-                await operations.cancel(self._db, run_id, self._now(), self._row["actor"], self._row["reason"])
-            except RunNotFound:  # it has ended meanwhile
-                continue
-            done += 1
-        return done, len(ids) - done, None
+    async def _cancel(self, run_id: int) -> tuple[int, int, str | None]:
+        try:
+            await operations.cancel(self._db, run_id, self._now(), self._row["actor"], self._row["reason"])
+        except RunNotFound:  # it has ended meanwhile
+            return 0, 1, None
+        return 1, 0, None
 
     async def _note(self, done: int, left_out: int, error: str | None, after: int | None) -> bool:
         """Note how far it has come; say whether it is still ours to go on with."""
@@ -278,7 +308,7 @@ class BulkWorker:
             "done": b.c.done + done,
             "left_out": b.c.left_out + left_out,
             "next_id": self._row["next_id"] if after is None else after,
-            "held_until": now + timedelta(seconds=HOLD_SECONDS + _BATCH / self._row["rate"]),
+            "held_until": now + timedelta(seconds=HOLD_SECONDS),
         }
         if error is not None:
             values["last_error"] = error

@@ -1252,7 +1252,8 @@ _HEALTH = """
                     SELECT ended.started_at, ended.run_id, ended.late
                     FROM (
                         SELECT h.started_at, h.run_id, {history_late} AS late
-                        FROM {p}run_history AS h WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 51
+                        FROM {p}run_history AS h
+                        WHERE h.worker >= w.name AND h.worker <= w.name ORDER BY h.worker DESC, h.id DESC LIMIT 51
                     ) AS ended
                     WHERE ended.started_at IS NOT NULL
                 ) AS last
@@ -1266,7 +1267,7 @@ _HEALTH = """
                     SELECT CASE WHEN count(took.ms) >= 5 THEN max(took.ms) * 0.002 END
                     FROM (
                         SELECT h.duration_ms AS ms FROM {p}run_history AS h
-                        WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 50
+                        WHERE h.worker >= w.name AND h.worker <= w.name ORDER BY h.worker DESC, h.id DESC LIMIT 50
                     ) AS took
                 )
         ) THEN 'slow'
@@ -1284,7 +1285,7 @@ _HEALTH = """
                 SELECT attempts.ends_run
                 FROM (
                     SELECT h.id, h.ends_run FROM {p}run_history AS h
-                    WHERE h.worker = w.name ORDER BY h.id DESC LIMIT 200
+                    WHERE h.worker >= w.name AND h.worker <= w.name ORDER BY h.worker DESC, h.id DESC LIMIT 200
                 ) AS attempts
                 WHERE attempts.ends_run IS NOT NULL
                 ORDER BY attempts.id DESC LIMIT 50

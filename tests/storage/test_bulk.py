@@ -175,3 +175,43 @@ async def test_the_times_of_a_filter_do_not_move_on(stage: Stage):
     await _begin(stage, "discard", "worker:a since:1h")
     assert (await _work(stage) or {})["done"] == 1
     assert (await _work(stage) or {})["done"] == 0
+
+
+async def test_a_run_that_cannot_be_cancelled_keeps_no_other_from_it(stage: Stage):
+    await stage.register(triggered("a"), triggered("b"))
+    await stage.join("n1")
+    for name in ("a", "b", "a"):
+        await stage.trigger(name)
+    await stage.sql("DELETE FROM {p}worker_state WHERE worker = 'b'")
+    await _begin(stage, "cancel", "worker:*")
+    row = await _work(stage)
+    assert row is not None
+    assert (row["state"], row["done"], row["left_out"]) == ("done", 2, 1)
+    assert row["last_error"].startswith("run 2: ")
+
+
+async def test_at_a_slow_rate_a_stop_is_noticed_within_seconds(stage: Stage):
+    await _letters(stage, "a", "a")
+    bulk_id = await _begin(stage, "discard", "worker:a", rate=0.01)
+    row = await bulk.take(stage.db, "n1", stage.now)
+    assert row is not None
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        stage.after(seconds)
+        assert await bulk.take(stage.db, "n2", stage.now) is None  # it is held all the time
+        if len(slept) == 3:
+            await bulk.stop(stage.db, bulk_id, stage.now, ACTOR)
+
+    await bulk.BulkWorker(stage.db, row, lambda: stage.now, sleep).run()
+    assert slept == [5.0, 5.0, 5.0]
+    assert await stage.value("SELECT count(*) FROM {p}dead_letters WHERE status = 'open'") == 1
+
+
+async def test_a_preview_of_what_hardly_anything_fits_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await _letters(stage, *["a"] * 6)
+    monkeypatch.setattr(bulk, "_MOST_PAGES", 2)
+    monkeypatch.setattr(bulk, "_PAGE_ROWS", 2)
+    seen = await bulk.preview(stage.db, "replay", "worker:a", stage.now)
+    assert (seen.count, seen.is_cut) == (4, True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
     Conditions = list[sa.ColumnElement[bool]]
+    Columns = Sequence[str]
 
 WINDOW_ROWS = 50_000
 """So many of the newest rows are looked through for what has no index."""
@@ -90,12 +91,17 @@ async def search_history(conn: AsyncConnection, asked: Filter, limit: int, after
     return await _pieces(conn, h, bases, conditions, limit, after)
 
 
-async def search_letters(conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None) -> Found:
-    """Return the newest dead letters that fit, as `search_history` does; without `status` of every one."""
+async def search_letters(
+    conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None, columns: Columns = ()
+) -> Found:
+    """Return the newest dead letters that fit, as `search_history` does; without `status` of every one.
+
+    With `columns`, the id among them, the rows have no others.
+    """
     d = t.dead_letters
     conditions = _of_all(asked, d)
     if asked.id:
-        return _page(await _read(conn, d, _Base([d.c.id.in_(asked.id)]), conditions, limit, after), limit)
+        return _page(await _read(conn, d, _Base([d.c.id.in_(asked.id)]), conditions, limit, after, columns), limit)
     if asked.key:
         conditions.append(d.c.key.in_(asked.key))
     bases = [_of_worker(asked, d)]
@@ -103,11 +109,16 @@ async def search_letters(conn: AsyncConnection, asked: Filter, limit: int, after
         bases = [_Base([d.c.status == status]) for status in asked.status]
     if asked.status:
         conditions.append(d.c.status.in_(asked.status))
-    return await _pieces(conn, d, bases, conditions, limit, after)
+    return await _pieces(conn, d, bases, conditions, limit, after, columns)
 
 
-async def search_runs(conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None) -> Found:
-    """Return the live runs that fit, the newest first: the active ones and, of the newest, those that wait."""
+async def search_runs(
+    conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None, columns: Columns = ()
+) -> Found:
+    """Return the live runs that fit, the newest first: the active ones and, of the newest, those that wait.
+
+    `columns` as for `search_letters`.
+    """
     r = t.runs
     conditions = _of_all(asked, r)
     for column, values in ((r.c.state, asked.state), (r.c.node_id, asked.node), (r.c.key, asked.key)):
@@ -117,8 +128,8 @@ async def search_runs(conn: AsyncConnection, asked: Filter, limit: int, after: i
         if numbers:
             conditions.append(column.in_(numbers))
     if asked.node or (asked.state and "pending" not in asked.state):
-        return _page(await _read(conn, r, _Base([is_active()]), conditions, limit, after), limit)
-    return await _pieces(conn, r, [_Base()], conditions, limit, after)
+        return _page(await _read(conn, r, _Base([is_active()]), conditions, limit, after, columns), limit)
+    return await _pieces(conn, r, [_Base()], conditions, limit, after, columns)
 
 
 async def search_audits(
@@ -143,7 +154,7 @@ async def search_audits(
     if actor is not None:
         conditions.append(sa.or_(a.c.actor == actor, a.c.actor.startswith(f"{actor}@", autoescape=True)))
     oldest = None if since is None else (a.c.at, since - _WRITTEN_LATE)
-    return await _pieces(conn, a, [base], conditions, limit, after, oldest)
+    return await _pieces(conn, a, [base], conditions, limit, after, oldest=oldest)
 
 
 def _kinds(asked: Filter) -> tuple[str, ...]:
@@ -233,9 +244,11 @@ async def _read(
     conditions: Conditions,
     limit: int,
     after: int | None,
+    columns: Columns = (),
 ) -> list[Row]:
     below = [] if after is None else [table.c.id < after]
-    found = sa.select(table).where(*base.conditions, *conditions, *below)
+    shown = [table.c[name] for name in columns] or table.c
+    found = sa.select(*shown).where(*base.conditions, *conditions, *below)
     statement = found.order_by(*base.newest_first(table.c.id)).limit(limit)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
 
@@ -251,6 +264,7 @@ async def _pieces(
     conditions: Conditions,
     limit: int,
     after: int | None,
+    columns: Columns = (),
     oldest: tuple[sa.ColumnElement[datetime], datetime] | None = None,
 ) -> Found:
     """Look through the newest rows of `bases`, each of which has an index, until `limit` fit or the window is over.
@@ -267,7 +281,7 @@ async def _pieces(
         bound = await _bound(conn, key, bases, after, piece)
         found: list[Row] = []
         for base in bases:  # each along its index; of a condition that says all of them a database makes a scan
-            found += await _read(conn, table, base, [key >= bound, *conditions], limit - len(rows), after)
+            found += await _read(conn, table, base, [key >= bound, *conditions], limit - len(rows), after, columns)
         rows += sorted(found, key=itemgetter("id"), reverse=True)[: limit - len(rows)]
         if len(rows) >= limit:
             return Found(rows, rows[-1]["id"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.errors import RunNotFound
+from jobrunner.policy.liveness import silent_seconds
 from jobrunner.storage.reading.explain import why_waits
 from jobrunner.storage.reading.status import read_live
 from jobrunner.storage.records.history import read_history
@@ -74,7 +75,7 @@ async def read_story(
         story["why"] = None
         story["attempts"] = attempts
         story["has_more_attempts"] = len(newest) > most
-        story["nodes"] = await _nodes(conn, {row["node_id"] for row in (story, *attempts)} - {None})
+        story["nodes"] = await _nodes(conn, {row["node_id"] for row in (story, *attempts)} - {None}, now)
         story["letter"] = letter
         story["replay"] = await _replay(conn, letter)
         story["replay_of"] = await _replayed_letter(conn, run_id, live) if story["trigger"] == "replay" else None
@@ -130,8 +131,14 @@ async def _replayed_letter(conn: AsyncConnection, run_id: int, live: Mapping[str
     return None if letter is None else {"letter_id": letter["id"], **{k: letter[k] for k in ("run_id", "worker")}}
 
 
-async def _nodes(conn: AsyncConnection, ids: set[str]) -> Row:
-    """Return host and process id of nodes, those that have not been pruned."""
+async def _nodes(conn: AsyncConnection, ids: set[str], now: datetime) -> Row:
+    """Return host and process id of nodes, those that have not been pruned, and of a silent one for how long it is."""
     n = t.nodes
-    found = await conn.execute(sa.select(n.c.id, n.c.hostname, n.c.pid).where(n.c.id.in_(ids)))
-    return {row.id: {"hostname": row.hostname, "pid": row.pid} for row in found}
+    columns = (n.c.id, n.c.hostname, n.c.pid, n.c.state, n.c.heartbeat_at, n.c.lease_seconds)
+    found = await conn.execute(sa.select(*columns).where(n.c.id.in_(ids)))
+    nodes = {}
+    for row in found:
+        has_left = row.state in {"lost", "stopped"}
+        silent = None if has_left else silent_seconds(row.heartbeat_at, row.lease_seconds, now)
+        nodes[row.id] = {"hostname": row.hostname, "pid": row.pid, "silent_seconds": silent}
+    return nodes

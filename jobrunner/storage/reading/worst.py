@@ -48,6 +48,13 @@ class Worst:
     asked: int | None = None
 
 
+async def count_health(conn: AsyncConnection) -> dict[str, int]:
+    """Count the workers by how they are: each is asked, so that they should be few."""
+    view = worker_status()
+    counts = sa.select(view.c.health, sa.func.count().label("n")).group_by(view.c.health)
+    return {row.health: row.n for row in await conn.execute(counts)}
+
+
 def by_harm(health: str, name: str) -> tuple[int, str]:
     """Return what workers are sorted by, the worst first."""
     return _PLACES[health], name
