@@ -178,6 +178,10 @@ class DatabaseUnavailable(DatabaseError):
     """What may go away by itself: unreachable, connection lost, locked, disk full, starting up; try again later."""
 
 
+class GaveWay(DatabaseUnavailable):
+    """The database is there, but has ended a statement: a deadlock, a lock not had, its time was up. Try again."""
+
+
 class ReadTooLong(DatabaseError):
     """A bounded read was given up: what it asks for takes the database too long."""
 
@@ -187,6 +191,11 @@ class ReadTooLong(DatabaseError):
             " fewer rows"
         )
         self.seconds = seconds
+
+
+def is_outage(error: BaseException) -> bool:
+    """Say whether an error means that the database cannot be used, not only that it has ended a statement."""
+    return isinstance(error, DatabaseError) and not isinstance(error, GaveWay | ReadTooLong)
 
 
 class DatabaseGone(DatabaseError):

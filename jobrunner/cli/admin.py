@@ -13,15 +13,16 @@ from jobrunner.cli.admin_switches import disable, enable, pause, resume
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_past
 from jobrunner.cli.layout import Column, columns
-from jobrunner.cli.output import Listing, age, note, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.output import age, note, priority, say, show_field, show_one, show_rows
+from jobrunner.cli.searching import show_found
 from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
+from jobrunner.policy.filters import Filter
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.nodes_heard import list_nodes
-from jobrunner.storage.reading.pages import audit_pages
+from jobrunner.storage.reading.search import search_audits
 from jobrunner.storage.reading.status import read_status, read_worker
-from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.storage.workers import operations
 
@@ -191,6 +192,7 @@ def audit(
         if given not in AUDIT_ACTIONS:
             raise UsageError(f"--action: {given!r} is none of {', '.join(AUDIT_ACTIONS)}")
     narrowed: dict[str, Any] = {
+        "worker": worker,
         "since": read_past("--since", since, context.now()),
         "actions": action or (),
         "actor": actor,
@@ -198,12 +200,15 @@ def audit(
     is_narrowed = bool(worker or since or action or actor)
 
     async def read(db: Database) -> None:
-        listing = Listing(
-            lambda conn, most: read_audits(conn, worker, most, **narrowed),
-            lambda: audit_pages(db, worker, **narrowed),
+        await show_found(
+            db,
+            lambda conn, _, most, after: search_audits(conn, most, after, **narrowed),
+            Filter(),
+            limit,
             [*columns("at", "actor", "action", "worker"), Column("detail", "detail", longest=300)],
-            empty="nothing decided that fits" if is_narrowed else "nothing decided yet",
+            "nothing decided that fits" if is_narrowed else "nothing decided yet",
+            as_json=as_json,
+            elsewhere="--worker looks elsewhere",
         )
-        await listing.show(db, limit, as_json=as_json)
 
     context.with_database(ctx, database_url, read)

@@ -1,9 +1,13 @@
 """What becomes of incidents: facts and a time in; what to open, note, close and tell out. Pure.
 
 An incident of a kind that lasts (`failing`, `stalled`, `late`, `slow`, `no_node`, `backlog`) is *on* while the
-worker's health is that word, or the backlog that long. A health is *clear* when it is a lesser evil, or somebody has
-disabled or paused the worker. Behind a greater evil nothing can be seen of it, and it stays as it is: a worker that
-fails and is then disabled by its circuit has not recovered.
+worker's health is that word, or the backlog that long. One of `failing` opens at once. Another opens once it was on at
+two looks some time apart, and is *suspected* until then: while a node starts anew, or a database was away, many workers
+look bad for some seconds.
+
+A health is *clear* when it is a lesser evil, or somebody has disabled or paused the worker. Behind a greater evil
+nothing can be seen of it, and it stays as it is: a worker that fails and is then disabled by its circuit has not
+recovered.
 
 Of what happens at a moment, `dead_letter` is clear when no letter since its beginning is open any more, `tripped` when
 the circuit is closed, `node_lost` when the host has a live node again or a quarter of an hour has passed; `closed` is
@@ -17,7 +21,7 @@ last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.alerts import AlertRule, Happened, Incident
+
+    Place = tuple[AlertKind, str]
 
 HEALTHS = (
     "disabled",
@@ -49,6 +55,7 @@ HEALTHS = (
 OF_HEALTH = frozenset(
     {AlertKind.FAILING, AlertKind.STALLED, AlertKind.LATE, AlertKind.SLOW, AlertKind.NO_NODE},
 )
+SUSPECTED_FIRST = OF_HEALTH - {AlertKind.FAILING} | {AlertKind.BACKLOG}
 HOST_QUIET_SECONDS = 900.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 GIVEN_UP_AFTER_SECONDS = 3 * 86400.0
@@ -73,12 +80,15 @@ class Facts:
     """What a look has found: workers by name, workers that are gone, and what events are over.
 
     `resolved` are ids of incidents about dead letters of which none is open any more; `hosts` have a live node.
+    `suspected` is since when what was not yet told of is on; `known` are further incidents that are open.
     """
 
     workers: Mapping[str, Seen]
     gone: frozenset[str] = frozenset()
     resolved: frozenset[int] = frozenset()
     hosts: frozenset[str] = frozenset()
+    suspected: Mapping[Place, datetime] = field(default_factory=dict)
+    known: frozenset[Place] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +120,13 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What a look changes."""
+    """What a look changes; `suspected` is what the next one may open."""
 
     opened: tuple[tuple[AlertKind, Seen], ...]
     cleared: tuple[Cleared, ...]
     closed: tuple[Closed, ...]
     messages: tuple[Message, ...]
+    suspected: Mapping[Place, datetime]
 
     @property
     def is_nothing(self) -> bool:
@@ -139,7 +150,12 @@ def backlog_limit(rules: Iterable[AlertRule], worker: str) -> int | None:
 
 
 def decide(
-    rules: Sequence[AlertRule], incidents: Sequence[Incident], facts: Facts, now: datetime, calm_seconds: float
+    rules: Sequence[AlertRule],
+    incidents: Sequence[Incident],
+    facts: Facts,
+    now: datetime,
+    calm_seconds: float,
+    sure_seconds: float,
 ) -> Decided:
     """Decide what a look changes; see the module.
 
@@ -149,14 +165,23 @@ def decide(
         facts: what is known of their subjects, and of the workers looked at.
         now: the time now, UTC.
         calm_seconds: how long an incident must have been clear before it closes.
+        sure_seconds: how long a suspicion must have lasted before an incident opens.
     """
-    is_open = {(incident.kind, incident.subject) for incident in incidents}
-    opened = tuple(
-        (kind, seen)
-        for seen in facts.workers.values()
-        for kind in _found(rules, seen)
-        if (kind, seen.worker) not in is_open
-    )
+    is_open = facts.known | {(incident.kind, incident.subject) for incident in incidents}
+    opened: list[tuple[AlertKind, Seen]] = []
+    suspected: dict[Place, datetime] = {}
+    for seen in facts.workers.values():
+        for kind in _found(rules, seen):
+            place = kind, seen.worker
+            since = min(facts.suspected.get(place, now), now)  # a clock that went back makes nothing late
+            if place in is_open:
+                continue
+            if kind not in SUSPECTED_FIRST or (
+                place in facts.suspected and now - since >= timedelta(seconds=sure_seconds)
+            ):
+                opened.append((kind, seen))
+            else:
+                suspected[place] = since
     cleared: list[Cleared] = []
     closed: list[Closed] = []
     messages: list[Message] = []
@@ -172,7 +197,7 @@ def decide(
                 cleared.append(Cleared(incident.id, now))
         else:
             closed.append(Closed(incident.id, incident.last_at, over))
-    return Decided(opened, tuple(cleared), tuple(closed), tuple(messages))
+    return Decided(tuple(opened), tuple(cleared), tuple(closed), tuple(messages), suspected)
 
 
 def _found(rules: Sequence[AlertRule], seen: Seen) -> Iterator[AlertKind]:
@@ -292,13 +317,14 @@ def pause_after(attempts: int, jitter: float) -> float:
     return min(doubled, LONGEST_PAUSE_SECONDS) * (1.0 + jitter)
 
 
-def together(happened: Iterable[Happened]) -> dict[tuple[str, AlertKind], tuple[Happened, int]]:
-    """Return what happened by subject and kind, in that order: the last of each, and how often."""
-    found: dict[tuple[str, AlertKind], tuple[Happened, int]] = {}
+def together(happened: Iterable[Happened]) -> list[tuple[Happened, int, datetime]]:
+    """Return what happened by subject and kind, in that order: the last of each, how often, and the earliest time."""
+    found: dict[tuple[str, AlertKind], tuple[Happened, int, datetime]] = {}
     for each in happened:
         place = each.subject, each.kind
-        found[place] = each, found[place][1] + 1 if place in found else 1
-    return dict(sorted(found.items()))
+        last, count, first_at = found.get(place, (each, 0, each.at))
+        found[place] = each if each.at >= last.at else last, count + 1, min(first_at, each.at)
+    return [found[place] for place in sorted(found)]
 
 
 def link_to(base: str | None, worker: str | None) -> str | None:

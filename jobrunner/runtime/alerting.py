@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import DatabaseError
 from jobrunner.policy import channels
+from jobrunner.policy.leases import BEATS_A_LEASE
 from jobrunner.runtime.channels.sending import send
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.alerts import deliveries, message
@@ -43,7 +44,9 @@ class Alerting:
         self._outage = outage
         self._settings = settings
         self._node_id = node_id
-        self._look = Look(db, settings.alert_interval, settings.alert_calm)
+        # After two beats every node that lives has shown that it does.
+        sure = 2.0 * settings.lease / BEATS_A_LEASE
+        self._look = Look(db, settings.alert_interval, settings.alert_calm, sure, self._not_looked)
         self._has_rules = asyncio.Event()
         self._sending: dict[str, asyncio.Task[None]] = {}
 
@@ -54,14 +57,23 @@ class Alerting:
     async def look(self) -> None:
         """Look for incidents, until cancelled."""
         while True:
-            try:
-                has_rules = await self._look.look(self._clock.now())
-            except Exception as error:  # noqa: BLE001 - the node's work goes on, and it looks again
-                self._outage.dropped("incidents could not be looked for", error)
+            if self._outage.has_beaten:
+                await self._look_once()
             else:
-                self._has_rules.set() if has_rules else self._has_rules.clear()
+                self._look.forget()
             spread = random.uniform(0.9, 1.1)  # noqa: S311 - nodes that began together part
             await self._pace.sleep(self._settings.alert_interval * spread)
+
+    async def _look_once(self) -> None:
+        try:
+            has_rules = await self._look.look(self._clock.now())
+        except Exception as error:  # noqa: BLE001 - the node's work goes on, and it looks again
+            self._not_looked(error)
+        else:
+            self._has_rules.set() if has_rules else self._has_rules.clear()
+
+    def _not_looked(self, error: Exception) -> None:
+        self._outage.dropped("incidents could not be looked for", error)
 
     async def send(self) -> None:
         """Send what waits, until cancelled."""
@@ -108,8 +120,6 @@ class Alerting:
                 if found is None or not await self._send_one(found, channel):
                     break
             await deliveries.release(self._db, rule, node_id)
-        except DatabaseError as error:
-            self._outage.failed(error)
         except Exception as error:  # noqa: BLE001 - as above; this node may take the rule again
             self._outage.dropped(f"the messages of the alert rule {rule} could not be sent", error)
         finally:

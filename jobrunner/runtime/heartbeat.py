@@ -236,7 +236,7 @@ class Heartbeat:
         if self._is_fenced:
             self._is_fenced = False
             self._hooks.on_changed()
-        self._outage.worked()
+        self._outage.beat()
         after = self._clock.monotonic()
         self._watch.beat(after)
         await self._act_on(db, seen, held, before, after)

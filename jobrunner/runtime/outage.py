@@ -10,7 +10,7 @@ import random
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from jobrunner.errors import DatabaseError, DatabaseGone
+from jobrunner.errors import DatabaseError, DatabaseGone, is_outage
 from jobrunner.policy.backoff import retry_delay
 from jobrunner.storage.database.dialect import first_line
 from jobrunner.telemetry import events as e
@@ -41,6 +41,7 @@ class Outage:
         self._since: float | None = None
         self._is_told = False
         self._told_at: float | None = None
+        self._has_beaten = False
         self._dropped: set[str] = set()
 
     @property
@@ -48,11 +49,17 @@ class Outage:
         """Say whether the last use of the database failed."""
         return self._since is not None
 
+    @property
+    def has_beaten(self) -> bool:
+        """Say whether the node has beaten since the last outage: what is said of live nodes may be wrong till then."""
+        return self._has_beaten
+
     def failed(self, error: Exception) -> None:
         """Note that the database could not be used."""
         if isinstance(error, DatabaseGone) and self._on_gone is not None:
             self._on_gone(error)
             return
+        self._has_beaten = False
         with self._lock:
             now = self.clock.monotonic()
             if self._since is None:
@@ -65,11 +72,16 @@ class Outage:
 
     def dropped(self, what: str, error: Exception) -> None:
         """Note that something which is only shown could not be written; what else than an outage is told once."""
-        if isinstance(error, DatabaseError):
+        if is_outage(error):
             self.failed(error)
         elif what not in self._dropped:
             self._dropped.add(what)
             self._events.emit(e.Warned(f"{what}; this is said once: {first_line(error)}"))
+
+    def beat(self) -> None:
+        """Note that the node has beaten."""
+        self.worked()
+        self._has_beaten = True
 
     def worked(self) -> None:
         """Note that it could."""

@@ -154,31 +154,54 @@ class Sending:
         """Note which runs were made."""
         if self.span is None:
             return
-        if len(run_ids) == 1:
-            self.span.set_attribute("messaging.message.id", str(run_ids[0]))
-        else:
-            self.span.set_attribute("messaging.batch.message_count", len(run_ids))
+        with suppress(Exception):  # the runs are there, whatever the program's tracing makes of it
+            if len(run_ids) == 1:
+                self.span.set_attribute("messaging.message.id", str(run_ids[0]))
+            else:
+                self.span.set_attribute("messaging.batch.message_count", len(run_ids))
 
 
 @contextmanager
 def sending(by: Tracer | None, worker: str, caller: str | None = None) -> Iterator[Sending]:
     """Trace a trigger of `worker`, inside the block; an error is recorded and raised.
 
-    `caller` is a context that was handed to this process; a span that is current is nearer.
+    `caller` is a context that was handed to this process; a span that is current is nearer. What the program's own
+    tracing raises keeps no run from being made, nor from being told.
     """
-    if by is None:
+    span = context = None
+    if by is not None:
+        with suppress(Exception):
+            span = _start_sending(by, worker, caller)
+            context = _written(span.get_span_context())
+    if span is None:
         yield Sending(caller)
         return
+    from opentelemetry import trace  # noqa: PLC0415 - only a program that traces has it
+    from opentelemetry.context import attach, detach  # noqa: PLC0415 - likewise
+
+    token = attach(trace.set_span_in_context(span))
+    try:
+        yield Sending(context, span)
+    except Exception as error:
+        with suppress(Exception):
+            span.record_exception(error)
+            span.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        detach(token)
+        with suppress(Exception):
+            span.end()
+
+
+def _start_sending(by: Tracer, worker: str, caller: str | None) -> Span:
     from opentelemetry import trace  # noqa: PLC0415 - only a program that traces has it
 
     parent = None
     given = None if trace.get_current_span().get_span_context().is_valid else _span_context(caller)
     if given is not None:
         parent = trace.set_span_in_context(trace.NonRecordingSpan(given))
-    attributes = _attributes(worker, "send")
-    kind = trace.SpanKind.PRODUCER
-    with by.start_as_current_span(f"send {worker}", parent, kind=kind, attributes=attributes) as span:
-        yield Sending(_written(span.get_span_context()), span)
+    kind, attributes = trace.SpanKind.PRODUCER, _attributes(worker, "send")
+    return by.start_span(f"send {worker}", parent, kind=kind, attributes=attributes)
 
 
 def processing(run: Run) -> Processing | None:

@@ -619,6 +619,7 @@ def _create_dead_letters() -> None:
     )
     _index("ix_dead_letters_worker", "dead_letters", "worker", "id")
     _index("ix_dead_letters_status", "dead_letters", "status", "id")
+    _index("ix_dead_letters_open", "dead_letters", "worker", "id", where="resolved_at IS NULL")
     _index("ix_dead_letters_replay_run_id", "dead_letters", "replay_run_id", where="replay_run_id IS NOT NULL")
 
 
@@ -812,6 +813,7 @@ def _create_alerts() -> None:
     _index("ix_alert_deliveries_alert_id", "alert_deliveries", "alert_id", "rule", "id")
     waiting = "sent_at IS NULL AND given_up_at IS NULL"
     _index("ix_alert_deliveries_waiting", "alert_deliveries", "rule", "id", where=waiting)
+    _index("ix_alert_deliveries_sent", "alert_deliveries", "rule", "id", where="sent_at IS NOT NULL")
     for once in ("open", "close"):
         name, where = f"uq_alert_deliveries_{once}", f"message = '{once}'"
         _index(name, "alert_deliveries", "alert_id", "rule", where=where, unique=True)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import logging
+import socket
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from jobrunner import RunContext
-from jobrunner.errors import NotSent
+from jobrunner.config import Settings
+from jobrunner.errors import DatabaseUnavailable, GaveWay, NotSent, ReadTooLong
 from jobrunner.model.alerts import AlertKind, AlertRule
 from jobrunner.policy import channels
+from jobrunner.runtime.alerting import Alerting
 from jobrunner.runtime.channels import posting, sending
 from jobrunner.runtime.channels.sending import in_own_thread, send, text_of, title_of
+from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.outage import Outage
 from jobrunner.storage.alerts import rules
+from jobrunner.telemetry import events as e
 from tests.runtime.conftest import House
 from tests.support.receiver import Receiver
 
@@ -186,6 +196,41 @@ async def test_a_receiver_that_says_nothing_is_given_up(receiver: Receiver):
         await in_own_thread(lambda: posting.post(receiver.url, b"{}", {}, 0.2), 5.0)
 
 
+@contextmanager
+def dripping(begin: bytes, drip: bytes) -> Iterator[str]:
+    """The URL of a receiver that sends `begin`, and then a byte or two every 50 ms for ever."""
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(begin)
+                while not over.wait(0.05):
+                    connection.sendall(drip)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+    finally:
+        over.set()
+        listener.close()
+        thread.join(5.0)
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: "])
+async def test_a_receiver_that_answers_byte_by_byte_is_given_up(begin: bytes):
+    with dripping(begin, b"H") as url, pytest.raises(NotSent, match=r"127.0.0.1 did not answer within 0.3 s"):
+        await in_own_thread(lambda: posting.post(url, b"{}", {}, 0.3), 5.0)
+
+
+async def test_a_message_was_taken_whose_receiver_never_ends_what_it_says():
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x") as url:
+        assert await in_own_thread(lambda: posting.post(url, b"{}", {}, 0.3), 5.0) == "200 OK"
+
+
 async def test_a_channel_that_never_comes_back_is_given_up(receiver: Receiver):
     def wait() -> str:
         receiver.held.wait()
@@ -231,3 +276,42 @@ async def test_apprise_takes_its_url_from_the_environment(receiver: Receiver, mo
     monkeypatch.setenv("TELL", "nonsense")
     with pytest.raises(NotSent, match="Apprise does not know such a URL"):
         await send(channels.apprise("env:TELL"), body, "k", NOW, allow_commands=False)
+
+
+async def test_a_node_looks_for_nothing_before_it_has_beaten_since_the_last_outage(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    outage = Outage(SystemClock(), e.Events())
+    settings = Settings(alert_interval=0.01)
+    alerting = Alerting(house.db, SystemClock(), outage, settings, lambda: "n1")
+    done: list[str] = []
+
+    async def look(*_: Any) -> bool:
+        done.append("looked")
+        return True
+
+    monkeypatch.setattr(alerting._look, "look", look)
+    monkeypatch.setattr(alerting._look, "forget", lambda: done.append("forgot"))
+    looking = asyncio.ensure_future(alerting.look())
+    await house.until(lambda: len(done) >= 3)
+    assert set(done) == {"forgot"}
+    outage.beat()
+    await house.until(lambda: done[-1] == "looked")
+    outage.failed(DatabaseUnavailable("gone"))
+    outage.worked()  # for something else
+    await house.until(lambda: done[-3:] == ["forgot"] * 3)
+    looking.cancel()
+
+
+async def test_a_statement_that_was_ended_is_no_outage(house: House):
+    outage = Outage(SystemClock(), e.Events())
+    for error in (ReadTooLong(2.0), GaveWay("a deadlock")):
+        outage.dropped("incidents could not be looked for", error)
+        assert not outage.is_on
+    outage.dropped("incidents could not be looked for", DatabaseUnavailable("the server is gone"))
+    assert outage.is_on
+    if not house.db.is_sqlite:
+        with pytest.raises(GaveWay, match="statement timeout"):
+            async with house.db.write() as conn:
+                await conn.execute(sa.text("SET LOCAL statement_timeout = 20"))
+                await conn.execute(sa.text("SELECT pg_sleep(5)"))

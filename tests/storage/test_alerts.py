@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from jobrunner.errors import AlertRuleNotFound, Refused
-from jobrunner.model.alerts import AlertKind, AlertRule
+from jobrunner.errors import AlertRuleNotFound, DatabaseUnavailable, ReadTooLong, Refused
+from jobrunner.model.alerts import AlertKind, AlertRule, Incident
 from jobrunner.model.run import OutcomeKind
 from jobrunner.storage import nodes
 from jobrunner.storage.alerts import deliveries, message, rules
+from jobrunner.storage.alerts import look as looks
 from jobrunner.storage.alerts.look import Look
 from jobrunner.storage.reading import incidents
 from jobrunner.storage.runs import dead_letters, retention
@@ -19,7 +22,7 @@ from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, Stage, triggered
 
-CALM = 30.0
+CALM, SURE = 30.0, 10.0
 
 
 def rule(name: str = "ops", kinds: Any = AlertKind, **more: Any) -> AlertRule:
@@ -32,9 +35,24 @@ async def add(stage: Stage, *made: AlertRule) -> None:
         await rules.add(stage.db, each, stage.now, ACTOR)
 
 
+def raised(error: Exception) -> None:
+    raise error
+
+
+def looking(stage: Stage, on_trouble: Callable[[Exception], None] = raised) -> Look:
+    return Look(stage.db, 5.0, CALM, SURE, on_trouble)
+
+
 async def look(stage: Stage, seconds: float = 5.0) -> None:
     stage.after(seconds)
-    assert await Look(stage.db, 5.0, CALM).look(stage.now)
+    assert await looking(stage).look(stage.now)
+
+
+async def look_twice(stage: Stage) -> None:
+    """Look, and again when what was seen has lasted."""
+    one = looking(stage)
+    for seconds in (5.0, SURE):
+        assert await one.look(stage.after(seconds))
 
 
 async def settle(stage: Stage) -> None:
@@ -72,7 +90,7 @@ async def test_without_a_rule_nothing_is_noted_and_a_look_does_nothing(stage: St
     await stage.register(triggered("mail", max_retries=0, max_consecutive_failures=1))
     await stage.join("n1")
     await exhaust(stage, "mail")
-    assert await Look(stage.db, 5.0, CALM).look(stage.now) is False
+    assert await looking(stage).look(stage.now) is False
     assert await stage.value("SELECT count(*) FROM {p}alerts") == 0
 
 
@@ -283,7 +301,7 @@ async def test_a_worker_that_does_not_start_and_one_that_nobody_can_run_are_told
     await stage.join("n1", ["mail"])
     await stage.trigger("mail")  # by the database's clock, months ago
     await add(stage, rule(kinds=[AlertKind.STALLED, AlertKind.NO_NODE]))
-    await look(stage)
+    await look_twice(stage)
     assert await open_kinds(stage) == [("no_node", "lonely"), ("stalled", "mail")]
     await stage.sql("DELETE FROM {p}runs")
     await stage.sql("INSERT INTO {p}node_handlers (worker, node_id) VALUES ('lonely', 'n1')")
@@ -304,7 +322,7 @@ async def test_a_worker_that_starts_late_is_told(stage: Stage):
     await stage.trigger("mail")
     stage.after(40)
     await stage.end(await stage.start_one())
-    await look(stage)
+    await look_twice(stage)
     assert await told(stage) == [("open", "late")]
 
 
@@ -317,7 +335,7 @@ async def test_a_run_that_takes_too_long_is_told(stage: Stage):
         await stage.end(await stage.start_one())
     await stage.trigger("mail")
     await stage.start_one()  # by the database's clock, months ago
-    await look(stage)
+    await look_twice(stage)
     assert await told(stage) == [("open", "slow")]
 
 
@@ -330,7 +348,7 @@ async def test_a_backlog_is_told_to_whom_it_is_long_enough(stage: Stage):
         rule("many", [AlertKind.BACKLOG], backlog_runs=20),
     )
     await stage.sql(f"INSERT INTO {{p}}runs (worker) VALUES {', '.join([chr(40) + repr('mail') + chr(41)] * 15)}")
-    await look(stage)
+    await look_twice(stage)
     assert (await told(stage, "few"), await told(stage, "many")) == ([("open", "backlog")], [])
     assert await stage.value("SELECT summary FROM {p}alerts") == "15 runs of mail wait"
     await stage.sql(f"INSERT INTO {{p}}runs (worker) VALUES {', '.join([chr(40) + repr('mail') + chr(41)] * 15)}")
@@ -370,7 +388,7 @@ async def test_of_two_looks_at_once_one_writes(stage: Stage, other_stage: Stage)
     await look(stage)
     await send_all(stage)
     now = stage.after(10)
-    first, second = Look(stage.db, 5.0, CALM), Look(other_stage.db, 5.0, CALM)
+    first, second = looking(stage), looking(other_stage)
     assert await first.look(now)
     assert await second.look(now)
     assert await told(stage) == [("open", "failing"), ("repeat", "failing")]
@@ -379,16 +397,150 @@ async def test_of_two_looks_at_once_one_writes(stage: Stage, other_stage: Stage)
 async def test_looks_go_round_among_many_workers(stage: Stage):
     await stage.register(*(triggered(f"w{number:03}") for number in range(450)))
     await add(stage, rule(kinds=[AlertKind.NO_NODE]))
-    looking = Look(stage.db, 5.0, CALM)
-    for _ in range(4):
-        await looking.look(stage.after(5))
+    one = looking(stage)
+    for _ in range(6):
+        await one.look(stage.after(5))
     assert len(await open_kinds(stage)) == 450
+
+
+async def test_what_looks_bad_for_a_moment_is_not_told(stage: Stage):
+    names = [f"w{number}" for number in range(5)]
+    await stage.register(*(triggered(name) for name in names))
+    await stage.join("n1", names)
+    await add(stage, rule())
+    await stage.sql("DELETE FROM {p}node_handlers")  # the only node starts anew
+    one = looking(stage)
+    await one.look(stage.after(5))
+    assert await stage.value("SELECT count(*) FROM {p}worker_status WHERE health = 'no_node'") == 5
+    values = ", ".join(f"('{name}', 'n1')" for name in names)
+    await stage.sql(f"INSERT INTO {{p}}node_handlers (worker, node_id) VALUES {values}")
+    for _ in range(4):
+        await one.look(stage.after(SURE))
+    assert await open_kinds(stage) == []
+
+
+async def test_what_was_suspected_before_an_outage_must_last_anew(stage: Stage):
+    await stage.register(triggered("mail"))
+    await add(stage, rule(kinds=[AlertKind.NO_NODE]))
+    one = looking(stage)
+    await one.look(stage.after(5))
+    one.forget()
+    await one.look(stage.after(SURE))
+    assert await open_kinds(stage) == []
+    await one.look(stage.after(SURE))
+    assert await open_kinds(stage) == [("no_node", "mail")]
+
+
+async def test_a_part_of_a_look_that_fails_stops_no_other(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.register(triggered("mail", max_retries=0, max_consecutive_failures=1000))
+    await stage.join("n1")
+    await add(stage, rule())
+    await exhaust(stage, "mail")
+    troubles: list[Exception] = []
+
+    async def too_long(*_: Any) -> Any:
+        raise ReadTooLong(2.0)
+
+    monkeypatch.setattr(looks, "_resolved", too_long)
+    await looking(stage, troubles.append).look(stage.after(5))
+    assert [type(each) for each in troubles] == [ReadTooLong]
+    assert await open_kinds(stage) == [("dead_letter", "mail"), ("failing", "mail")]
+
+    async def gone(*_: Any) -> Any:
+        raise DatabaseUnavailable("the server is gone")
+
+    monkeypatch.setattr(looks, "_resolved", gone)
+    with pytest.raises(DatabaseUnavailable):
+        await looking(stage, troubles.append).look(stage.after(5))
+
+
+async def test_workers_that_cannot_be_read_are_not_taken_for_gone(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.register(triggered("mail"))
+    await add(stage, rule(kinds=[AlertKind.NO_NODE]))
+    await look_twice(stage)
+
+    async def too_long(*_: Any) -> Any:
+        raise ReadTooLong(2.0)
+
+    monkeypatch.setattr(looks, "_read_seen", too_long)
+    one = looking(stage, lambda _: None)
+    for _ in range(3):
+        await one.look(stage.after(CALM))
+    assert await open_kinds(stage) == [("no_node", "mail")]
+
+
+async def test_letters_of_one_end_are_over_only_when_all_of_them_are(stage: Stage):
+    await stage.register(triggered("mail", max_retries=0, max_running=10, max_consecutive_failures=1000))
+    await stage.join("n1")
+    await add(stage, rule(kinds=[AlertKind.DEAD_LETTER]))
+    for _ in range(2):
+        await stage.trigger("mail")
+    first, second = await stage.tick(slots=2)
+    begun = stage.now
+    early = stage.outcome(OutcomeKind.FAILED)
+    stage.after(20)
+    await finish(stage.db, [Ended(first, early), Ended(second, stage.outcome(OutcomeKind.FAILED))])
+    async with stage.db.read() as conn:
+        (incident,) = await incidents.list_incidents(conn, 10)
+    assert (incident["opened_at"], incident["last_at"], incident["count"]) == (begun, stage.now, 2)
+    late = await stage.value("SELECT max(id) FROM {p}dead_letters")
+    await dead_letters.discard(stage.db, dead_letters.Chosen((late,)), stage.now, ACTOR)
+    await settle(stage)
+    assert await open_kinds(stage) == [("dead_letter", "mail")]
+
+
+async def test_a_letter_that_is_written_later_than_it_died_keeps_its_incident_open(stage: Stage):
+    await stage.register(triggered("mail", max_retries=0, max_running=10, max_consecutive_failures=1000))
+    await stage.join("n1")
+    await add(stage, rule(kinds=[AlertKind.DEAD_LETTER]))
+    for _ in range(2):
+        await stage.trigger("mail")
+    kept, run = await stage.tick(slots=2)
+    early = stage.outcome(OutcomeKind.FAILED)
+    stage.after(20)
+    await finish(stage.db, [Ended(run, stage.outcome(OutcomeKind.FAILED))])
+    await finish(stage.db, [Ended(kept, early)])
+    first = await stage.value("SELECT min(id) FROM {p}dead_letters")
+    await dead_letters.discard(stage.db, dead_letters.Chosen((first,)), stage.now, ACTOR)
+    await settle(stage)
+    assert await open_kinds(stage) == [("dead_letter", "mail")]
+
+
+async def test_of_thousands_of_open_letters_a_look_reads_a_few(stage: Stage):
+    await stage.register(triggered("mail", max_retries=0), triggered("post", max_retries=0))
+    await stage.join("n1")
+    await add(stage, rule(kinds=[AlertKind.DEAD_LETTER]))
+    await exhaust(stage, "mail")
+    for worker in ("mail", "post"):
+        await stage.sql(
+            "INSERT INTO {p}dead_letters (run_id, worker, trigger, priority, scheduled_for, payload, attempts, errors,"
+            f" died_at) SELECT h.n + {1000 if worker == 'mail' else 9000}, '{worker}', trigger, priority,"
+            " scheduled_for, payload, attempts, errors, died_at FROM {p}dead_letters,"
+            " (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000) SELECT n FROM c) h"
+            " WHERE id = 1"
+        )
+    if not stage.db.is_sqlite:
+        await stage.sql("ANALYZE {p}dead_letters")
+    what = Incident(1, AlertKind.DEAD_LETTER, "mail", "mail", stage.now, stage.now, 1)
+    async with stage.db.read() as conn:
+        asked: list[Any] = []
+
+        def note(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+            asked.append((statement, values))
+
+        sa.event.listen(conn.sync_connection, "before_cursor_execute", note)
+        assert await looks._resolved(conn, [what]) == frozenset()
+        (statement, values) = asked[0]
+        explain = "EXPLAIN QUERY PLAN " if stage.db.is_sqlite else "EXPLAIN (ANALYZE) "
+        plan = [str(row[-1]) for row in (await conn.exec_driver_sql(explain + statement, values)).all()]
+    assert any("ix_dead_letters_open" in line for line in plan), plan
+    assert not any("TEMP B-TREE" in line or "Sort" in line for line in plan), plan
 
 
 async def test_an_incident_of_a_worker_that_is_gone_closes(stage: Stage):
     await stage.register(triggered("mail"))
     await add(stage, rule(kinds=[AlertKind.NO_NODE]))
-    await look(stage)
+    await look_twice(stage)
     assert await open_kinds(stage) == [("no_node", "mail")]
     await operations.remove(stage.db, "mail", stage.now, ACTOR)
     await settle(stage)

@@ -15,6 +15,7 @@ from jobrunner.policy.alerts import Facts, Seen, decide
 
 T0 = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 CALM = 30.0
+SURE = 10.0
 OPS = AlertRule("ops", frozenset(AlertKind), repeat_seconds=600)
 
 
@@ -34,7 +35,11 @@ def incident(kind: AlertKind = AlertKind.FAILING, **more: Any) -> Incident:
 
 
 def facts(health: str = "failing", **more: Any) -> Facts:
-    return Facts({"mail": Seen("mail", health, **more)})
+    return Facts({"mail": Seen("mail", health, **more)}, suspected=long_suspected())
+
+
+def long_suspected(seconds: float = SURE) -> dict[tuple[AlertKind, str], datetime]:
+    return {(kind, "mail"): T0 - timedelta(seconds=seconds) for kind in AlertKind}
 
 
 def told(seconds_ago: float, count: int = 1, *, is_waiting: bool = False) -> dict[str, Told]:
@@ -42,23 +47,23 @@ def told(seconds_ago: float, count: int = 1, *, is_waiting: bool = False) -> dic
 
 
 def decided(what: Incident, known: Facts, *, rules: list[AlertRule] | None = None) -> alerts.Decided:
-    return decide([OPS] if rules is None else rules, [what], known, T0, CALM)
+    return decide([OPS] if rules is None else rules, [what], known, T0, CALM, SURE)
 
 
 @pytest.mark.parametrize("health", ["failing", "stalled", "late", "slow", "no_node"])
 def test_a_bad_health_opens_an_incident_of_its_own_kind_and_no_other(health: str):
-    found = decide([OPS], [], facts(health), T0, CALM)
+    found = decide([OPS], [], facts(health), T0, CALM, SURE)
     assert [kind for kind, _ in found.opened] == [health]
 
 
 @pytest.mark.parametrize("health", ["disabled", "paused", "degraded", "healthy", "unknown", "of a later release"])
 def test_any_other_health_opens_none(health: str):
-    assert decide([OPS], [], facts(health), T0, CALM).is_nothing
+    assert decide([OPS], [], facts(health), T0, CALM, SURE).is_nothing
 
 
 def test_what_no_rule_asks_for_is_not_opened():
-    assert decide([replace(OPS, workers="other")], [], facts(), T0, CALM).is_nothing
-    assert decide([replace(OPS, kinds=frozenset({AlertKind.SLOW}))], [], facts(), T0, CALM).is_nothing
+    assert decide([replace(OPS, workers="other")], [], facts(), T0, CALM, SURE).is_nothing
+    assert decide([replace(OPS, kinds=frozenset({AlertKind.SLOW}))], [], facts(), T0, CALM, SURE).is_nothing
 
 
 @pytest.mark.parametrize(
@@ -119,14 +124,14 @@ def test_a_backlog_is_judged_by_the_rule_that_minds_first():
     rules = [replace(OPS, backlog_runs=100), replace(OPS, name="few", workers="m*", backlog_runs=10)]
     assert alerts.backlog_limit(rules, "mail") == 10
     assert alerts.backlog_limit(rules, "other") == 100
-    found = decide(rules, [], facts("healthy", waiting_runs=10), T0, CALM)
+    found = decide(rules, [], facts("healthy", waiting_runs=10), T0, CALM, SURE)
     assert [kind for kind, _ in found.opened] == [AlertKind.BACKLOG]
 
 
 @pytest.mark.parametrize("health", ["paused", "disabled"])
 def test_what_somebody_has_stopped_opens_nothing_that_is_over_at_once(health: str):
     seen = facts(health, waiting_runs=5000, disabled_by="operator")
-    for kind, _ in decide([OPS], [], seen, T0, CALM).opened:
+    for kind, _ in decide([OPS], [], seen, T0, CALM, SURE).opened:
         assert not decided(incident(kind, clear_since=T0 - timedelta(hours=1)), seen).closed
 
 
@@ -138,13 +143,28 @@ def test_patterns(patterns: str, name: str, is_one: bool):
     assert alerts.fits(patterns, name) is is_one
 
 
-def test_what_happens_many_times_is_one_with_its_number_and_what_came_last():
-    many = [Happened(AlertKind.DEAD_LETTER, name, name, T0, f"{n}") for n in range(3) for name in ("b", "a")]
-    found = alerts.together(many)
-    assert [(place, what.summary, count) for place, (what, count) in found.items()] == [
-        (("a", AlertKind.DEAD_LETTER), "2", 3),
-        (("b", AlertKind.DEAD_LETTER), "2", 3),
+def test_what_happens_many_times_is_one_with_its_number_what_came_last_and_when_it_began():
+    times = [T0 + timedelta(seconds=seconds) for seconds in (5, 3, 9)]
+    many = [Happened(AlertKind.DEAD_LETTER, name, name, at, at.isoformat()) for at in times for name in ("b", "a")]
+    assert [(what.subject, what.at, count, first) for what, count, first in alerts.together(many)] == [
+        ("a", times[2], 3, times[1]),
+        ("b", times[2], 3, times[1]),
     ]
+
+
+@pytest.mark.parametrize("health", ["stalled", "late", "slow", "no_node"])
+def test_what_may_pass_opens_nothing_before_it_has_lasted(health: str):
+    kind = AlertKind(health)
+    first = decide([OPS], [], replace(facts(health), suspected={}), T0, CALM, SURE)
+    assert (first.opened, first.suspected) == ((), {(kind, "mail"): T0})
+    soon = decide([OPS], [], replace(facts(health), suspected=long_suspected(SURE - 1)), T0, CALM, SURE)
+    assert (soon.opened, soon.suspected) == ((), {(kind, "mail"): T0 - timedelta(seconds=SURE - 1)})
+    passed = decide([OPS], [], facts("healthy"), T0, CALM, SURE)
+    assert (passed.opened, passed.suspected) == ((), {})
+
+
+def test_a_failure_is_no_matter_of_time():
+    assert decide([OPS], [], replace(facts(), suspected={}), T0, CALM, SURE).opened
 
 
 @pytest.mark.parametrize("kind", sorted(alerts.OF_HEALTH | {AlertKind.BACKLOG}))

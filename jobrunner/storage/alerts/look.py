@@ -1,11 +1,13 @@
 """The look: finding incidents that last, and those that are over, some workers at a time.
 
-Any node looks, each few seconds. It reads in one snapshot, without a lock, then writes what `policy.alerts` decides in
-one transaction that begins by proving that no other node has looked meanwhile: the rule that comes first by name holds
-the time of the last look, and only who finds there what it has read may change it. Who does not has looked in vain.
+Any node looks, each few seconds. It reads in some parts, each a snapshot, without a lock; a part that fails leaves its
+facts unknown, and the others are judged all the same. Then it writes what `policy.alerts` decides in one transaction
+that begins by proving that no other node has looked meanwhile: the rule that comes first by name holds the time of the
+last look, and only who finds there what it has read may change it. Who does not has looked in vain.
 
-Each look takes the next workers in the order of names, as many as can be read in a quarter of a second, and those with
-an open incident. Where it ended stands in the same row, so that the looks of all nodes together go round.
+Each look takes the next workers in the order of names, as many as can be read in a quarter of a second, those with an
+open incident, and those that are suspected; each node remembers what it suspects itself. Where a look ended stands in
+the same row, so that the looks of all nodes together go round.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
+from jobrunner.errors import is_outage
 from jobrunner.model.alerts import AlertKind, AlertRule, Happened, Incident, MessageKind, Told
 from jobrunner.policy.alerts import (
     OF_HEALTH,
@@ -30,22 +34,29 @@ from jobrunner.policy.alerts import (
     summary_of,
     wants,
 )
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.reading.status import worker_status
 from jobrunner.storage.records.alerts import message_row, open_incident, read_rules, write_messages
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.alert_tables import IS_OPEN
+from jobrunner.storage.tables.kept_tables import LETTER_IS_OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.policy.alerts import Place
     from jobrunner.storage.database.database import Database
 
+T = TypeVar("T")
 _FIRST_PAGE, _LEAST_PAGE, _LARGEST_PAGE = 200, 20, 5000
 _LONG_SECONDS, _SHORT_SECONDS = 0.25, 0.05
 _MOST_INCIDENTS = 500
+_MOST_LETTERS = 100  # of a worker: so many may stand out of the order of their times
+_MOST_SUSPECTED = 5000
+_NOBODY: tuple[dict[str, Seen], frozenset[str]] = {}, frozenset()
 _OPEN: sa.ColumnElement[bool] = sa.literal_column(IS_OPEN)
 _LASTING = OF_HEALTH | {AlertKind.BACKLOG}
 
@@ -60,14 +71,32 @@ class _Last:
 
 
 class Look:
-    """Looks with one database; see the module. It remembers how many workers it can read, and which incidents."""
+    """Looks with one database; see the module.
 
-    def __init__(self, db: Database, interval_seconds: float, calm_seconds: float) -> None:
+    It remembers how many workers it can read, which incidents, and what it suspects. `on_trouble` is told of a part of
+    a look that failed while the database can be used.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        interval_seconds: float,
+        calm_seconds: float,
+        sure_seconds: float,
+        on_trouble: Callable[[Exception], None],
+    ) -> None:
         self._db = db
         self._interval = interval_seconds
         self._calm = calm_seconds
+        self._sure = sure_seconds
+        self._on_trouble = on_trouble
         self._page = _FIRST_PAGE
         self._after_incident = 0
+        self._suspected: Mapping[Place, datetime] = {}
+
+    def forget(self) -> None:
+        """Suspect nothing any more: what was seen before an outage of the database says nothing about what is."""
+        self._suspected = {}
 
     async def look(self, now: datetime) -> bool:
         """Look, unless a node has just done so; say whether there is any rule."""
@@ -77,21 +106,47 @@ class Look:
             return False
         if last.at is not None and abs(now - last.at) < timedelta(seconds=self._interval * 0.9):
             return True
-        began, count = time.monotonic(), 0
+        async with self._db.read() as conn:
+            rules = await read_rules(conn)
+            incidents = await self._incidents(conn)
+        # Each part sees what is at least as new as the incidents: one that has happened again since is not closed.
+        unseen: tuple[dict[str, Seen], str] = {}, last.to
+        workers, to = await self._part(lambda conn: self._workers(conn, rules, last.to), unseen)
+        named = {each.worker for each in incidents if each.worker is not None} - workers.keys()
+        more, gone = await self._part(lambda conn: _named(conn, rules, named), _NOBODY)
+        workers |= more
+        facts = Facts(
+            workers,
+            gone,
+            await self._part(lambda conn: _resolved(conn, incidents), frozenset()),
+            await self._part(lambda conn: _live(conn, incidents), frozenset()),
+            self._suspected,
+            await self._part(lambda conn: _known(conn, workers), frozenset()),
+        )
+        decided = decide(rules, incidents, facts, now, self._calm, self._sure)
+        async with self._db.write() as conn:
+            is_first = await _is_first(conn, last, now, to)
+            if is_first and not decided.is_nothing:
+                await _write(self._db, conn, rules, incidents, decided, now)
+        self._suspect(decided, workers, is_written=is_first)
+        return True
+
+    async def _part(self, read: Callable[[AsyncConnection], Awaitable[T]], unknown: T) -> T:
+        """Return what `read` does, or `unknown` if it fails while the database can be used."""
         try:
             async with self._db.read() as conn:
-                rules = await read_rules(conn)
-                incidents = await self._incidents(conn)
-                seen, to = await self._workers(conn, rules, last.to)
-                count = len(seen)
-                facts = await _facts(conn, incidents, seen, rules)
-        finally:  # one that was given up for the time it took is followed by a smaller one
-            self._fit_page(time.monotonic() - began, count)
-        decided = decide(rules, incidents, facts, now, self._calm)
-        async with self._db.write() as conn:
-            if await _is_first(conn, last, now, to) and not decided.is_nothing:
-                await _write(self._db, conn, rules, incidents, decided, now)
-        return True
+                return await read(conn)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            self._on_trouble(error)
+            return unknown
+
+    def _suspect(self, decided: Decided, seen: Collection[str], *, is_written: bool) -> None:
+        """Keep what was suspected of workers that were not seen now, and what was not written."""
+        opened = set() if is_written else {(kind, each.worker) for kind, each in decided.opened}
+        kept = {p: since for p, since in self._suspected.items() if p[1] not in seen or p in opened}
+        self._suspected = dict(islice((kept | dict(decided.suspected)).items(), _MOST_SUSPECTED))
 
     async def _incidents(self, conn: AsyncConnection) -> list[Incident]:
         """Return the next open incidents by id, beginning anew after the last."""
@@ -115,19 +170,32 @@ class Look:
             for row in rows
         ]
 
-    async def _workers(self, conn: AsyncConnection, rules: Sequence[AlertRule], after: str) -> tuple[list[Seen], str]:
-        """Return how the next workers are, if any rule asks for it, and the name of the last; none at the end."""
+    async def _workers(
+        self, conn: AsyncConnection, rules: Sequence[AlertRule], after: str
+    ) -> tuple[dict[str, Seen], str]:
+        """Return how the suspected workers are and the next ones, if any rule asks for it, and the name to go on from.
+
+        At the end of all that name is empty.
+        """
         if not any(rule.kinds & _LASTING for rule in rules):
-            return [], ""
+            return {}, ""
         v = worker_status()
-        statement = _seen(rules).where(v.c.name > after).order_by(v.c.name).limit(self._page)
-        seen = [_seen_of(row) for row in await conn.execute(statement)]
-        return seen, seen[-1].worker if len(seen) == self._page else ""
+        began, count = time.monotonic(), 0
+        try:
+            names = [name for _, name in sorted(self._suspected, key=self._suspected.__getitem__)]
+            held = list(dict.fromkeys(names))[: self._page]
+            seen = await _read_seen(conn, _seen(rules).where(v.c.name.in_(held))) if held else {}
+            most = max(self._page - len(held), _LEAST_PAGE)
+            page = await _read_seen(conn, _seen(rules).where(v.c.name > after).order_by(v.c.name).limit(most))
+            count = len(seen) + len(page)
+        finally:  # one that was given up for the time it took is followed by a smaller one
+            self._fit_page(time.monotonic() - began, count)
+        return seen | page, list(page)[-1] if len(page) == most else ""
 
     def _fit_page(self, seconds: float, count: int) -> None:
         if seconds > _LONG_SECONDS:
             self._page = max(self._page // 2, _LEAST_PAGE)
-        elif seconds < _SHORT_SECONDS and count == self._page:
+        elif seconds < _SHORT_SECONDS and count >= self._page:
             self._page = min(self._page * 2, _LARGEST_PAGE)
 
 
@@ -165,36 +233,54 @@ def _seen_of(row: Any) -> Seen:
     return Seen(name, health, waiting or 0, disabled_by, circuit or "closed", failures or 0, error)
 
 
-async def _facts(
-    conn: AsyncConnection, incidents: Sequence[Incident], seen: Sequence[Seen], rules: Sequence[AlertRule]
-) -> Facts:
-    """Read the rest of what the incidents must be judged by."""
-    workers = {each.worker: each for each in seen}
-    named = {incident.worker for incident in incidents if incident.worker is not None} - workers.keys()
-    v = worker_status()
-    if named:
-        rows = await conn.execute(_seen(rules).where(v.c.name.in_(sorted(named))))
-        workers |= {each.worker: each for each in map(_seen_of, rows)}
-    letters = [incident for incident in incidents if incident.kind is AlertKind.DEAD_LETTER]
-    hosts = {incident.subject for incident in incidents if incident.kind is AlertKind.NODE_LOST}
-    return Facts(workers, frozenset(named - workers.keys()), await _resolved(conn, letters), await _live(conn, hosts))
+async def _read_seen(conn: AsyncConnection, statement: sa.Select[Any]) -> dict[str, Seen]:
+    return {each.worker: each for each in map(_seen_of, await conn.execute(statement))}
+
+
+async def _named(
+    conn: AsyncConnection, rules: Sequence[AlertRule], names: Collection[str]
+) -> tuple[dict[str, Seen], frozenset[str]]:
+    """Return how the workers of incidents are, and which of them are gone."""
+    if not names:
+        return _NOBODY
+    found = await _read_seen(conn, _seen(rules).where(worker_status().c.name.in_(sorted(names))))
+    return found, frozenset(names - found.keys())
+
+
+async def _known(conn: AsyncConnection, names: Collection[str]) -> frozenset[Place]:
+    """Return the open incidents of workers that last."""
+    a = t.alerts
+    found = sa.select(a.c.kind, a.c.subject).where(_OPEN, a.c.kind.in_(sorted(_LASTING)))
+    rows = await conn.execute(found.where(a.c.subject.in_(sorted(names)))) if names else ()
+    return frozenset((AlertKind(row.kind), row.subject) for row in rows)
 
 
 async def _resolved(conn: AsyncConnection, incidents: Sequence[Incident]) -> frozenset[int]:
-    """Return which incidents have no open dead letter that came since they began."""
+    """Return which incidents have no open dead letter that came since they began.
+
+    Only the newest open letters of a worker are asked: they are in the order of the writes, nearly that of the times.
+    """
     d, a = t.dead_letters, t.alerts
-    if not incidents:
+    ids = [incident.id for incident in incidents if incident.kind is AlertKind.DEAD_LETTER]
+    if not ids:
         return frozenset()
-    is_open = sa.exists().where(
-        d.c.worker == a.c.worker, d.c.died_at >= a.c.opened_at, sa.literal_column("dead_letters.status = 'open'")
+    newest = (
+        sa.select(d.c.died_at)
+        .where(sa.literal_column(LETTER_IS_OPEN), same(d.c.worker, a.c.worker))
+        .order_by(d.c.worker.desc(), d.c.id.desc())
+        .limit(_MOST_LETTERS)
+        .correlate(a)
+        .subquery()
     )
-    ids = [incident.id for incident in incidents]
+    is_open = sa.exists().where(newest.c.died_at >= a.c.opened_at).correlate(a)
     rows = await conn.execute(sa.select(a.c.id).where(a.c.id.in_(ids), sa.not_(is_open)))
     return frozenset(rows.scalars())
 
 
-async def _live(conn: AsyncConnection, hosts: Collection[str]) -> frozenset[str]:
+async def _live(conn: AsyncConnection, incidents: Sequence[Incident]) -> frozenset[str]:
+    """Return which hosts that have lost a node have a live one."""
     n = t.nodes
+    hosts = {incident.subject for incident in incidents if incident.kind is AlertKind.NODE_LOST}
     if not hosts:
         return frozenset()
     live: sa.ColumnElement[bool] = sa.literal_column("nodes.state IN ('active', 'draining')")

@@ -13,6 +13,7 @@ from jobrunner.errors import DatabaseError
 from jobrunner.model.alerts import AlertKind, MessageKind
 from jobrunner.policy.alerts import link_to, tail
 from jobrunner.policy.words import first_line
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import to_json
@@ -105,7 +106,8 @@ async def _last_words(conn: AsyncConnection, worker: str | None, detail: Any) ->
     if isinstance(run_id, int):
         statement = sa.select(*columns).where(h.c.run_id == run_id).order_by(h.c.id.desc())
     else:
-        statement = sa.select(*columns).where(h.c.worker == worker).order_by(h.c.id.desc())
+        mine = sa.select(*columns).where(same(h.c.worker, sa.literal(worker)))
+        statement = mine.order_by(h.c.worker.desc(), h.c.id.desc())
     for row in await conn.execute(statement.limit(_ROWS_LOOKED_AT)):
         if row.error is not None:
             error = first_line(row.error)

@@ -15,7 +15,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from jobrunner.errors import DatabaseError, DatabaseUnavailable, ReadTooLong, SchemaMissing
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, GaveWay, ReadTooLong, SchemaMissing
 from jobrunner.storage.database.rowsets import PostgresRows, SqliteRows
 
 if TYPE_CHECKING:
@@ -307,7 +307,9 @@ class PostgresDialect(PostgresRows):
             )
         if state in _REFUSED:
             return DatabaseError(f"{where} refuses: {self._said(exc)}; {_REFUSED[state]}")
-        if self.is_disconnect(exc) or state[:2] in {"53", "58"} or state in _GAVE_WAY:
+        if state in _GAVE_WAY:
+            return GaveWay(f"{where}: {self._said(exc)}; nothing was written; try again")
+        if self.is_disconnect(exc) or state[:2] in {"53", "58"}:
             return DatabaseUnavailable(f"{where}: {self._said(exc)}; {_advice(state)}")
         return None
 
@@ -374,8 +376,6 @@ def _advice(state: str) -> str:
         return "raise max_connections, or lower the number of nodes or their pools"
     if state in {"53100", "58030"}:
         return "free space on the server's disk"
-    if state in _GAVE_WAY:
-        return "nothing was written; try again"
     if state == "25006":
         return "the server takes no writes now (a standby, or full?)"
     return "try again once the server is up"

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.alert_tables import IS_OPEN, IS_WAITING
+from jobrunner.storage.tables.alert_tables import IS_OPEN, IS_SENT, IS_WAITING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,7 +23,10 @@ async def list_rules(conn: AsyncConnection) -> list[dict[str, Any]]:
     mine = d.c.rule == r.c.name
     waiting = sa.select(sa.func.count()).where(mine, _WAITING).scalar_subquery()
     failed = sa.select(d.c.last_error).where(mine, _WAITING).order_by(d.c.id).limit(1).scalar_subquery()
-    sent = sa.select(sa.func.max(d.c.sent_at)).where(mine).scalar_subquery()
+    # They are sent in order, so that the newest of those that were sent is the last.
+    is_sent: sa.ColumnElement[bool] = sa.literal_column(IS_SENT)
+    newest = sa.select(d.c.sent_at).where(same(d.c.rule, r.c.name), is_sent).order_by(d.c.rule.desc(), d.c.id.desc())
+    sent = newest.limit(1).scalar_subquery()
     statement = sa.select(
         *(r.c[name] for name in _SHOWN),
         waiting.label("waiting"),

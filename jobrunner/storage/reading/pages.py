@@ -16,7 +16,6 @@ from jobrunner.policy.upcoming import Upcoming
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.reading.incidents import list_incidents
 from jobrunner.storage.reading.status import planned_run, read_active, read_firings
-from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import list_letters
 from jobrunner.storage.runs.fact_statements import PRIORITIES
@@ -60,15 +59,6 @@ def letter_pages(db: Database, *, worker: str | None, status: str | None) -> Asy
     def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
         before = None if last is None else last["id"]
         return list_letters(conn, worker=worker, status=status, limit=PAGE_ROWS, before_id=before)
-
-    return _pages(db, read)
-
-
-def audit_pages(db: Database, worker: str | None, **narrowed: Any) -> AsyncIterator[list[Row]]:
-    """Yield all of the audit log, the newest first, narrowed as by `read_audits`."""
-
-    def read(conn: AsyncConnection, last: Row | None) -> Awaitable[list[Row]]:
-        return read_audits(conn, worker, PAGE_ROWS, None if last is None else last["id"], **narrowed)
 
     return _pages(db, read)
 

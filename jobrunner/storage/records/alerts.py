@@ -42,17 +42,19 @@ async def arise(conn: AsyncConnection, dialect: Dialect, happened: Sequence[Happ
     rules = await read_rules(conn)
     wanted = [each for each in happened if any(wants(rule, each.kind, each.worker) for rule in rules)]
     messages = []
-    for each, count in together(wanted).values():
-        alert_id, is_new = await _note_incident(conn, dialect, each, count)
+    for each, count, first_at in together(wanted):
+        alert_id, is_new = await _note_incident(conn, dialect, each, count, first_at)
         if is_new:
             told = [rule.name for rule in rules if wants(rule, each.kind, each.worker)]
             messages += [message_row(alert_id, rule, MessageKind.OPEN, count, each.at) for rule in told]
     await write_messages(conn, dialect, messages)
 
 
-async def _note_incident(conn: AsyncConnection, dialect: Dialect, what: Happened, count: int) -> tuple[int, bool]:
+async def _note_incident(
+    conn: AsyncConnection, dialect: Dialect, what: Happened, count: int, first_at: datetime
+) -> tuple[int, bool]:
     """Open an incident, or count `what` in the open one; return its id, and whether it is new."""
-    alert_id, total = (await conn.execute(_upsert(dialect), _row(what, count))).one()
+    alert_id, total = (await conn.execute(_upsert(dialect), _row(what, count, first_at))).one()
     return alert_id, total == count
 
 
@@ -62,16 +64,16 @@ async def open_incident(conn: AsyncConnection, dialect: Dialect, what: Happened)
     insert = dialect.insert(a).on_conflict_do_nothing(
         index_elements=[a.c.kind, a.c.subject], index_where=sa.text(IS_OPEN)
     )
-    row = (await conn.execute(insert.returning(a.c.id), _row(what, 1))).first()
+    row = (await conn.execute(insert.returning(a.c.id), _row(what, 1, what.at))).first()
     return None if row is None else row.id
 
 
-def _row(what: Happened, count: int) -> dict[str, Any]:
+def _row(what: Happened, count: int, first_at: datetime) -> dict[str, Any]:
     return {
         "kind": str(what.kind),
         "worker": what.worker,
         "subject": what.subject,
-        "opened_at": what.at,
+        "opened_at": first_at,
         "last_at": what.at,
         "closed_at": what.at if what.kind is AlertKind.CLOSED else None,  # over as soon as it is told
         "count": count,
@@ -86,6 +88,8 @@ def _upsert(dialect: Dialect) -> Any:
     insert = dialect.insert(a)
     new = insert.excluded
     latest = sa.case((new.last_at > a.c.last_at, new.last_at), else_=a.c.last_at)
+    # What was kept through an outage, or comes from another clock, may have happened before what is written already.
+    earliest = sa.case((new.opened_at < a.c.opened_at, new.opened_at), else_=a.c.opened_at)
     # A count that was written by hand must not keep the end of a run from being written.
     most: sa.ColumnElement[int] = sa.literal_column(str(MAX_BIG_COUNT // 2))
     total = sa.case((a.c.count < most, a.c.count + new.count), else_=a.c.count)
@@ -94,6 +98,7 @@ def _upsert(dialect: Dialect) -> Any:
         index_where=sa.text(IS_OPEN),
         set_={
             "count": total,
+            "opened_at": earliest,
             "last_at": latest,
             "detail": new.detail,
             "clear_since": sa.null(),

@@ -98,6 +98,8 @@ alert_deliveries = sa.Table(
 )
 IS_WAITING = "sent_at IS NULL AND given_up_at IS NULL"
 partial_index("ix_alert_deliveries_waiting", alert_deliveries.c.rule, alert_deliveries.c.id, where=IS_WAITING)
+IS_SENT = "alert_deliveries.sent_at IS NOT NULL"
+partial_index("ix_alert_deliveries_sent", alert_deliveries.c.rule, alert_deliveries.c.id, where="sent_at IS NOT NULL")
 for _once in (MessageKind.OPEN, MessageKind.CLOSE):
     partial_index(
         f"uq_alert_deliveries_{_once}",

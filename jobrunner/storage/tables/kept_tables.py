@@ -99,6 +99,9 @@ dead_letters = sa.Table(
     sqlite_strict=True,
 )
 
+# Said so, and not by `status`: SQLite would take the index of that, and go through the open letters of everybody.
+LETTER_IS_OPEN = "dead_letters.resolved_at IS NULL"
+partial_index("ix_dead_letters_open", dead_letters.c.worker, dead_letters.c.id, where="resolved_at IS NULL")
 # From a run that was replayed to the letter it replays.
 partial_index("ix_dead_letters_replay_run_id", dead_letters.c.replay_run_id, where="replay_run_id IS NOT NULL")
 

@@ -22,6 +22,11 @@ class _IsLike(FunctionElement[Any]):
     inherit_cache = True
 
 
+class _Contains(FunctionElement[Any]):
+    name = "contains"
+    inherit_cache = True
+
+
 def is_one_of(column: sa.ColumnElement[str], patterns: Sequence[str]) -> sa.ColumnElement[bool]:
     """Return the condition that a name is one of these, or fits one of these with `*`."""
     names = [pattern for pattern in patterns if "*" not in pattern]
@@ -32,7 +37,14 @@ def is_one_of(column: sa.ColumnElement[str], patterns: Sequence[str]) -> sa.Colu
 
 def contains(column: sa.ColumnElement[str], text: str) -> sa.ColumnElement[bool]:
     """Return the condition that a text holds another, whatever the case of its letters."""
-    return sa.func.lower(column).like(f"%{text.lower().translate(_ESCAPED)}%", escape="\\")
+    return sa.type_coerce(_Contains(column, sa.literal(f"%{text.translate(_ESCAPED)}%")), sa.Boolean)
+
+
+@compiles(_Contains)
+def _like_folded(element: _Contains, compiler: SQLCompiler, **options: Any) -> str:
+    """Both are lowered by the database: Python lowers all letters, SQLite only those of ASCII."""
+    text, pattern = (compiler.process(part, **options) for part in element.clauses)
+    return f"lower({text}) LIKE lower({pattern}) ESCAPE '\\'"
 
 
 @compiles(_IsLike)

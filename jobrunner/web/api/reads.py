@@ -25,11 +25,10 @@ from jobrunner.storage.reading.hidden import read_all_hidden
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.past import explain_at
-from jobrunner.storage.reading.search import Found, search_history, search_letters, search_runs
+from jobrunner.storage.reading.search import Found, search_audits, search_history, search_letters, search_runs
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.reading.worst import by_harm, read_worst
-from jobrunner.storage.records.audit import read_audits
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
 from jobrunner.storage.tables.types import to_json as time_to_json
@@ -235,18 +234,17 @@ async def nodes(ask: Ask) -> Page:
 
 async def audit(ask: Ask) -> Page:
     """`jobrunner admin audit`: who decided what, the newest first."""
-    limit = ask.fields["limit"]
     async with ask.desk.reading() as conn:
-        rows = await read_audits(
+        found = await search_audits(
             conn,
-            ask.fields["worker"],
-            limit + 1,
+            ask.fields["limit"],
             ask.fields["after"],
+            worker=ask.fields["worker"],
             since=ask.fields["since"],
             actions=ask.fields["action"] or (),
             actor=ask.fields["actor"],
         )
-        return _by_id(await ask.shown(conn, rows), limit)
+        return _found(found, await ask.shown(conn, found.rows))
 
 
 async def search_page(ask: Ask, kind: str, search: Search) -> Page:
@@ -272,7 +270,10 @@ async def search_page(ask: Ask, kind: str, search: Search) -> Page:
             return found.rows
 
         rows, _ = await in_pieces(ask.fields["limit"], read)
-        shown = await ask.shown(conn, rows)
+        return _found(found, await ask.shown(conn, rows))
+
+
+def _found(found: Found, shown: list[dict[str, Any]]) -> Page:
     return Page(shown, None if found.after is None else str(found.after), found.searched, _id_token)
 
 
