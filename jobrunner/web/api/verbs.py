@@ -11,12 +11,16 @@ from jobrunner.policy.near import did_you_mean
 from jobrunner.storage import bulk
 from jobrunner.storage.reading.hidden import read_hidden
 from jobrunner.storage.reading.standing import read_standing
-from jobrunner.storage.reading.status import read_worker
+from jobrunner.storage.reading.status import read_worker, require_workers
 from jobrunner.storage.runs.dead_letters import read_letter
 from jobrunner.web.access import Level
+from jobrunner.web.answers import Forbidden
 from jobrunner.web.api.reads import refuse_hidden
 
 if TYPE_CHECKING:
+    from jobrunner.policy.filters import Filter
+    from jobrunner.storage.database.dialect import Dialect
+    from jobrunner.storage.runs.transaction import AsyncConnection
     from jobrunner.web.api.ask import Ask
 
 _TRIGGER_OPTIONS = ("at", "key", "key_scope", "priority", "force")
@@ -124,7 +128,10 @@ async def begin_bulk(ask: Ask) -> dict[str, Any]:
     action, text, expected = ask.fields["action"], ask.fields["filter"], ask.fields["expected"]
     async with ask.desk.database() as db:
         async with db.read() as conn:
-            await refuse_hidden(ask, conn, bulk.read_filter(action, text, ask.now))
+            asked = bulk.read_filter(action, text, ask.now)
+            await refuse_hidden(ask, conn, asked)
+            if asked.payload and action != "cancel" and ask.level < Level.ADMIN:
+                await _require_named(conn, db.dialect, asked)
         seen = await bulk.preview(db, action, text, ask.now)
         async with db.read() as conn:
             examples = await ask.shown(conn, seen.examples)
@@ -137,6 +144,18 @@ async def begin_bulk(ask: Ask) -> dict[str, Any]:
         reason, rate = ask.fields["reason"], ask.fields["rate"]
         bulk_id = await bulk.begin(db, seen, ask.now, ask.actor, reason=reason, rate=rate)
     return await _operation(ask, bulk_id)
+
+
+async def _require_named(conn: AsyncConnection, dialect: Dialect, asked: Filter) -> None:
+    """Pass a search in letters' payloads that names workers which exist: what a removed one hid nobody knows.
+
+    Raises:
+        Forbidden: it may find letters of others.
+        WorkerNotFound: there is no such worker.
+    """
+    if not asked.worker or any("*" in name for name in asked.worker):
+        raise Forbidden("only an administrator may look into the letters of all workers; name them: worker:NAME")
+    await require_workers(conn, dialect, asked.worker)
 
 
 async def stop_bulk(ask: Ask) -> dict[str, Any]:
