@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from jobrunner import Discard, Snooze, WorkerConfig, WorkerExecutionMode
+from jobrunner.errors import WorkerNotFound
 from jobrunner.model.worker import Isolation
 from jobrunner.storage.runs.enqueue import Request, enqueue
 from jobrunner.storage.workers import commands
@@ -317,6 +318,25 @@ async def test_a_processor_that_raises_harms_no_run(house, spans):
     await orchestrator.start()
     (end,) = await house.attempts(1)
     assert end.ends_run == "succeeded"
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+async def test_a_processor_that_raises_keeps_no_trigger_from_being_told(house, spans, moment):
+    def broken(*_args, **_more):
+        raise RuntimeError("broken")
+
+    processor = SimpleSpanProcessor(InMemorySpanExporter())
+    setattr(processor, moment, broken)
+    spans.provider.add_span_processor(processor)
+    orchestrator = house.orchestrator()
+    orchestrator.register_worker("a", tasks.nothing, execution_mode="triggered")
+    await orchestrator.register_definitions()
+    before = trace.get_current_span()
+    run_ids = [await orchestrator.trigger_worker("a"), *await orchestrator.trigger_many("a", [None, None])]
+    assert len(set(run_ids)) == 3
+    assert trace.get_current_span() is before
+    with pytest.raises(WorkerNotFound):
+        await orchestrator.trigger_worker("nobody")
 
 
 async def test_without_a_provider_nothing_is_made_and_a_context_goes_through(house, monkeypatch):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from jobrunner.errors import UsageError
+from jobrunner.model.schedule import Missed
 from jobrunner.policy import filters
 from jobrunner.policy.filters import ENDS_ASKED_FOR, Filter, parse_filter
+from jobrunner.storage.alerts import message
 from jobrunner.storage.reading import search
+from jobrunner.storage.records.audit import audit_row, write_audits
+from jobrunner.storage.records.history import missed_row, write_missed
 from tests.support.stage import Stage, triggered
 
 _NAMES = ["send-a", "send-b", "other", "send_c"]
@@ -126,3 +132,91 @@ async def test_letters_and_live_runs_are_found_too(stage: Stage):
         }.items():
             rows = (await search.search_runs(conn, parse_filter(text, "runs", stage.now), 99)).rows
             assert [row["id"] for row in rows] == [row["id"] for row in live if fits(row)] != [], text
+
+
+async def test_what_was_written_long_after_its_time_is_found_by_it(stage: Stage):
+    await stage.register(triggered("mail"))
+    minutes = [12, 5, 20, 180]  # in the order of the writes: what ended in an outage was kept, and written after it
+    times = {minute: stage.now + timedelta(minutes=minute) for minute in minutes}
+    once = Missed(stage.now, stage.now, 1, "for the test")
+    async with stage.db.write() as conn:
+        await write_missed(conn, [missed_row("mail", once, times[minute]) for minute in minutes])
+    between = stage.now + timedelta(minutes=10)
+    async with stage.db.read() as conn:
+        for asked, wanted in (
+            (Filter(until=between), [5]),
+            (Filter(since=between), [180, 20, 12]),
+            (Filter(since=between, until=times[20]), [20, 12]),
+            (Filter(until=between, worker=("mail",)), [5]),
+        ):
+            found = (await search.search_history(conn, asked, 10)).rows
+            assert [row["finished_at"] for row in found] == [times[minute] for minute in wanted], asked
+
+
+async def test_a_part_of_an_error_is_found_whatever_its_letters(stage: Stage):
+    await stage.register(triggered("mail", max_running=5, max_retries=0, max_consecutive_failures=100))
+    await stage.join("n1")
+    for error in ("Über den Wolken", "über den Wolken", "No Such File", "100\\% OF IT"):
+        await stage.trigger("mail")
+        await stage.fail(await stage.start_one(), error=error)
+    async with stage.db.read() as conn:
+        for asked, wanted in (
+            ("Über", "Über den Wolken"),
+            ("über DEN", "über den Wolken"),
+            ("no such", "No Such File"),
+        ):
+            found = (await search.search_history(conn, Filter(error=asked), 10)).rows
+            assert wanted in [row["error"] for row in found], asked
+        assert len((await search.search_history(conn, Filter(error="100\\% of"), 10)).rows) == 1
+
+
+async def test_decisions_are_looked_for_in_a_window_and_no_further_than_their_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search, "WINDOW_ROWS", 20)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    hours = [50, *(40 - n / 2 for n in range(60))]
+    async with stage.db.write() as conn:
+        rows = [audit_row("set", "mail", {}, stage.now - timedelta(hours=each), "ann@here") for each in hours]
+        rows[0] |= {"actor": "bob@here", "action": "pause"}
+        await write_audits(conn, rows)
+    async with stage.db.read() as conn:
+        first = await search.search_audits(conn, 5, actor="bob")
+        assert (first.rows, first.searched) == ([], 20)
+        found, after, pages = [], first.after, 1
+        while after is not None:
+            page = await search.search_audits(conn, 5, after, actor="bob", actions=["pause"])
+            found, after, pages = found + page.rows, page.after, pages + 1
+        assert [row["actor"] for row in found] == ["bob@here"]
+        assert pages == 4
+        recent = await search.search_audits(conn, 5, since=stage.now - timedelta(hours=1), worker="mail")
+        assert recent == search.Found([], None)
+        some = await search.search_audits(conn, 100, since=stage.now - timedelta(hours=12))
+        assert len(some.rows) == 4
+
+
+async def test_the_newest_of_a_worker_that_has_nearly_all_rows_are_not_looked_for_among_all(stage: Stage):
+    await stage.register(triggered("mail"), triggered("post"))
+    at = "'2026-03-02 12:00:00.000000'" if stage.db.is_sqlite else "now()"
+    await stage.sql(
+        "INSERT INTO {p}run_history (worker, trigger, outcome, is_forced, scheduled_for, due_at, finished_at,"
+        " occurrences) WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000)"
+        f" SELECT CASE n % 100 WHEN 0 THEN 'post' ELSE 'mail' END, 'schedule', 'missed', false, {at}, {at}, {at}, 1"
+        " FROM c"
+    )
+    await stage.sql("ANALYZE {p}run_history")
+    explain = "EXPLAIN QUERY PLAN" if stage.db.is_sqlite else "EXPLAIN"
+    async with stage.db.read() as conn:
+        asked: list[Any] = []
+
+        def note(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+            asked.append((statement, values))
+
+        sa.event.listen(conn.sync_connection, "before_cursor_execute", note)
+        await search.search_history(conn, Filter(worker=("mail",), error="no luck"), 5)
+        await search.search_history(conn, Filter(worker=("mail",)), 5)
+        await message._last_words(conn, "mail", {})
+        for statement, values in asked[:]:
+            if "ORDER BY" in statement:
+                plan = [str(row[-1]) for row in (await conn.exec_driver_sql(f"{explain} {statement}", values)).all()]
+                assert not any("pk_run_history" in line and "Backward" in line for line in plan), plan

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from jobrunner.model.past import Passed, Past, Spell, Switch
 from jobrunner.model.run import EndsRun, OutcomeKind, Trigger
 from jobrunner.policy.past_states import SWITCHES, config_at
-from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.database.rowsets import built_once, same
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
@@ -122,7 +122,7 @@ def _statements(dialect: Dialect) -> _Statements:
     moment = sa.bindparam("at", type_=UtcDateTime())
     pivot = sa.bindparam("pivot", type_=sa.BigInteger())
     name = sa.bindparam("name", type_=sa.Text())
-    mine = sa.select(*(h.c[column] for column in _HISTORY)).where(h.c.worker == name)
+    mine = sa.select(*(h.c[column] for column in _HISTORY)).where(same(h.c.worker, name))
     others = (h.c.id, h.c.run_id, h.c.node_id, h.c.started_at, h.c.finished_at)
     return _Statements(
         live=dialect.first_waiting("names", _number(_MOST_WAITING), PRIORITIES, live, is_due=None),
@@ -136,11 +136,11 @@ def _statements(dialect: Dialect) -> _Statements:
         .where(h.c.finished_at <= moment)
         .order_by(h.c.finished_at.desc())
         .limit(_number(_OUT_OF_ORDER)),
-        before=mine.where(h.c.id < pivot).order_by(h.c.id.desc()).limit(_number(WINDOW_ROWS)),
-        after=mine.where(h.c.id >= pivot).order_by(h.c.id).limit(_number(WINDOW_ROWS)),
+        before=mine.where(h.c.id < pivot).order_by(h.c.worker.desc(), h.c.id.desc()).limit(_number(WINDOW_ROWS)),
+        after=mine.where(h.c.id >= pivot).order_by(h.c.worker, h.c.id).limit(_number(WINDOW_ROWS)),
         switches=sa.select(a.c.at, a.c.action, a.c.actor, a.c.detail)
-        .where(a.c.worker == name)
-        .order_by(a.c.id.desc())
+        .where(same(a.c.worker, name))
+        .order_by(a.c.worker.desc(), a.c.id.desc())
         .limit(_number(_MOST_DECISIONS)),
     )
 

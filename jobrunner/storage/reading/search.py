@@ -196,12 +196,7 @@ def _of_history(asked: Filter) -> Conditions:
 def _of_all(asked: Filter, table: sa.Table) -> Conditions:
     """Return the conditions that all three kinds know."""
     c = table.c
-    time = c.finished_at if "finished_at" in c else c.died_at if "died_at" in c else c.created_at
-    conditions: Conditions = []
-    if asked.since is not None:
-        conditions.append(time >= asked.since)
-    if asked.until is not None:
-        conditions.append(time <= asked.until)
+    conditions = _of_times(asked, c)
     if asked.only_worker is not None:
         conditions.append(same(c.worker, sa.literal(asked.only_worker)))
     elif asked.worker:
@@ -220,6 +215,12 @@ def _of_all(asked: Filter, table: sa.Table) -> Conditions:
             raise UsageError("a field of the payload with a quote in its name cannot be filtered by")
         conditions.append(field_text(c.payload, path) == value)
     return conditions
+
+
+def _of_times(asked: Filter, c: sa.ColumnCollection[str, sa.Column[Any]]) -> Conditions:
+    time = c["finished_at" if "finished_at" in c else "died_at" if "died_at" in c else "created_at"]
+    since = [] if asked.since is None else [time >= asked.since]
+    return since if asked.until is None else [*since, time <= asked.until]
 
 
 async def _span(conn: AsyncConnection, asked: Filter, after: int | None) -> tuple[int | None, int | None]:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import USES_UP_AN_ATTEMPT, OutcomeKind, Run, Trigger
 from jobrunner.policy.filters import ENDS_ASKED_FOR
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import to_json as time_to_json
 
@@ -146,7 +147,7 @@ async def read_history(
     h = t.run_history
     conditions: list[sa.ColumnElement[bool]] = []
     if worker is not None:
-        conditions.append(h.c.worker == worker)
+        conditions.append(same(h.c.worker, sa.literal(worker)))
     if since is not None:
         conditions.append(h.c.finished_at >= since)
     if until is not None:
@@ -157,7 +158,10 @@ async def read_history(
         conditions.append(h.c.id.in_(ids))
     # In the order of ids, all of history would be looked through for the few of a time.
     is_by_time = not outcome and worker is None and (since is not None or until is not None)
-    statement = _after(sa.select(h).where(*conditions).limit(limit), before, is_by_time=is_by_time)
+    statement = sa.select(h).where(*conditions).limit(limit)
+    if worker is not None and not outcome:
+        statement = statement.order_by(h.c.worker.desc())
+    statement = _after(statement, before, is_by_time=is_by_time)
     if outcome:
         statement = _ended_as({outcome} if isinstance(outcome, str) else outcome, statement)
     return [dict(row) for row in (await conn.execute(statement)).mappings()]
