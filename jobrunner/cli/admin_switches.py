@@ -102,7 +102,9 @@ class _Chosen:
     """The workers that are meant; if one of the names or patterns is unknown, nothing is changed."""
 
     def __init__(self, given: Sequence[str] | None, is_all: bool, yes: bool, asked: str) -> None:
-        require_one(bool(given), is_all, "give the names of workers or a pattern such as 'send-*', or --all")
+        require_one(
+            bool(given), is_all, "give the names of workers or a pattern such as 'send-*', or --all for every one"
+        )
         self._given = given
         self._yes = yes
         self._asked = asked

@@ -216,7 +216,7 @@ def test_what_does_not_exist_is_exit_code_3(sqlite_cli, args):
         (("disable", "fetch", "--actor", " "), "--actor"),
         (("cancel", "x"), "'[RUN]...'"),
         (("cancel", "0"), "RUN"),
-        (("disable",), "give the names of workers or a pattern such as 'send-*', or --all"),
+        (("disable",), "give the names of workers or a pattern such as 'send-*', or --all for every one"),
         (("enable", "fetch", "--all"), "not both"),
     ],
 )

@@ -220,6 +220,7 @@ def test_without_arguments_it_is_said_what_to_give(sqlite_cli):
     assert said == "give the ids of runs, or --worker WORKER for all live ones of a worker"
     for verb in ("enable", "disable", "pause", "resume"):
         assert (
-            sqlite_cli.refused(2, "admin", verb) == "give the names of workers or a pattern such as 'send-*', or --all"
+            sqlite_cli.refused(2, "admin", verb)
+            == "give the names of workers or a pattern such as 'send-*', or --all for every one"
         )
         assert sqlite_cli.refused(2, "admin", verb, "mail", "--all").endswith(", or --all for every one, not both")

@@ -183,7 +183,8 @@ async def test_decisions_are_looked_for_in_a_window_and_no_further_than_their_ti
     async with stage.db.read() as conn:
         first = await search.search_audits(conn, 5, actor="bob")
         assert (first.rows, first.searched) == ([], 20)
-        found, after, pages = [], first.after, 1
+        found: list[Any] = []
+        after, pages = first.after, 1
         while after is not None:
             page = await search.search_audits(conn, 5, after, actor="bob", actions=["pause"])
             found, after, pages = found + page.rows, page.after, pages + 1
