@@ -128,7 +128,7 @@ def test_on_a_terminal_all_is_drawn_in_place_and_the_terminal_is_left_as_it_was(
 def test_a_terminal_may_be_small_and_may_change_its_size(full):
     with Terminal(full.url, 6, 40, "--every", "1h") as terminal:
         small = terminal.until(FOOT)
-        terminal.resize(24, 100)
+        terminal.resize(60, 100)  # room for the nodes, too, however much there is to say of the workers
         terminal.process.send_signal(signal.SIGWINCH)
         large = terminal.until(b"node-one")
         assert terminal.end(signal.SIGINT) == 130
