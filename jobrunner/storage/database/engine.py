@@ -210,7 +210,7 @@ def _open_postgres(options: Options) -> Engines:
         dialect,
         connect_args=connect_args,
         pool_size=options.pool_size,
-        max_overflow=options.pool_size,
+        max_overflow=0 if options.most_seconds is not None else options.pool_size,  # what people ask gets no more
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
         pool_use_lifo=True,
         isolation_level="READ COMMITTED",

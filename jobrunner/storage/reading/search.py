@@ -79,7 +79,8 @@ async def search_history(conn: AsyncConnection, asked: Filter, limit: int, after
     after, last = await _span(conn, asked, after)
     conditions += [h.c.id >= last] if last is not None else []
     kinds = _kinds(asked)
-    has_index = not (asked.payload or asked.error or asked.node or asked.trigger or asked.attempt)
+    # Beside `until` there may be an hour of later rows to pass by.
+    has_index = not (asked.until or asked.payload or asked.error or asked.node or asked.trigger or asked.attempt)
     if has_index and not kinds and (not asked.worker or asked.only_worker is not None):
         return _page(await _read(conn, h, _of_worker(asked, h), conditions, limit, after), limit)
     if kinds and not set(kinds) & {str(OutcomeKind.SUCCEEDED)}:
