@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason
+from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Reason, Yes
+from jobrunner.cli.inputs import ask_or_refuse
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import note, say, show_json, show_one, show_rows
 from jobrunner.cli.searching import filter_text
-from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.words import counted
@@ -37,7 +38,6 @@ Terms = Annotated[
     ),
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="NUMBER", help="At most so many a second.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show how many it would be, and the newest.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Leave the work to the nodes, and return at once.")]
 BulkId = Annotated[
@@ -45,83 +45,47 @@ BulkId = Annotated[
 ]
 
 
-@app.command("cancel")
-def cancel(
-    ctx: typer.Context,
-    terms: Terms,
-    rate: Rate = bulk.DEFAULT_RATE,
-    reason: Reason = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    detach: Detach = False,
-    actor: Actor = None,
-    as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Cancel the live runs that fit: worker:, state:, trigger:, node:, key:, priority:, attempt:, payload.FIELD:."""
-    order = _Order("cancel", filter_text(terms), rate, reason, actor, yes=yes, dry_run=dry_run, detach=detach)
-    order.give(ctx, database_url, as_json=as_json)
+def _add(action: str, about: str) -> None:
+    """Add the command that does `action`; what the three take is the same."""
+
+    @app.command(action, help=about)
+    def command(
+        ctx: typer.Context,
+        terms: Terms,
+        rate: Rate = bulk.DEFAULT_RATE,
+        reason: Reason = None,
+        yes: Yes = False,
+        dry_run: DryRun = False,
+        detach: Detach = False,
+        actor: Actor = None,
+        as_json: AsJson = False,
+        database_url: DatabaseUrl = None,
+    ) -> None:
+        order = _Order(action, filter_text(terms), rate, reason, context.actor_of(actor), yes, dry_run, detach)
+        order.give(ctx, database_url, as_json=as_json)
 
 
-@app.command("replay")
-def replay(
-    ctx: typer.Context,
-    terms: Terms,
-    rate: Rate = bulk.DEFAULT_RATE,
-    reason: Reason = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    detach: Detach = False,
-    actor: Actor = None,
-    as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Replay the open letters that fit: worker:, since:, until:, error:, trigger:, key:, id:, payload.FIELD:."""
-    order = _Order("replay", filter_text(terms), rate, reason, actor, yes=yes, dry_run=dry_run, detach=detach)
-    order.give(ctx, database_url, as_json=as_json)
+_OF_LETTERS = "worker:, since:, until:, error:, trigger:, key:, id:, payload.FIELD:"
+_add(
+    "cancel",
+    "Cancel the live runs that fit: worker:, state:, trigger:, node:, key:, priority:, attempt:, payload.FIELD:.",
+)
+_add("replay", f"Replay the open letters that fit: {_OF_LETTERS}.")
+_add("discard", f"Discard the open letters that fit: {_OF_LETTERS}.")
 
 
-@app.command("discard")
-def discard(
-    ctx: typer.Context,
-    terms: Terms,
-    rate: Rate = bulk.DEFAULT_RATE,
-    reason: Reason = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    detach: Detach = False,
-    actor: Actor = None,
-    as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Discard the open letters that fit: the terms of `bulk replay`."""
-    order = _Order("discard", filter_text(terms), rate, reason, actor, yes=yes, dry_run=dry_run, detach=detach)
-    order.give(ctx, database_url, as_json=as_json)
-
-
+@dataclass(frozen=True, slots=True)
 class _Order:
     """An operation that is asked for: shown, confirmed, written down, and worked at."""
 
-    def __init__(
-        self,
-        action: str,
-        text: str,
-        rate: float,
-        reason: str | None,
-        actor: str | None,
-        *,
-        yes: bool,
-        dry_run: bool,
-        detach: bool,
-    ) -> None:
-        self._action = action
-        self._text = text
-        self._rate = rate
-        self._reason = reason
-        self._actor = context.actor_of(actor)
-        self._is_sure = yes
-        self._is_dry = dry_run
-        self._is_detached = detach
+    _action: str
+    _text: str
+    _rate: float
+    _reason: str | None
+    _actor: str
+    _is_sure: bool
+    _is_dry: bool
+    _is_detached: bool
 
     def give(self, ctx: typer.Context, database_url: str | None, *, as_json: bool) -> None:
         access = Access.READ if self._is_dry else Access.WRITE
@@ -139,11 +103,11 @@ class _Order:
             self._show(seen, what)
             return {"action": self._action, "filter": self._text, "expected": seen.count}
         if not self._is_sure:
-            if not sys.stdin.isatty():
-                raise UsageError(f"this would {self._action} {what}, and there is nobody to ask; pass --yes")
-            self._show(seen, what)
-            pace = f"at {self._rate:g} a second, about {show_seconds(seen.count / self._rate)}"
-            typer.confirm(f"{self._action.capitalize()} {what}, {pace}?", abort=True, err=True)
+            if sys.stdin is not None and sys.stdin.isatty():
+                self._show(seen, what)
+            ask_or_refuse(
+                self._action, f"{what} at {self._rate:g} a second, about {show_seconds(seen.count / self._rate)}"
+            )
         bulk_id = await bulk.begin(db, seen, now, self._actor, reason=self._reason, rate=self._rate)
         if not self._is_detached:
             await self._work(db, bulk_id)

@@ -25,7 +25,9 @@ def test_a_dry_run_says_how_many_and_changes_nothing(letters):
 
 def test_without_a_terminal_it_asks_for_yes_and_does_nothing(letters):
     said = letters.refused(2, "bulk", "replay", "worker:mail")
-    assert said == "this would replay 7 open letters, and there is nobody to ask; pass --yes"
+    assert said == (
+        "this would replay 7 open letters at 100 a second, about 0.07 s, and there is nobody to ask; pass --yes"
+    )
     assert letters.rows("bulk_operations") == []
 
 
