@@ -46,7 +46,6 @@ _AFTER = Field("after", f.TEXT, "the place where the page before ended: of its L
 _AFTER_ID = Field("after", f.ID, "the id where the page before ended: of its Link header")
 _WORKER = Field("worker", f.TEXT, "of this worker only")
 _SINCE = Field("since", f.PAST, "only what was since then")
-_UNTIL = Field("until", f.PAST, "only what was until then")
 _QUERY = Field("q", f.TEXT, "a filter instead of the other fields: worker:send-* error:timeout payload.customer:42")
 _REASON = Field("reason", f.TEXT, "why, for those who look later")
 _PAYLOAD = Field("payload", f.OBJECT, "the payload, a JSON object")
