@@ -16,6 +16,7 @@ from jobrunner.policy.missed import (
     first_to_pass,
     passed_while_off,
     passed_while_on,
+    still_to_record,
     why_off,
     without_pause,
 )
@@ -114,6 +115,8 @@ def pause(
     if state.is_enabled:  # while it is disabled, that is why times pass
         missed = passed_while_off(state, config, now) + passed_while_on(state, config, now, why_off(after), gap)
         after = replace(after, missed_from=first_to_pass(state, config, now))
+    else:
+        after = replace(after, missed_from=still_to_record(state, config))
     was_paused = _is_paused(state, now)
     if state.next_run_at is None and not (was_paused and _has_times(state)):
         return after, missed  # only triggered, disabled, or a loop whose run has not ended
@@ -128,6 +131,8 @@ def resume(state: WorkerState, config: WorkerConfig, now: datetime, *, has_loop_
     missed: tuple[Missed, ...] = ()
     if state.is_enabled:
         after, missed = replace(after, missed_from=None), passed_while_off(state, config, now)
+    else:
+        after = replace(after, missed_from=still_to_record(state, config))
     if not _is_paused(state, now) or not _has_times(state):
         return after, missed
     if _is_loop(config) and has_loop_run:

@@ -137,3 +137,25 @@ def test_a_state_that_is_off_by_hand_owes_from_its_next_time_on():
     on_again = replace(by_hand, is_enabled=True, disabled_by=None, missed_from=at(-180))
     (missed,) = fire(minutely, on_again, at(0)).missed
     assert (missed.occurrences, missed.reason) == (3, "switched off by hand, in the database")
+
+
+def test_a_pause_after_a_probe_that_was_too_late_loses_no_time():
+    rules = config(
+        "scheduled",
+        misfire=Misfire.SKIP,
+        cooldown_seconds=90.0,
+        max_consecutive_failures=1,
+        max_retries=0,
+        cron="*/2 * * * *",
+    )
+    story = Story(rules, None)
+    for what, argument in (
+        ("wait", 6),
+        ("claim", False),
+        ("wait", 574),
+        ("claim", False),
+        ("pause", 20),
+        ("wait", 251),
+    ):
+        story.step(what, argument)
+        story.check()
