@@ -53,9 +53,9 @@ def runs(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show the live runs: those that run, then those that wait; by terms the newest first.
+    """Show the live runs: those that run, then those that wait.
 
-    Terms: worker:NAME or a pattern, state:, trigger:, node:, key:, priority:, attempt: and payload.FIELD:.
+    By terms it is the newest first: worker:NAME or a pattern, state:, trigger:, node:, key:, priority:, attempt: and payload.FIELD:.
     """
     worker, asked = read_words(words, of, "runs")
     if is_following:
