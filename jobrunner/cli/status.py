@@ -55,7 +55,8 @@ def runs(
 ) -> None:
     """Show the live runs: those that run, then those that wait.
 
-    By terms it is the newest first: worker:NAME or a pattern, state:, trigger:, node:, key:, priority:, attempt: and payload.FIELD:.
+    By terms it is the newest first: worker:NAME or a pattern, state:, trigger:, node:, key:, priority:, attempt: and
+    payload.FIELD:.
     """
     worker, asked = read_words(words, of, "runs")
     if is_following:

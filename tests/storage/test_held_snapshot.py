@@ -239,3 +239,19 @@ async def test_a_turn_that_leaves_slots_free_says_whether_that_was_all(
     await stage.sql("DELETE FROM {p}runs WHERE worker = 'b' AND due_at <= now()")
     turned = await turn(stage, fast_path, eligible, free=5)
     assert (turned.has_locked, turned.is_all, turned.runs) == (True, False, ())
+
+
+async def test_what_waits_is_found_at_its_time_also_after_the_clock_has_gone_back(
+    stage: Stage, fast_path: PostgresFastPath
+):
+    await stage.register(triggered("a", max_running=9))
+    await stage.join(NODE)
+    await stage.trigger("a")
+    eligible = await eligible_of(stage)
+    assert len((await turn(stage, fast_path, eligible)).runs) == 1
+    late = await stage.trigger("a", due_at=stage.now + seconds(30))
+    stage.after(-7200)
+    await stage.sql(f"UPDATE {{p}}runs SET due_at = due_at - interval '2 hours' WHERE id = {late}")
+    assert (await turn(stage, fast_path, eligible)).runs == ()  # it sees that the run has come, which is not due yet
+    stage.after(40)
+    assert [run.id for run in (await turn(stage, fast_path, eligible)).runs] == [late]

@@ -137,17 +137,24 @@ class _Heads:
     as a snapshot is held anywhere: a turn that began there would step over each of them. So a turn begins where the
     last one has ended. What came before that place meanwhile (a transaction that was long under way, a run given back)
     a look finds by the transactions that were not over at the look before; see `turn` for when.
+
+    What comes later is due later than the place, as long as the clock goes forward. When it has gone back, a run may
+    come to be due before the place and still after now, which no look would note: then no place is known any more.
     """
 
     def __init__(self) -> None:
         self._heads: dict[tuple[str, int], tuple[datetime, int]] = {}
         self._looked_at: datetime | None = None
+        self._now: datetime | None = None
         self._was_full = False
         self.since: str | None = None
         """The snapshot of the last look, as PostgreSQL writes it."""
 
     def look_is_due(self, names: Sequence[str], now: datetime) -> bool:
         """Say whether the next turn, for `names`, is to look; of whom it does not ask, nothing stays known."""
+        if self._now is not None and now < self._now:
+            self._heads = {}
+        self._now = now
         if not names:
             return False
         seconds = math.inf if self._looked_at is None else (now - self._looked_at).total_seconds()
