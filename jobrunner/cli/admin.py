@@ -15,10 +15,10 @@ from jobrunner.cli.inputs import read_assignments, read_past
 from jobrunner.cli.layout import Column, columns
 from jobrunner.cli.output import age, note, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.searching import show_found
-from jobrunner.cli.standing import show_health, show_schedule
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
 from jobrunner.policy.filters import Filter
+from jobrunner.policy.showing import show_health, show_schedule
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.search import search_audits

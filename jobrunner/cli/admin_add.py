@@ -13,10 +13,10 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, Actor, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority
 from jobrunner.cli.output import note, say
-from jobrunner.cli.standing import show_schedule
 from jobrunner.errors import InvalidWorker
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.definitions import check_definition, check_name
+from jobrunner.policy.showing import show_schedule
 from jobrunner.storage.workers import commands
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl
 from jobrunner.cli.inputs import read_past
 from jobrunner.cli.layout import WHOLE, Column, columns
-from jobrunner.cli.output import say, say_folded, show_duration, show_json, show_rows, show_value
+from jobrunner.cli.output import say, say_folded, show_json, show_rows, show_value
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.liveness import short_id
+from jobrunner.policy.showing import show_duration
 from jobrunner.policy.words import first_line, show_time
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading.explain_run import explain_run

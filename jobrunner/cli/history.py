@@ -10,11 +10,12 @@ from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
 from jobrunner.cli.inputs import read_span
 from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
-from jobrunner.cli.output import Listing, age, short, show_duration
+from jobrunner.cli.output import Listing, age, short
 from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.filters import OUTCOMES
+from jobrunner.policy.showing import show_duration
 from jobrunner.policy.words import counted, show_time
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.search import search_history

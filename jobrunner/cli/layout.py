@@ -13,13 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.policy.showing import NOTHING
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     Measure = Callable[[str], int]
 
 ALWAYS = 9
-NOTHING = "-"
+
 WHOLE = 1_000_000  # no text of a database is longer
 ERROR = 150
 _NAMES = frozenset({"name", "worker", "actor", "hostname"})

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from jobrunner.cli import context
-from jobrunner.cli.layout import NOTHING, Column, fold, lay_out, plain
+from jobrunner.cli.layout import Column, fold, lay_out, plain
 from jobrunner.errors import OutputFailed
 from jobrunner.model.worker import JobPriority
+from jobrunner.policy.showing import NOTHING, without_controls
 from jobrunner.policy.words import short_time, show_age, show_moment
 
 if TYPE_CHECKING:
@@ -273,13 +274,6 @@ def show_field(field: str, value: Any) -> str:
     return show_value(value)
 
 
-def show_duration(milliseconds: int | None) -> str:
-    """Show a duration with the unit that fits it."""
-    if milliseconds is None:
-        return NOTHING
-    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
-
-
 def short(text: str, longest: int) -> str:
     """Return the first line of a text, cut where it is longer than that."""
     lines = text.strip().splitlines()
@@ -289,14 +283,8 @@ def short(text: str, longest: int) -> str:
 
 def clean(text: str) -> str:
     """Return text without control characters (no tab, no escape sequence) that the output's encoding can say."""
-    shown = text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    shown = without_controls(text)
     return shown if _can_write(shown) else shown.encode(_encoding(), "backslashreplace").decode(_encoding())
-
-
-def _escaped(character: str) -> str:
-    return (
-        character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
-    )
 
 
 def _cells(shown: Sequence[Column], values: Sequence[Any], show: Callable[[datetime, str], str]) -> list[str]:

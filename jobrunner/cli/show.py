@@ -8,10 +8,10 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl
-from jobrunner.cli.output import clean, say, say_folded, show_document, show_duration, show_field, show_json
-from jobrunner.cli.watching import show_progress
+from jobrunner.cli.output import clean, say, say_folded, show_document, show_field, show_json
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.durations import show_seconds
+from jobrunner.policy.showing import show_duration, show_progress
 from jobrunner.policy.words import first_line, show_age, show_time
 from jobrunner.storage.reading.story import read_story
 

@@ -12,9 +12,9 @@ from jobrunner.cli.context import AsJson, DatabaseUrl
 from jobrunner.cli.dead_letters import show_open
 from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import age, in_zone, note, say, say_folded, show_one, show_rows
-from jobrunner.cli.watching import show_progress
 from jobrunner.errors import UsageError
 from jobrunner.policy.filters import TROUBLE, Filter, matches, parse_filter
+from jobrunner.policy.showing import show_health, show_progress, show_schedule
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
@@ -31,26 +31,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 _MOST_WORKERS, _SCREENFUL = 1000, 25
-
-
-def show_schedule(row: Mapping[str, Any]) -> str:
-    """Show what makes a worker due."""
-    if row["execution_mode"] == "triggered":
-        return "when triggered"
-    if row["execution_mode"] == "continuous":
-        return f"continuous, {row['interval_seconds']:g} s apart"
-    if row["cron"] is not None:
-        return f"{row['cron']} ({row['timezone']})"
-    return f"every {row['interval_seconds']:g} s"
-
-
-def show_health(row: Mapping[str, Any]) -> str:
-    """Show how a worker is, in a word or two."""
-    if row["is_enabled"] is None:
-        return "no state"
-    if row["circuit_state"] == "half_open" and not row["is_enabled"]:
-        return "half open"
-    return str(row["health"]).replace("_", " ")
 
 
 def standing_columns(told: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime) -> list[Column]:

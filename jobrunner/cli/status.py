@@ -19,8 +19,9 @@ from jobrunner.cli.output import (
 )
 from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.cli.standing import say_silent
-from jobrunner.cli.watching import Follower, followed_line, said_lines, show_progress
+from jobrunner.cli.watching import Follower, followed_line, said_lines
 from jobrunner.errors import UsageError
+from jobrunner.policy.showing import show_progress
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard

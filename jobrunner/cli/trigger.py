@@ -14,10 +14,11 @@ from jobrunner.cli import context
 from jobrunner.cli.context import Access, AsJson, DatabaseUrl, WorkerName
 from jobrunner.cli.inputs import read_duration, read_payload, read_priority, read_time
 from jobrunner.cli.output import clean, note, say, say_folded, show_document, show_json
-from jobrunner.cli.watching import Heard, show_end, show_progress
+from jobrunner.cli.watching import Heard, show_end
 from jobrunner.errors import DatabaseError, Refused, UsageError, WaitedTooLong
 from jobrunner.policy.definitions import check_key
 from jobrunner.policy.durations import show_seconds
+from jobrunner.policy.showing import show_progress
 from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.storage.reading.explain import why_waits

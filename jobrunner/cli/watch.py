@@ -19,10 +19,11 @@ from jobrunner.cli import context
 from jobrunner.cli.context import AsJson, DatabaseUrl
 from jobrunner.cli.inputs import read_duration
 from jobrunner.cli.layout import Column, columns
-from jobrunner.cli.output import age, clean, draw_rows, say, short, show_duration, show_json_line, show_rows
+from jobrunner.cli.output import age, clean, draw_rows, say, short, show_json_line, show_rows
 from jobrunner.cli.standing import show_totals, standing_columns
-from jobrunner.cli.watching import show_end, show_progress
+from jobrunner.cli.watching import show_end
 from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.policy.showing import show_duration, show_progress
 from jobrunner.policy.words import show_time
 from jobrunner.storage.reading.overview import Overview, read_overview
 

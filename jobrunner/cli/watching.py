@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.cli.output import clean, show_value
+from jobrunner.policy.showing import show_progress
 from jobrunner.policy.words import show_time
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.output import read_new_lines
@@ -24,15 +25,6 @@ _FIRST_LINES = 10  # of a run that has said more before it was first seen
 Row = Mapping[str, Any]
 Show = Callable[[Row], None]
 ShowLines = Callable[[Row, Sequence[str]], None]
-
-
-def show_progress(progress: Mapping[str, Any] | None) -> str:
-    """Show how far a run says it is: `40 % of 10 files`."""
-    if not progress:
-        return ""
-    fraction, message = progress.get("fraction"), str(progress.get("message") or "")
-    percent = f"{fraction * 100:.0f} %" if isinstance(fraction, int | float) else ""
-    return f"{percent} {message}".strip()
 
 
 def show_end(attempt: Mapping[str, Any]) -> str:

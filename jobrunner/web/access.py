@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+OPEN_ACTOR = "local@http"
+"""Who reads from this machine itself without a token."""
 LOGIN_SECONDS = 7 * 86400.0
 _LONGEST_NAME = 100
 _UNFIT = re.compile(r"[^\w.@+ -]")
@@ -119,7 +121,7 @@ class TokenAccess:
         if login is not None:
             return login.level, login.actor
         if self._is_open and is_from_here(request):
-            return Level.READ, "local@http"
+            return Level.READ, OPEN_ACTOR
         return Level.NONE, "nobody"
 
     def level_of(self, token: str) -> Level | None:

@@ -42,7 +42,7 @@ _STATUS: tuple[tuple[type[JobrunnerError], int], ...] = (
     (SchemaError, 503),
     (Refused, 409),
 )
-_TRY_AGAIN_SECONDS = "5"
+TRY_AGAIN = {"Retry-After": "5"}
 _LONGEST_ERROR = 2000
 
 
@@ -89,14 +89,17 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None) -
     return answer({"error": shown}, status, headers)
 
 
-def failure(raised: Exception) -> Response:
-    """Return the response for what a route has raised."""
+def told(raised: Exception) -> tuple[int, str]:
+    """Return the status and the sentence that tell what was raised; what nobody has thought of goes to the log."""
     if isinstance(raised, Forbidden):
-        return error(403, str(raised))
+        return 403, str(raised)
     if not isinstance(raised, JobrunnerError):
         logger.error("an HTTP request failed: a bug, or a damaged database", exc_info=raised)
-        return error(500, "the server failed; its log says more")
-    status = next((status for kind, status in _STATUS if isinstance(raised, kind)), 500)
-    if status != 503:
-        return error(status, str(raised))
-    return error(status, str(raised), {"Retry-After": _TRY_AGAIN_SECONDS})
+        return 500, "the server failed; its log says more"
+    return next((status for kind, status in _STATUS if isinstance(raised, kind)), 500), str(raised)
+
+
+def failure(raised: Exception) -> Response:
+    """Return the response for what a route has raised."""
+    status, message = told(raised)
+    return error(status, message, TRY_AGAIN if status == 503 else None)

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import RedirectResponse
 from starlette.routing import Route as Path
 
 from jobrunner.policy.arguments import check_text, read_id
-from jobrunner.web.access import Level, Unauthorized
-from jobrunner.web.answers import answer, encoded, error, failure, rows_json
+from jobrunner.web.access import OPEN_ACTOR, Level, Unauthorized
+from jobrunner.web.answers import TRY_AGAIN, answer, encoded, error, rows_json, told
 from jobrunner.web.api.ask import MOST_PAGE_BYTES, Ask, Page, TooLarge, body_of, next_link, query_of, trace_of
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.openapi import document
 from jobrunner.web.api.table import ROUTES
 from jobrunner.web.guard import Guard
-from jobrunner.web.login import LoginPage, root_of
+from jobrunner.web.login import LoginPage
 from jobrunner.web.metrics import Metrics
-from jobrunner.web.pages import index
+from jobrunner.web.pages.links import root_of
+from jobrunner.web.pages.responses import back_to
+from jobrunner.web.pages.site import Site
 from jobrunner.web.probes import Probes
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from jobrunner.web.rules import Rule
 
     Endpoint = Callable[[Request], Awaitable[Response]]
+    Refuse = Callable[[Request, int, str, Mapping[str, str] | None], Awaitable[Response]]
 
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="jobrunner"'}
 _MOST_REQUESTS = 200
 """So many are answered at a time; the two probes that decide about restarts come on top."""
 
@@ -54,6 +57,7 @@ class Console:
         self.rule = rule
         self.metrics = Metrics(desk)
         self._going = 0
+        self.site = Site(desk, has_login=rule.tokens is not None)
         probes = Probes(desk)
         self.paths = [
             Path("/livez", _guarded(probes.livez)),
@@ -64,7 +68,7 @@ class Console:
             *(self._path(route) for route in ROUTES),
             *self._pages(),
         ]
-        app = Starlette(routes=self.paths, exception_handlers={HTTPException: _refused})
+        app = Starlette(routes=self.paths, exception_handlers={HTTPException: self._refused})
         app.router.redirect_slashes = False  # it would redirect to the scheme and host that a proxy has changed
         self._app = Guard(app, rule.hosts)
 
@@ -74,15 +78,20 @@ class Console:
 
     def _pages(self) -> list[Path]:
         """Return the paths for people."""
-        pages = [Path("/", self._behind(Level.READ, index.show, is_page=True))]
-        if self.rule.tokens is not None:
-            login = LoginPage(self.rule.tokens)
+        tokens = self.rule.tokens
+        pages = self.site.paths(self._page_behind, self._open)
+        if tokens is not None:
+            login = LoginPage(tokens, self.site)
             pages += [
                 Path("/login", self._open(login.show), methods=["GET"]),
                 Path("/login", self._open(login.log_in), methods=["POST"]),
                 Path("/logout", self._open(login.log_out), methods=["POST"]),
             ]
         return pages
+
+    def _page_behind(self, needed: Level, endpoint: Endpoint) -> Endpoint:
+        """Return a page for those of a level: what goes wrong with it is a page, too."""
+        return self._behind(needed, endpoint, is_page=True)
 
     async def _document(self, request: Request) -> Response:
         return answer(document(ROUTES, root_of(request)))
@@ -120,38 +129,47 @@ class Console:
             headers["Jobrunner-Searched"] = str(searched)
         return answer(text, headers=headers)
 
-    def _open(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint for everybody, of which no more than `_MOST_REQUESTS` are answered at a time."""
+    def _open(self, endpoint: Endpoint, refuse: Refuse | None = None) -> Endpoint:
+        """Return an endpoint for everybody, of which no more than `_MOST_REQUESTS` are answered at a time.
+
+        Whoever listens to a stream is not counted: how many do is limited for each browser.
+        """
+        refuse = refuse or _as_json
 
         async def one_of_many(request: Request) -> Response:
             if self._going >= _MOST_REQUESTS:
-                return error(503, f"{_MOST_REQUESTS} requests are being answered; try again", {"Retry-After": "1"})
+                busy = f"{_MOST_REQUESTS} requests are being answered; try again"
+                return await refuse(request, 503, busy, {"Retry-After": "1"})
             self._going += 1
             try:
                 return await endpoint(request)
             finally:
                 self._going -= 1
 
-        return _guarded(one_of_many)
+        return _guarded(one_of_many, refuse)
 
     def _behind(self, needed: Level, endpoint: Endpoint, *, is_page: bool = False) -> Endpoint:
         """Return an endpoint for those of a level; a page sends the others to the login."""
+        refuse = self.site.refuse if is_page else _as_json
 
         async def check(request: Request) -> Response:
             try:
                 level, actor = await self._who(request)
             except Unauthorized:
-                return _unauthorized("that token is not known")
+                return await refuse(request, 401, "that token is not known", _CHALLENGE)
+            request.state.level, request.state.actor = level, actor
             if level >= needed:
-                request.state.level, request.state.actor = level, actor
                 return await endpoint(request)
-            if level is not Level.NONE:
-                return error(403, f"this needs the level {needed.name.lower()}, and you have {level.name.lower()}")
-            if is_page and self.rule.tokens is not None:
-                return RedirectResponse(f"{root_of(request)}/login", 303)
-            return _unauthorized("this needs a token: send it as `Authorization: Bearer …`, or log in at /login")
+            has_login = is_page and self.rule.tokens is not None
+            if level is not Level.NONE and not (has_login and actor == OPEN_ACTOR):
+                said = f"this needs the level {needed.name.lower()}, and you have {level.name.lower()}"
+                return await refuse(request, 403, said, None)
+            if has_login:
+                return back_to(request, "login")
+            said = "this needs a token: send it as `Authorization: Bearer …`, or log in at /login"
+            return await refuse(request, 401, said, _CHALLENGE)
 
-        return self._open(check)
+        return self._open(check, refuse)
 
     async def _who(self, request: Request) -> tuple[Level, str]:
         """Return what the access rule says of who asks."""
@@ -159,9 +177,21 @@ class Console:
         level, actor = await said if inspect.isawaitable(said) else said
         return Level.of(level), str(actor)
 
+    async def _refused(self, request: Request, raised: Exception) -> Response:
+        """Answer what no route takes: to a browser with a page."""
+        status, message = told(raised)
+        headers = None
+        if isinstance(raised, HTTPException):
+            said = {404: "there is nothing at this address", 405: "this address does not take that method"}
+            status, headers = raised.status_code, raised.headers
+            message = said.get(status, str(raised.detail))
+        is_page = "text/html" in request.headers.get("accept", "")
+        return await (self.site.refuse if is_page else _as_json)(request, status, message, headers)
 
-def _guarded(endpoint: Endpoint) -> Endpoint:
+
+def _guarded(endpoint: Endpoint, refuse: Refuse | None = None) -> Endpoint:
     """Return the endpoint with every error as an answer: a sentence, and never a traceback."""
+    refuse = refuse or _as_json
 
     async def endpoint_or_error(request: Request) -> Response:
         try:
@@ -169,22 +199,15 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
         except ClientDisconnect:
             return error(400, "the body ended early")  # nobody is there to read it
         except HTTPException as raised:  # of a program's own access rule
-            return error(raised.status_code, str(raised.detail), raised.headers)
+            return await refuse(request, raised.status_code, str(raised.detail), raised.headers)
         except TooLarge:
-            return error(413, "the body is too large; a payload may have 1 MiB")
+            return await refuse(request, 413, "the body is too large; a payload may have 1 MiB", None)
         except Exception as raised:  # noqa: BLE001 - whoever asks gets an answer, and the log the error
-            return failure(raised)
+            status, message = told(raised)
+            return await refuse(request, status, message, TRY_AGAIN if status == 503 else None)
 
     return endpoint_or_error
 
 
-def _unauthorized(message: str) -> Response:
-    return error(401, message, {"WWW-Authenticate": 'Bearer realm="jobrunner"'})
-
-
-async def _refused(_request: Request, raised: Exception) -> Response:
-    """Answer what no route takes."""
-    if not isinstance(raised, HTTPException):
-        return failure(raised)
-    said = {404: "there is nothing at this address", 405: "this address does not take that method"}
-    return error(raised.status_code, said.get(raised.status_code, str(raised.detail)), raised.headers)
+async def _as_json(_request: Request, status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+    return error(status, message, headers)

@@ -7,7 +7,9 @@ asks has its own, which ends with it: nothing needs to be closed.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import asynccontextmanager
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import WorkerNotFound
@@ -15,6 +17,7 @@ from jobrunner.runtime.kept import KeptDatabases
 from jobrunner.runtime.orchestrator import WorkerOrchestrator
 from jobrunner.runtime.vitals import vitals_of
 from jobrunner.storage.database.database import Database
+from jobrunner.storage.reading.minutes import Minutes
 from jobrunner.storage.schema import revisions
 from jobrunner.storage.schema.parts import trouble_behind
 from jobrunner.storage.workers.near import with_near_name
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
 
     from jobrunner.config import Settings
     from jobrunner.runtime.vitals import Vitals
+    from jobrunner.storage.database.asked import Asked
     from jobrunner.storage.runs.transaction import AsyncConnection
 
+_MOST_COUNTED = 32
+"""Databases whose statements are counted: each loop opens one, and another where that was lost."""
 _FAILING_SECONDS = 2.0
 """So long after the database could not be reached nobody tries again, who would only wait for the same answer."""
 
@@ -46,6 +52,8 @@ class Desk:
     def __init__(self, orchestrator: WorkerOrchestrator, *, expects_node: bool = False) -> None:
         self.orchestrator = orchestrator
         self.expects_node = expects_node
+        self.minutes = Minutes()
+        self._asked: deque[Asked] = deque(maxlen=_MOST_COUNTED)
         self._readers, self._prober = self._databases(), self._databases()
 
     def _databases(self) -> KeptDatabases:
@@ -53,12 +61,25 @@ class Desk:
         return KeptDatabases(self._open, look, look, failing_seconds=_FAILING_SECONDS)
 
     def _open(self) -> Database:
-        return Database.of(self.settings).bounded()
+        db = Database.of(self.settings).bounded()
+        if db.asked is not None:
+            self._asked.append(db.asked)
+        return db
+
+    @property
+    def statements(self) -> int:
+        """How many statements all who look have asked so far."""
+        return sum(asked.count for asked in self._asked)
 
     @property
     def settings(self) -> Settings:
         """The settings."""
         return self.orchestrator.settings
+
+    @property
+    def name(self) -> str:
+        """What the database is called, without where it is: to tell two consoles apart."""
+        return PurePath(Database.of(self.settings).url.database or "").name or "jobrunner"
 
     def now(self) -> datetime:
         """Return the time, UTC."""

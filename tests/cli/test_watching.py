@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobrunner.cli.watching import show_progress
+from jobrunner.policy.showing import show_progress
 from tests.cli.conftest import NODE
 from tests.cli.program import jobrunner, start_jobrunner
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError, InvalidSetting, JobrunnerError
+from jobrunner.storage.database.asked import Asked
 from jobrunner.storage.database.engine import FAILED, Options, open_engines, parse_url, shown
 from jobrunner.storage.database.postgres_driver import (
     LONGEST_SECONDS,
@@ -65,6 +66,7 @@ class Database:
         self._options = options
         self._engines = engines = open_engines(options)
         self.dialect: Dialect = engines.dialect
+        self.asked = Asked(self.schema_prefix, engines.writer, engines.reader) if options.most_seconds else None
         self._write_turn: AbstractAsyncContextManager[Any] = (
             asyncio.Lock() if engines.dialect.name == "sqlite" else nullcontext()
         )

@@ -79,6 +79,10 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
             return lambda value: None if value is None else _aware(value)
         return lambda value: None if value is None else to_text(_aware(value))
 
+    def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
+        """Write a time into a statement that somebody is to paste."""
+        return lambda value: f"'{to_text(_aware(value))}{'+00' if dialect.name == 'postgresql' else ''}'"
+
     def result_processor(
         self,
         dialect: Dialect,

@@ -1,0 +1,66 @@
+"""The statements that a database was asked: how many, and, for whoever wants to see them, as text to paste.
+
+A page of the console shows what it ran, so that one can go on from there in a shell of the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.storage.tables.define import SCHEMA_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_recorded: ContextVar[list[str] | None] = ContextVar("jobrunner_recorded", default=None)
+_UNASKED = re.compile(r"BEGIN|SET |LOCK |SELECT version|SELECT 1\b|.*alembic_version", re.DOTALL)
+_SQLITE_SCHEMA = re.compile(r"\bmain\.(?=\w)")
+
+
+class Asked:
+    """Counts the statements that engines are asked; `schema` is what stands before their tables' names."""
+
+    def __init__(self, schema: str, *engines: AsyncEngine) -> None:
+        self.count = 0
+        self._schema = schema
+        for engine in engines:
+            sa.event.listen(engine.sync_engine, "before_cursor_execute", self._note)
+
+    def _note(
+        self, conn: sa.Connection, _cursor: Any, statement: str, _parameters: Any, context: Any, is_many: bool
+    ) -> None:
+        if statement.startswith("BEGIN"):
+            return
+        self.count += 1
+        recorded = _recorded.get()
+        if recorded is not None and not is_many and not _UNASKED.match(statement):
+            recorded.append(self._written(conn, statement, context))
+
+    def _written(self, conn: sa.Connection, statement: str, context: Any) -> str:
+        """Return a statement with its values written into it; where that cannot be done, as it was sent."""
+        compiled = getattr(context, "compiled", None)
+        if compiled is not None and compiled.statement is not None and context.compiled_parameters:
+            given = compiled.statement.params(context.compiled_parameters[0])
+            options = {"literal_binds": True, "render_postcompile": True}
+            with contextlib.suppress(Exception):  # a value that has no literal
+                statement = str(given.compile(dialect=conn.dialect, compile_kwargs=options))
+        text = statement.replace(f"{SCHEMA_TOKEN}.", self._schema)
+        return _SQLITE_SCHEMA.sub("", text) if conn.dialect.name == "sqlite" else text
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[str]]:
+    """Give the list in which the statements are written that are asked inside the block."""
+    statements: list[str] = []
+    token = _recorded.set(statements)
+    try:
+        yield statements
+    finally:
+        _recorded.reset(token)
