@@ -65,6 +65,7 @@ class Console:
             Path("/healthz", self._behind(Level.READ, probes.healthz)),
             Path("/metrics", self._behind(Level.READ, self.metrics.show)),
             Path("/api/openapi.json", self._behind(Level.READ, self._document)),
+            Path("/stream", self._behind(Level.READ, self.site.stream.show)),
             *(self._path(route) for route in ROUTES),
             *self._pages(),
         ]

@@ -12,6 +12,8 @@ from jobrunner.web.access import Level, TokenAccess
 from jobrunner.web.api.table import ROUTES
 from jobrunner.web.app import Console
 from jobrunner.web.desk import Desk
+from jobrunner.web.pages.table import PAGES
+from jobrunner.web.pages.verbs import VERBS
 from jobrunner.web.rules import Address, served_rule
 from tests.web.conftest import ELSEWHERE, HERE, SETTINGS, TOKENS, Web
 
@@ -21,8 +23,20 @@ PATHS = {
     ("GET", "/healthz"): Level.READ,
     ("GET", "/metrics"): Level.READ,
     ("GET", "/api/openapi.json"): Level.READ,
+    ("GET", "/stream"): Level.READ,
     **{(route.method, route.path): route.level for route in ROUTES},
 }
+PAGE_PATHS = {
+    **{("GET", page.path): page.level for page in PAGES},
+    **{
+        (method, route.path.removeprefix("/api")): route.level
+        for verb in VERBS
+        for route in ROUTES
+        if route.path == f"/api{verb.path}"
+        for method in ("GET", "POST")
+    },
+}
+FREE = {("GET", "/static/{version}/{name}"), ("POST", "/login"), ("POST", "/logout")}
 WHO = {"none": None, "wrong": "a-wrong-token", **TOKENS}
 
 
@@ -57,6 +71,8 @@ async def test_every_route_is_open_to_those_of_its_level_and_to_nobody_else(cons
     seen, wanted = {}, {}
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8484", headers=headers) as client:
         for (method, path), needed in PATHS.items():
+            if path == "/stream" and expected_refusal(method, needed, who, is_here=is_here) is None:
+                continue  # it does not end
             response = await client.request(method, path.format(name="no-such", id=4711))
             refusal = response.status_code if response.status_code in {401, 403} else None
             seen[method, path] = refusal
@@ -72,7 +88,27 @@ def test_the_table_above_holds_every_path_of_the_application(consoles):
         for path in consoles[True].paths
         for method in (path.methods or {"GET"}) - {"HEAD"}
     }
-    assert paths == {*PATHS, ("GET", "/"), ("POST", "/login"), ("POST", "/logout")}
+    assert paths == {*PATHS, *PAGE_PATHS, *FREE}
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["loopback", "elsewhere"])
+@pytest.mark.parametrize("who", WHO)
+async def test_every_page_is_open_to_those_of_its_level_and_others_are_sent_to_the_login(consoles, who, is_here):
+    headers = {} if WHO[who] is None else {"Authorization": f"Bearer {WHO[who]}"}
+    transport = httpx.ASGITransport(consoles[is_here], client=HERE if is_here else ELSEWHERE)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8484", headers=headers) as client:
+        for (method, path), needed in PAGE_PATHS.items():
+            address = path.format(name="no-such", id=4711)
+            response = await client.request(method, address)
+            refusal = expected_refusal(method, needed, who, is_here=is_here)
+            if refusal is not None and who == "none":
+                assert response.status_code == 303, address
+                assert response.url.join(response.headers["location"]).path == "/login"
+            elif refusal is not None:
+                assert response.status_code == refusal, address
+                assert response.headers["content-type"].startswith("text/html")
+            else:
+                assert response.status_code not in {303, 401, 403}, address
 
 
 async def test_on_this_machine_a_request_that_a_proxy_passed_on_is_not_from_this_machine(consoles):
@@ -136,7 +172,7 @@ async def test_on_this_machine_a_token_is_made_where_none_is_set_and_its_link_le
 async def test_a_login_gives_a_cookie_that_is_no_token_and_names_who_acts(web: Web):
     console_ = web.console("0.0.0.0:8484")
     async with web.client(console_, level=None, at=ELSEWHERE) as client:
-        assert (await client.get("/")).headers["location"] == "/login"
+        assert (await client.get("/")).headers["location"] == "./login"
         refused = await client.post("/login", data={"token": "wrong"})
         assert refused.status_code == 401
         assert "set-cookie" not in refused.headers

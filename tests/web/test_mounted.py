@@ -30,10 +30,11 @@ async def test_under_a_prefix_of_fastapi_everything_is_found_and_links_lead_ther
         assert following.path == f"{root_path}/ops/jobs/api/runs"
         assert len((await client.get(following)).json()) == 1
         assert (await client.get("/api/openapi.json")).json()["servers"] == [{"url": f"{root_path}/ops/jobs"}]
-        assert f'href="{root_path}/ops/jobs/api/workers"' in (await client.get("/")).text
+        assert 'href="./api/workers"' in (await client.get("/")).text
         assert (await client.post("/api/workers/mail/pause", json={})).status_code == 200
         del client.headers["Authorization"]
-        assert (await client.get("/")).headers["location"] == f"{root_path}/ops/jobs/login"
+        away = await client.get("/workers/mail/pause")
+        assert away.url.join(away.headers["location"]).path == f"{root_path}/ops/jobs/login"
         cookie = (await client.post("/login", data={"token": TOKENS["read"]})).headers["set-cookie"]
         assert f"Path={root_path}/ops/jobs;" in cookie
 

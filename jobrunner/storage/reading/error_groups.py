@@ -1,6 +1,7 @@
 """stand-in"""
 
 from __future__ import annotations
+
 from dataclasses import dataclass
 
 

@@ -62,7 +62,6 @@ class Site:
         pages = [Path(page.path, behind(page.level, self._endpoint(page)), methods=["GET"]) for page in PAGES]
         return [
             Path("/static/{version}/{name}", free(self._assets.show)),
-            Path("/stream", behind(Level.READ, self.stream.show)),
             *self._forms.paths(behind),
             *pages,
         ]
