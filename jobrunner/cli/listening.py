@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
     from jobrunner.web.server import Server
 
+DEFAULT_ADDRESS = "127.0.0.1:8484"
 HttpAddress = Annotated[
     str | None,
     typer.Option("--http", metavar="HOST:PORT", help="Where to answer HTTP; else JOBRUNNER_HTTP."),
@@ -31,11 +32,12 @@ def beside_node(orchestrator: WorkerOrchestrator) -> AbstractContextManager[None
         CannotListen: it is in use.
     """
     address = orchestrator.settings.http
-    return nullcontext() if address is None else _serving(orchestrator, address)
+    return nullcontext() if address is None else serving_beside_node(orchestrator, address)
 
 
 @contextmanager
-def _serving(orchestrator: WorkerOrchestrator, address: str) -> Iterator[None]:
+def serving_beside_node(orchestrator: WorkerOrchestrator, address: str) -> Iterator[None]:
+    """Answer HTTP inside the block, in a node's process. Raises as `beside_node`."""
     with open_server(orchestrator, address, expects_node=True).in_thread():
         yield
 

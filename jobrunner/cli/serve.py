@@ -6,12 +6,11 @@ import typer
 
 from jobrunner.cli import context
 from jobrunner.cli.context import DatabaseUrl
-from jobrunner.cli.listening import HttpAddress, open_server
+from jobrunner.cli.listening import DEFAULT_ADDRESS, HttpAddress, open_server
 from jobrunner.cli.log_output import set_up_logging
 from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 app = typer.Typer(rich_markup_mode=None)
-DEFAULT_ADDRESS = "127.0.0.1:8484"
 
 
 @app.command("serve")

@@ -122,10 +122,7 @@ def _answer(path: Path, sql: str) -> bool:
 
 def show(console: Console, path: Path, *, was_stopped: bool) -> bool:
     """Print every question, its SQL and its answer, and whether the claims hold; return whether all do."""
-    for title, sql in QUESTIONS:
-        console.print(Text(f"\n{title}", style="bold"))
-        console.print(Text(f"{sql.strip()};", style="dim cyan"), soft_wrap=True)
-        _show_rows(console, read(path, sql))
+    show_answers(console, path)
     console.print(Text("\nWhat was promised, asked of the same tables", style="bold"))
     answers = [(claim, _answer(path, sql)) for claim, sql in CLAIMS]
     for claim, is_true in answers:
@@ -134,8 +131,16 @@ def show(console: Console, path: Path, *, was_stopped: bool) -> bool:
     is_told = all(is_true for _, is_true in answers)
     if not is_told and not was_stopped:
         console.print(Text("\nNot all of it happened: the machine is too slow, or jobrunner is broken.", "bold red"))
-    _show_what_next(console, path)
+    show_what_next(console, path)
     return is_told
+
+
+def show_answers(console: Console, path: Path) -> None:
+    """Print every question, its SQL and its answer."""
+    for title, sql in QUESTIONS:
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(Text(f"{sql.strip()};", style="dim cyan"), soft_wrap=True)
+        _show_rows(console, read(path, sql))
 
 
 def _show_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -151,7 +156,8 @@ def _show_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def _show_what_next(console: Console, path: Path) -> None:
+def show_what_next(console: Console, path: Path) -> None:
+    """Print what to do with the file."""
     program = f"{_program()} --database-url {shlex.quote(f'sqlite:///{path}')}"
     query = '"SELECT worker, outcome, error FROM run_history ORDER BY id DESC LIMIT 10"'
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -136,8 +137,10 @@ class LiveScreen:
 
     def show(self, seconds: float) -> None:
         """Draw anew."""
-        head = Text(f"jobrunner demo, {seconds:.0f} of {self._seconds:.0f} s, on {self._path}", style="bold")
-        foot = Text("Ctrl-C ends it early", style="dim")
+        is_endless = math.isinf(self._seconds)
+        of_all = "" if is_endless else f"of {self._seconds:.0f} "
+        head = Text(f"jobrunner demo, {seconds:.0f} {of_all}s, on {self._path}", style="bold")
+        foot = Text("Ctrl-C ends it" if is_endless else "Ctrl-C ends it early", style="dim")
         self._live.update(
             Group(
                 head, _table(self._read(), has_room=self._console.width >= _ROOM_FOR_WHY), *self._lines, Text(), foot

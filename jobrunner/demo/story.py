@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 from pathlib import Path
@@ -23,8 +24,11 @@ from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from jobrunner.demo.screen import Screen
+
+    Beside = Callable[[WorkerOrchestrator], AbstractContextManager[None]]
 
 DEFAULT_FILE = Path("jobrunner-demo.db")
 DEFAULT_SECONDS = 20.0
@@ -33,11 +37,24 @@ _PATIENCE_SECONDS = 20.0  # how much longer a busy machine is given to get throu
 _FRAME_SECONDS = 0.25
 _DRAIN_SECONDS = 5.0
 _PLAIN_WIDTH = 120
+_LETTERS_SECONDS = 8.0  # between one batch of letters and the next, where the demo goes on
 _BAD_PAYLOADS = ('{"to": 42}', '{"subject": "to nobody"}')
 
 
-def main(file: Path | None = None, seconds: float = DEFAULT_SECONDS, console: Console | None = None) -> int:
+def main(
+    file: Path | None = None,
+    seconds: float = DEFAULT_SECONDS,
+    console: Console | None = None,
+    beside: Beside | None = None,
+) -> int:
     """Run the demo for about `seconds` on a fresh SQLite file; return the exit code, 0 if all happened as promised.
+
+    Args:
+        file: where; None: `jobrunner-demo.db` in this folder.
+        seconds: how long, about.
+        console: where to print.
+        beside: what is to be open while the node runs, as a server of pages. The demo then goes on until somebody stops
+            it, whatever `seconds` says, and promises nothing: it is in the hands of who looks at it.
 
     Raises:
         JobrunnerError: the file cannot be used.
@@ -45,9 +62,16 @@ def main(file: Path | None = None, seconds: float = DEFAULT_SECONDS, console: Co
     path = DEFAULT_FILE if file is None else file
     console = console or _console()
     make_fresh(path)
-    console.print(f"The demo runs for about {seconds:g} seconds on a fresh SQLite file, {path}", highlight=False)
+    lasts = f"for about {seconds:g} seconds" if beside is None else "until Ctrl-C"
+    console.print(f"The demo runs {lasts} on a fresh SQLite file, {path}", highlight=False)
     with _quiet_log(), open_site() as site:
-        was_stopped = asyncio.run(_Story(site, path, seconds, console).tell())
+        story = _Story(site, path, seconds if beside is None else math.inf, console)
+        with contextlib.nullcontext() if beside is None else beside(story.orchestrator):
+            was_stopped = asyncio.run(story.tell())
+    if beside is not None:
+        report.show_answers(console, path)
+        report.show_what_next(console, path)
+        return 0
     is_true = report.show(console, path, was_stopped=was_stopped)
     return 0 if is_true or was_stopped else 1
 
@@ -79,8 +103,8 @@ class _Story:
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
         self._stop = asyncio.Event()
-        self._orchestrator = WorkerOrchestrator(f"sqlite:///{path}", drain_timeout=_DRAIN_SECONDS)
-        Example(site, path).register(self._orchestrator)
+        self.orchestrator = WorkerOrchestrator(f"sqlite:///{path}", drain_timeout=_DRAIN_SECONDS)
+        Example(site, path).register(self.orchestrator)
 
     @property
     def _elapsed(self) -> float:
@@ -89,9 +113,9 @@ class _Story:
     async def tell(self) -> bool:
         """Let it all happen; say whether somebody stopped it early."""
         with _signals(self._stop):
-            await self._orchestrator.start()
+            await self.orchestrator.start()
             screen = open_screen(self._console, self._path, self._seconds, lambda: read(self._path, STATUS))
-            self._orchestrator.events.subscribe(lambda event: screen.event(self._elapsed, event))
+            self.orchestrator.events.subscribe(lambda event: screen.event(self._elapsed, event))
             feeding = asyncio.ensure_future(self._feed(screen))
             try:
                 await self._watch(screen, feeding)
@@ -99,7 +123,7 @@ class _Story:
                 screen.close()
                 feeding.cancel()
                 await asyncio.wait({feeding})
-                await self._orchestrator.stop()
+                await self.orchestrator.stop()
         return self._stop.is_set()
 
     async def _watch(self, screen: Screen, feeding: asyncio.Future[None]) -> None:
@@ -127,11 +151,14 @@ class _Story:
         for at, act in acts:
             await self._clock.sleep(at - self._elapsed)
             screen.say(self._elapsed, await act())
+        while math.isinf(self._seconds):
+            await self._clock.sleep(_LETTERS_SECONDS)
+            screen.say(self._elapsed, await self._trigger_many())
 
     async def _trigger_many(self) -> str:
         people = ("ada", "bob", "cem", "dot")
         payloads: list[dict[str, Any] | None] = [{"to": f"{name}@example.org"} for name in people]
-        run_ids = await self._orchestrator.trigger_many("send-email", payloads)
+        run_ids = await self.orchestrator.trigger_many("send-email", payloads)
         return f"triggered send-email {len(run_ids)} times: runs {', '.join(map(str, run_ids))}"
 
     async def _insert_bad_ones(self) -> str:
@@ -142,7 +169,7 @@ class _Story:
 
     async def _try_a_bad_one(self) -> str:
         try:
-            run_id = await self._orchestrator.trigger_worker("send-email", {"too": "ada@example.org"})
+            run_id = await self.orchestrator.trigger_worker("send-email", {"too": "ada@example.org"})
         except InvalidPayload as error:
             return f"a payload that does not fit is refused: {error}"
         raise RuntimeError(f"a payload that does not fit was accepted, as run {run_id}")
@@ -150,7 +177,7 @@ class _Story:
     async def _trigger_twice_by_key(self) -> str:
         payload = {"to": "eve@example.org", "subject": "Only once"}
         first, second = [
-            await self._orchestrator.trigger_worker("send-email", payload, key="welcome-eve", delay=1.0)
+            await self.orchestrator.trigger_worker("send-email", payload, key="welcome-eve", delay=1.0)
             for _ in range(2)
         ]
         return f"triggered send-email twice with the key welcome-eve: run {first}, and run {second} again"

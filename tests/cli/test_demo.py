@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.cli.program import jobrunner, start_jobrunner
@@ -98,4 +100,34 @@ def test_a_folder_that_is_not_there_is_said_in_one_line(tmp_path: Path):
 def test_a_demo_too_short_for_its_story_is_refused(tmp_path: Path):
     refused = jobrunner("demo --seconds 1", tmp_path)
     assert refused.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_with_http_the_demo_opens_the_console_and_stays_until_it_is_interrupted(tmp_path: Path):
+    demo = start_jobrunner("demo --http 127.0.0.1:0", tmp_path)
+    assert demo.stdout is not None
+    assert demo.stderr is not None
+    line = demo.stderr.readline()
+    link = re.match(r"open (http://127\.0\.0\.1:\d+/)login\?token=\S+ \(the token is of this start", line)
+    assert link is not None, line
+    assert "until Ctrl-C" in demo.stdout.readline()
+    while "succeeded" not in demo.stdout.readline():
+        assert demo.poll() is None
+    with httpx.Client(base_url=link[1], trust_env=False, timeout=20) as client:
+        assert client.get("/livez").status_code == 200
+        names = {worker["name"] for worker in client.get("/api/workers").json()}
+        assert names >= {"fetch-data", "send-email"}
+    demo.send_signal(signal.SIGINT)
+    out, err = demo.communicate(timeout=30)
+    assert (demo.returncode, err) == (0, "")
+    assert "The dead letters" in out
+    assert "What was promised" not in out
+    assert rows(tmp_path / "jobrunner-demo.db", "SELECT state FROM nodes") == [("stopped",)]
+
+
+def test_an_address_without_http_is_refused(tmp_path: Path):
+    refused = jobrunner("demo 127.0.0.1:0", tmp_path)
+    assert refused.returncode == 2
+    assert "write --http 127.0.0.1:0" in refused.stderr
     assert list(tmp_path.iterdir()) == []
