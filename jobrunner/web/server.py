@@ -64,6 +64,7 @@ class Server:
         self._thread = threading.Thread(target=self._body, name="jobrunner:http", daemon=True)
         self.url = address.url(self._socket.getsockname()[1])
         self.has_made_token = rule.link_token is not None
+        self.site = self._console.site
         self.link = f"{self.url}login?token={rule.link_token}" if self.has_made_token else self.url
 
     async def serve(self) -> None:
@@ -72,7 +73,7 @@ class Server:
         with stop_signals(stop_asked, stop_now):
             serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
             await first_of(serving, wait_for(stop_asked))
-            self._server.should_exit = True
+            self._end()
             await first_of(serving, wait_for(stop_now))
             self._server.force_exit = True
             await serving
@@ -84,9 +85,14 @@ class Server:
         try:
             yield
         finally:
-            self._server.should_exit = True
+            self._end()
             self._thread.join(_JOIN_SECONDS)
             self._socket.close()
+
+    def _end(self) -> None:
+        """Have the server end: its streams first, which would not by themselves."""
+        self.site.stream.end()
+        self._server.should_exit = True
 
     def _body(self) -> None:
         asyncio.run(self._main())

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobrunner import WorkerOrchestrator
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.web.pages.site import Site
 from jobrunner.web.rules import Address
 from jobrunner.web.server import Server
 from tests.support.stage import Stage
@@ -23,12 +24,14 @@ class Served:
         link: logs in as admin; where a token was set it does not, and is `url`.
         orchestrator: the one that it serves.
         stage: what fills and reads the same database, its clock at the time of the start.
+        site: the pages that it serves.
     """
 
     url: str
     link: str
     orchestrator: WorkerOrchestrator
     stage: Stage
+    site: Site
 
     @property
     def token(self) -> str:
@@ -46,6 +49,6 @@ async def serve_console(database: str | WorkerOrchestrator, **settings: Any) -> 
     stage = Stage(str(orchestrator.settings.database_url))
     stage.now = SystemClock().now()
     with server.in_thread():
-        yield Served(server.url, server.link, orchestrator, stage)
+        yield Served(server.url, server.link, orchestrator, stage, server.site)
     await stage.db.close()
     await orchestrator.stop()

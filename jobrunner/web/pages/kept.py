@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
 
-LONGEST_SECONDS = 10.0
+LONGEST_SECONDS = 20.0
 UNWATCHED_SECONDS = 1.0
 _MOST_BYTES = 32 * 1024 * 1024
 

@@ -1,9 +1,10 @@
 """Telling open pages that something has changed, over server-sent events.
 
 One look at the database serves all who listen, and nobody looks while nobody listens. A look is one statement
-(`read_pulse`). What pages then ask anew is counted, and the next look waits a second for each statement, ten at most:
-so all that watch cost the database about a statement a second, however many they are and however busy it is. What
-somebody does here is told at once.
+(`read_pulse`), every two seconds. What open pages then ask anew is paid for: each second gives a statement of credit, up
+to forty, and while that is used up nobody looks, for twenty seconds at most. So what happens now and then is seen at
+once, and all that watch the same page cost the database about a statement a second, however many they are and however
+busy it is. What somebody does here is told at once.
 
 A browser opens no more than six connections to a server, and a stream takes one. So each browser has three at most
 (a cookie tells browsers apart); further tabs are answered 204 and ask again by themselves.
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from jobrunner.web.desk import Desk
 
 MOST_STREAMS = 3
-LOOK_SECONDS, SLOWEST_SECONDS = 1.0, 10.0
+LOOK_SECONDS, SLOWEST_SECONDS = 2.0, 20.0
+MOST_CREDIT = 40.0
+"""Statements."""
 ALIVE_SECONDS = 15.0
 """So often something is said to who listens; pages are told to look again, too, since some things change by time."""
 COOKIE = "jobrunner_browser"
@@ -55,18 +59,49 @@ class Stream:
             if loop.is_running():
                 loop.call_soon_threadsafe(hub.change)
 
+    def costs(self, statements: int) -> None:
+        """Take note of statements that were asked for pages that are open."""
+        hub = self._hubs.get(asyncio.get_running_loop())
+        if hub is not None:
+            hub.credit -= statements
+
+    def end(self) -> None:
+        """End all streams, since the server does."""
+        for loop, hub in list(self._hubs.items()):
+            hub.is_ended = True
+            if loop.is_running():
+                loop.call_soon_threadsafe(hub.change)
+
     async def show(self, request: Request) -> Response:
         """Answer with the stream, or with 204 where the browser has enough of them."""
         hub = self._hubs.setdefault(asyncio.get_running_loop(), _Hub(self._desk))
         browser = request.cookies.get(COOKIE) or secrets.token_hex(8)
         if hub.streams.get(browser, 0) >= MOST_STREAMS:
             return Response(status_code=204)
-        response = StreamingResponse(
-            hub.listen(browser), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
-        )
+        response = _Events(hub.listen(browser), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         if COOKIE not in request.cookies:
             response.set_cookie(COOKIE, browser, httponly=True, samesite="strict")
         return response
+
+
+class _Events(StreamingResponse):
+    """A stream that ends when its reader goes, also while there is nothing to say."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what there is until the reader has gone."""
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        sending = asyncio.ensure_future(self.stream_response(send))
+        leaving = asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in (sending, leaving):
+                each.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
 class _Hub:
@@ -74,6 +109,8 @@ class _Hub:
 
     def __init__(self, desk: Desk) -> None:
         self.generation = 0
+        self.credit = MOST_CREDIT
+        self.is_ended = False
         self.listeners: set[asyncio.Event] = set()
         self.streams: dict[str, int] = {}
         self._desk = desk
@@ -96,11 +133,13 @@ class _Hub:
             self._looking = asyncio.create_task(self._look_on())
         try:
             yield b"retry: 2000\n\n"
-            while True:
+            while not self.is_ended:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(ALIVE_SECONDS):
                         await changed.wait()
                 changed.clear()
+                if self.is_ended:
+                    return
                 yield self._said()
         finally:
             self.listeners.discard(changed)
@@ -116,12 +155,16 @@ class _Hub:
 
     async def _look_on(self) -> None:
         clock = self._desk.orchestrator.clock
+        looked = paid = clock.monotonic()
         while True:
-            started, before = clock.monotonic(), self._desk.statements
-            await clock.sleep(LOOK_SECONDS)
-            while clock.monotonic() - started < min(self._desk.statements - before, SLOWEST_SECONDS):
-                await clock.sleep(LOOK_SECONDS)
-            await self._look()
+            await clock.sleep(LOOK_SECONDS / 2)
+            now = clock.monotonic()
+            self.credit = min(self.credit + now - paid, MOST_CREDIT)
+            paid = now
+            if now - looked >= (LOOK_SECONDS if self.credit > 0 else SLOWEST_SECONDS):
+                looked = now
+                self.credit -= 1
+                await self._look()
 
     async def _look(self) -> None:
         try:

@@ -99,7 +99,7 @@
     isBehind = false;
     asking = true;
     try {
-      const headers = { "HX-Request": "true", "Jobrunner-Base": document.body.dataset.base };
+      const headers = { "Jobrunner-Refresh": "true" };
       if (tag) headers["If-None-Match"] = tag;
       const response = await fetch(location.href, { headers, credentials: "same-origin" });
       if (response.status === 200 && !response.redirected) {
@@ -120,6 +120,7 @@
       show("lost");
     } finally {
       asking = false;
+      if (isBehind) setTimeout(catchUp, 50);
     }
   }
 
