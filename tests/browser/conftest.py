@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents and pytest_asyncio.is_async_test(item):
             item.add_marker(shared, append=False)
+            # What is made first ends last: pages, then servers, then databases, in whatever order a test names them.
+            item.fixturenames.sort(key=lambda name: not name.endswith("_url"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -121,7 +123,7 @@ class Opener:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(
-    browser: Browser, complaints: Complaints, theme: str, width: int, has_javascript: bool
+    browser: Browser, complaints: Complaints, serve: Servers, theme: str, width: int, has_javascript: bool
 ) -> AsyncIterator[Opener]:
     """`await open_page(console, "/runs")`: a page of that console, in a new context, logged in; see `Opener`."""
     opener = Opener(browser, complaints, {"theme": theme, "width": width, "has_javascript": has_javascript})
