@@ -27,6 +27,9 @@ _MOST_ACTIVE = 500
 _MOST_OPEN = 500
 """So many open letters, and so many open incidents, are counted."""
 
+_MOST_ENDED = 100
+"""So many ends tell how far the ids of ended runs reach."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
@@ -43,6 +46,18 @@ class Pulse:
 def _newest(column: sa.Column[Any], *conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
     """Select the largest value as a value: of one in a row set SQLite reads the whole index."""
     return sa.select(sa.func.max(column)).where(*conditions).scalar_subquery()
+
+
+def _newest_run() -> sa.ScalarSelect[Any]:
+    """Select the largest id of a live run above those that ended last.
+
+    Runs that have ended leave dead entries at the end of the primary key on PostgreSQL, and while a snapshot is held
+    they stay: of 100,000, all that were passed by, a look took 8 ms.
+    """
+    h, r = t.run_history, t.runs
+    ended = sa.select(h.c.run_id).order_by(h.c.id.desc()).limit(_MOST_ENDED).subquery()
+    last = sa.select(sa.func.coalesce(sa.func.max(ended.c.run_id), 0)).scalar_subquery()
+    return _newest(r.c.id, r.c.id > last)
 
 
 def _decided() -> list[sa.Select[Any]]:
@@ -78,7 +93,7 @@ def _moved() -> list[sa.Select[Any]]:
     active = sa.select(r.c.output_lines, r.c.progress, r.c.cancel_requested_at).where(is_active()).limit(_MOST_ACTIVE)
     said = active.subquery()
     return [
-        sa.select(_newest(t.run_history.c.id), _newest(r.c.id)),
+        sa.select(_newest(t.run_history.c.id), _newest_run()),
         sa.select(sa.func.count(), sa.func.max(claims.c.run_id)).select_from(claims),
         sa.select(
             sa.func.sum(said.c.output_lines),
