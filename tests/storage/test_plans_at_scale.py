@@ -18,11 +18,17 @@ from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.filters import parse_filter
 from jobrunner.storage import nodes
 from jobrunner.storage.reading import status
+from jobrunner.storage.reading.days import read_days
+from jobrunner.storage.reading.error_groups import group_letters
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.forecasts import read_ahead
+from jobrunner.storage.reading.grid import read_grid
+from jobrunner.storage.reading.lanes import read_lanes
+from jobrunner.storage.reading.minutes import Minutes
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.past import explain_at
+from jobrunner.storage.reading.pulse import read_pulse
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.reading.worst import read_worst
@@ -247,6 +253,33 @@ async def upcoming_of_one(stage: Stage) -> None:
         await read_ahead(conn, stage.db.dialect, stage.now, stage.now + timedelta(hours=1), "w000007")
 
 
+async def look_for_changes(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        await read_pulse(conn)
+
+
+async def first_page(stage: Stage) -> None:
+    """What the console's first page counts: ends a minute, letters by error."""
+    async with stage.db.read() as conn:
+        await Minutes().look(conn, T0)
+        await group_letters(conn)
+
+
+async def page_of_a_worker(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        for name in ("busy", "w000123"):
+            await group_letters(conn, worker=name)
+            await read_grid(conn, name)
+            await read_days(conn, name, T0)
+        assert len(await read_grid(conn, "w000123")) == 50
+
+
+async def swim_lanes(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        found = await read_lanes(conn, T0, timedelta(days=14), [f"w{number:06}" for number in range(40)])
+    assert sum(map(len, found.values())) > 40 * 190
+
+
 PIECES = {
     "tick": Piece(tick, "ix_runs_pending", 500),
     "turns": Piece(turns, "ix_runs_pending", 500),
@@ -280,6 +313,10 @@ PIECES = {
     "prune": Piece(prune, "ix_run_history_finished_at", 12_000),
     "node": Piece(node, "uq_runs_worker_slot|pk_runs", 200),
     "dead letters": Piece(letters, "", 200),
+    "look for changes": Piece(look_for_changes, "pk_runs|ix_dead_letters_status", 500, frozenset({"run_history"})),
+    "first page": Piece(first_page, "ix_run_history_finished_at", 2000),
+    "page of a worker": Piece(page_of_a_worker, "ix_run_history_worker", 4000),
+    "swim lanes": Piece(swim_lanes, "ix_run_history_worker", 10_000),
 }
 
 
