@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _recorded: ContextVar[list[str] | None] = ContextVar("jobrunner_recorded", default=None)
 _UNASKED = re.compile(r"BEGIN|SET |LOCK |SELECT version|SELECT 1\b|.*alembic_version", re.DOTALL)
-_SQLITE_SCHEMA = re.compile(r"\bmain\.(?=\w)")
+_MAIN = re.compile(r"\bmain\.(?=\w)")
 
 
 class Asked:
@@ -52,7 +52,7 @@ class Asked:
             with contextlib.suppress(Exception):  # a value that has no literal
                 statement = str(given.compile(dialect=conn.dialect, compile_kwargs=options))
         text = statement.replace(f"{SCHEMA_TOKEN}.", self._schema)
-        return _SQLITE_SCHEMA.sub("", text) if conn.dialect.name == "sqlite" else text
+        return _MAIN.sub("", text) if not self._schema else text
 
 
 @contextlib.contextmanager

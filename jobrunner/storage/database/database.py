@@ -67,9 +67,7 @@ class Database:
         self._engines = engines = open_engines(options)
         self.dialect: Dialect = engines.dialect
         self.asked = Asked(self.schema_prefix, engines.writer, engines.reader) if options.most_seconds else None
-        self._write_turn: AbstractAsyncContextManager[Any] = (
-            asyncio.Lock() if engines.dialect.name == "sqlite" else nullcontext()
-        )
+        self._write_turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.is_sqlite else nullcontext()
         self._writer: SqliteConnection | None = None
         self._strays: set[asyncio.Task[None]] = set()
 

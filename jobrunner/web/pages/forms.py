@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from jobrunner.web.access import Level
     from jobrunner.web.api.fields import Field
     from jobrunner.web.api.table import Route
-    from jobrunner.web.pages.site import Site
+    from jobrunner.web.desk import Desk
+    from jobrunner.web.pages.page import Render
     from jobrunner.web.pages.verbs import Verb
 
     Endpoint = Callable[[Request], Awaitable[Response]]
@@ -71,8 +72,11 @@ class Entry:
 class Forms:
     """The forms' routes."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, desk: Desk, render: Render, wake: Callable[[], None]) -> None:
+        """Make them; `render` fills a template, `wake` tells open pages that something was done."""
+        self._desk = desk
+        self._render = render
+        self._wake = wake
 
     def paths(self, behind: Callable[[Level, Endpoint], Endpoint]) -> list[Path]:
         """Return the routes: each form, and what it sends."""
@@ -121,7 +125,7 @@ class Forms:
             "api": f"api/{verb.place(row)}",
             "refused": message,
         }
-        body = await self._site.render("form.html", request, facts, given={k: v for k, v in given.items() if k == "tz"})
+        body = await self._render("form.html", request, facts, given={k: v for k, v in given.items() if k == "tz"})
         return html(body, status)
 
     def _inputs(self, verb: Verb, row: Mapping[str, Any], given: Mapping[str, str]) -> list[payload_form.Input] | None:
@@ -160,7 +164,7 @@ class Forms:
                 answer = await route.do(Ask(ask.desk, ask.level, ask.actor, ask.path, fields, ask.now))
             except (JobrunnerError, Forbidden) as raised:
                 return await self._form(verb, route, request, _single(given), told(raised))
-            self._site.stream.wake()
+            self._wake()
             said = {"text": verb.done(row, answer if isinstance(answer, dict) else {})}
             if verb.shows is not None and isinstance(answer, dict):
                 said["place"] = verb.shows(answer)
@@ -171,7 +175,7 @@ class Forms:
     async def _answer(self, request: Request, said: Mapping[str, str], place: str) -> Response:
         """Answer that it is done: to the page's script in a sentence, else by going back."""
         if "hx-request" in request.headers:
-            body = await self._site.render("said.html", request, {"said": {"place": "", **said}})
+            body = await self._render("said.html", request, {"said": {"place": "", **said}})
             return html(
                 body, headers={"HX-Retarget": "#said", "HX-Reswap": "innerHTML", "HX-Trigger": "jobrunner-done"}
             )
@@ -203,7 +207,7 @@ class Forms:
     def _ask(self, request: Request) -> Ask:
         named = request.path_params
         path = {name: read_id(name, said) if name == "id" else check_text(name, said) for name, said in named.items()}
-        return Ask(self._site.desk, request.state.level, request.state.actor, path, {}, self._site.desk.now())
+        return Ask(self._desk, request.state.level, request.state.actor, path, {}, self._desk.now())
 
     async def _subject(self, verb: Verb, ask: Ask) -> dict[str, Any]:
         """Return the row of what a verb is done to, as this one may see it."""

@@ -11,6 +11,8 @@ from jobrunner.web.api import fields as f
 from jobrunner.web.api.ask import Ask
 from jobrunner.web.api.fields import Field
 
+Render = Callable[..., Awaitable[bytes]]
+"""`render(template, request, facts, given=…)`: the template filled with facts and with what every page shows."""
 ZONES = ("local", "utc", "worker")
 COMMON = (
     Field("tz", f.TEXT, "times of the browser's zone, in UTC, or in the worker's zone", "local", ZONES),

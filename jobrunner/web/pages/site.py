@@ -57,7 +57,7 @@ class Site:
         self._assets = Assets()
         self._templates = environment()
         self._kept = KeptPages(desk.orchestrator.clock)
-        self._forms = Forms(self)
+        self._forms = Forms(desk, self.render, self.stream.wake)
 
     def paths(self, behind: Behind, free: Callable[[Endpoint], Endpoint]) -> list[Path]:
         """Return the routes: `behind` lets an endpoint be reached by those of a level, `free` by everybody."""

@@ -272,8 +272,17 @@
     else select(); // without HTTPS there is no clipboard: it is selected, to be copied by hand
   });
 
+  // htmx may look at the page before its extension is there, and does not look again: so the stream is asked for here.
+  function connect() {
+    const live = byId("live");
+    if (!live || !live.dataset.stream) return;
+    live.setAttribute("hx-sse:connect", live.dataset.stream);
+    htmx.process(live);
+  }
+
   document.addEventListener("DOMContentLoaded", () => {
     tellTimes(document);
+    setTimeout(connect, 0);
     setInterval(() => tellAges(document), 5000);
     for (const each of document.querySelectorAll("[data-copy], #theme, #keys")) each.hidden = false;
     byId("theme").addEventListener("click", changeTheme);
