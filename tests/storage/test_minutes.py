@@ -78,7 +78,7 @@ async def test_of_very_many_ends_the_looks_count_on_and_estimate(stage: Stage, m
     for place in range(8):
         rows = [ended(stage, 60 * (7 - place) + each, "failed" if each % 2 else "succeeded") for each in range(6)]
         await write(stage, *rows)
-    minutes, known = Minutes(), []
+    minutes, known, found = Minutes(), [], []
     for _ in range(5):
         async with stage.db.read() as conn:
             found = await minutes.look(conn, stage.now)

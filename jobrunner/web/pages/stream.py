@@ -1,10 +1,10 @@
 """Telling open pages that something has changed, over server-sent events.
 
 One look at the database serves all who listen, and nobody looks while nobody listens. A look is one statement
-(`read_pulse`), every two seconds. What open pages then ask anew is paid for: each second gives a statement of credit, up
-to forty, and while that is used up nobody looks, for twenty seconds at most. So what happens now and then is seen at
-once, and all that watch the same page cost the database about a statement a second, however many they are and however
-busy it is. What somebody does here is told at once.
+(`read_pulse`), every two seconds. What open pages then ask anew is paid for: each second gives a statement of credit,
+up to forty, and while that is used up nobody looks, for twenty seconds at most. So what happens now and then is seen
+at once, and all that watch the same page cost the database about a statement a second, however many they are and
+however busy it is. What somebody does here is told at once.
 
 A browser opens no more than six connections to a server, and a stream takes one. So each browser has three at most
 (a cookie tells browsers apart); further tabs are answered 204 and ask again by themselves.
@@ -87,7 +87,7 @@ class Stream:
 class _Events(StreamingResponse):
     """A stream that ends when its reader goes, also while there is nothing to say."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send what there is until the reader has gone."""
 
         async def gone() -> None:
@@ -133,13 +133,13 @@ class _Hub:
             self._looking = asyncio.create_task(self._look_on())
         try:
             yield b"retry: 2000\n\n"
-            while not self.is_ended:
+            while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(ALIVE_SECONDS):
                         await changed.wait()
                 changed.clear()
                 if self.is_ended:
-                    return
+                    break
                 yield self._said()
         finally:
             self.listeners.discard(changed)
