@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from jobrunner.web.pages import now
+from jobrunner.web.pages import alerts, audit, history, nodes, now
 from jobrunner.web.pages.page import Page
 
-PAGES = (Page("/", "now", now.read, "Now", "n"),)
+PAGES = (
+    Page("/", "now", now.read, "Now", "n"),
+    Page("/history", "history", history.read, "History", "h", history.FIELDS),
+    Page("/nodes", "nodes", nodes.read, "Nodes", "o", nodes.FIELDS),
+    Page("/audit", "audit", audit.read, "Audit", "a", audit.FIELDS),
+    Page("/alerts", "alerts", alerts.read, "Alerts", "l", alerts.FIELDS),
+)
