@@ -213,13 +213,14 @@
 
   function search() {
     const box = document.querySelector("#main [data-search]") || byId("find");
+    if (!box) return;
     box.focus();
     box.select();
   }
 
   const keys = {
     "/": search,
-    "?": () => byId("help").showModal(),
+    "?": () => byId("help")?.showModal(),
     j: () => step(1),
     k: () => step(-1),
     Enter: open,
@@ -275,7 +276,7 @@
     tellTimes(document);
     setInterval(() => tellAges(document), 5000);
     for (const each of document.querySelectorAll("[data-copy], #theme, #keys")) each.hidden = false;
-    byId("theme").addEventListener("click", changeTheme);
-    byId("keys").addEventListener("click", () => byId("help").showModal());
+    byId("theme")?.addEventListener("click", changeTheme);
+    byId("keys")?.addEventListener("click", () => byId("help").showModal());
   });
 })();
