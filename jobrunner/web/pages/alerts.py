@@ -46,11 +46,11 @@ async def read(ask: Ask) -> Shown:
         {"row": row, "told": told_to(told.get(row["id"], [])), "lasted": _lasted(row)}
         for row in sorted(page.rows, key=lambda row: row["closed_at"] is not None)
     ]
-    open_ones = [each for each in incidents if each["row"]["closed_at"] is None]
+    number = sum(row["closed_at"] is None for row in page.rows)
     facts = {
         "incidents": incidents,
-        "headline": _headline(len(open_ones), is_more=page.after is not None and not is_all, worker=worker),
-        "is_well": not open_ones,
+        "headline": _headline(number, is_more=page.after is not None and not is_all, worker=worker),
+        "is_well": not number,
         "is_all": is_all,
         "after": page.after,
         "rules": [{"row": row, "channel": show_channel(row["channel"])} for row in rules.rows],

@@ -33,11 +33,15 @@ async def read(ask: Ask) -> Shown:
     page = await reads.nodes(narrowed(ask, limit=_MOST_ROWS, after=ask.fields["after"], all=is_all))
     async with ask.desk.reading() as conn:
         held = await read_held(conn, [row["id"] for row in page.rows])
-    nodes = [{"row": row, "word": _word(row), "held": held.runs.get(row["id"], [])} for row in page.rows]
+    words = [_word(row) for row in page.rows]
+    nodes = [
+        {"row": row, "word": word, "held": held.runs.get(row["id"], [])}
+        for row, word in zip(page.rows, words, strict=True)
+    ]
     facts = {
         "nodes": nodes,
-        "headline": _headline([node["word"] for node in nodes], is_more=page.after is not None),
-        "is_well": any(node["word"] == "active" for node in nodes) and not any(n["word"] == "silent" for n in nodes),
+        "headline": _headline(words, is_more=page.after is not None),
+        "is_well": "active" in words and "silent" not in words,
         "is_all": is_all,
         "is_cut": held.is_cut,
         "most_named": _MOST_NAMED,

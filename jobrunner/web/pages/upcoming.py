@@ -1,10 +1,10 @@
-"""The hours to come, lane by lane, beside the hours that were: what will fire, when it will start, and why not earlier."""
+"""The hours to come, lane by lane, beside the hours that were: what fires, when it starts, and why not earlier."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ _LONGEST = timedelta(days=7)
 _PAST = timedelta(hours=6)
 _MOST_ROWS = 50
 _PLAYED_ROWS = 300
+_MOST_PLAYED = 1200  # a start takes 80 µs, and a page should take no longer than 200 ms
 _SQL = "SELECT name, next_run_at, health FROM worker_status WHERE next_run_at IS NOT NULL ORDER BY next_run_at"
 SPANS = (("3 h", "3h"), ("12 h", "12h"), ("24 h", None), ("3 d", "3d"), ("7 d", "7d"))
 """How far ahead one looks most often, as it is shown and as it is asked for."""
@@ -103,7 +104,9 @@ async def _read(ask: Ask, past: datetime, until: datetime) -> _Read:
         names = {*planned.times, *(() if worker is None else (worker,))}
         planned.times.update({name: [] for name in names - planned.times.keys()})
         lanes = await read_lanes(conn, db.dialect, ask.now, past, names)
-        to_play = await read_to_play(conn, db.dialect, ask.now, until, worker, _PLAYED_ROWS)
+        to_play = replace(
+            await read_to_play(conn, db.dialect, ask.now, until, worker, _PLAYED_ROWS), starts=_MOST_PLAYED
+        )
         heard, _ = await read_nodes_heard(conn, ask.now)
     ahead = await asyncio.to_thread(to_play.play)
     why_none = None if heard.active else heard.why_no_handler()
