@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.alert_tables import IS_WAITING
 
@@ -29,17 +30,12 @@ async def read_told(conn: AsyncConnection, incidents: Collection[int]) -> dict[i
     columns = [*(d.c[name] for name in _SHOWN), d.c.last_error]
     found: dict[int, list[Row]] = {}
     for incident in incidents:  # each along its index: of all at once, one with many would hide the others
-        newest = sa.select(*columns).where(d.c.alert_id == incident)
-        # In the index's order, so that no more is read than is returned.
-        ordered = newest.order_by(d.c.alert_id.desc(), d.c.rule.desc(), d.c.id.desc()).limit(MOST_OF_EACH)
+        newest = sa.select(*columns).where(same(d.c.alert_id, sa.literal(incident)))
+        ordered = newest.order_by(d.c.alert_id.desc(), d.c.id.desc()).limit(MOST_OF_EACH)
         rows = [dict(row) for row in (await conn.execute(ordered)).mappings()]
         if rows:
-            found[incident] = sorted(rows, key=_newest_first)
+            found[incident] = rows
     return found
-
-
-def _newest_first(row: Row) -> int:
-    return -int(row["id"])
 
 
 async def list_waiting(conn: AsyncConnection, most: int) -> Sequence[Row]:
