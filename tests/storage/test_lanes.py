@@ -1,4 +1,4 @@
-"""What `/upcoming`, `/nodes` and `/alerts` read: what ran lately of some workers, which runs nodes hold, who was told."""
+"""What `/upcoming`, `/nodes` and `/alerts` read: what ran lately, which runs nodes hold, whom an incident told."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
             "clock",
             {"node_id": "n" * 20, "was": "2026-03-02T12:00:00Z", "said": "2026-03-02T11:59:00Z", "seconds": -60},
             Deed(
-                "noted that the clock of node nnnnnnnn was set back by 60 s: 2026-03-02 12:00:00 UTC to 2026-03-02 11:59:00 UTC"
+                "noted that the clock of node nnnnnnnn was set back by 60 s: "
+                "2026-03-02 12:00:00 UTC to 2026-03-02 11:59:00 UTC"
             ),
         ),
         (
@@ -52,10 +53,11 @@ def test_an_entry_is_a_sentence(action, detail, deed):
     assert tell_deed(action, detail) == deed
 
 
+BROKEN = {"old": 1, "new": [], "until": 5, "kinds": {}, "seconds": "x", "reason": {"a": 1}}
+
+
 @pytest.mark.parametrize("action", [*AUDIT_ACTIONS, "of_a_later_version"])
-@pytest.mark.parametrize(
-    "detail", [None, [], "text", {}, {"old": 1, "new": [], "until": 5, "kinds": {}, "seconds": "x", "reason": {"a": 1}}]
-)
+@pytest.mark.parametrize("detail", [None, [], "text", {}, BROKEN])
 def test_a_detail_that_is_not_as_it_should_be_breaks_nothing(action, detail):
     assert tell_deed(action, detail).before
 
