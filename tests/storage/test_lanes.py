@@ -10,6 +10,7 @@ from jobrunner.storage.reading.deliveries import MOST_OF_EACH, list_waiting, rea
 from jobrunner.storage.reading.held import read_held
 from jobrunner.storage.reading.lanes import MOST_LANES, MOST_SPANS, read_lanes, read_planned
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.workers.switching import pausing, switch_one
 from tests.support.stage import Stage, scheduled, triggered
 
 HOURS = timedelta(hours=1)
@@ -107,7 +108,9 @@ async def test_a_disabled_schedule_keeps_its_lane_and_says_why(stage: Stage):
         "UPDATE {p}worker_state SET is_enabled = false, disabled_by = 'operator', disabled_actor = 'ann',"
         " next_run_at = NULL"
     )
-    (row,) = (await planned_by(stage)).times["off"]
+    planned = await planned_by(stage)
+    (row,) = planned.times["off"]
+    assert planned.held == {"off": None}
     assert row.due_at is None
     assert "disabled" in (row.note or "")
 
@@ -180,3 +183,10 @@ async def test_messages_of_one_incident_are_bounded(stage: Stage):
         told = await read_told(conn, [1])
     assert len(told[1]) == MOST_OF_EACH
     assert [row["rule"] for row in told[1][:2]] == ["chat", "mail"]
+
+
+async def test_a_paused_schedule_is_held_until_its_pause_ends(stage: Stage):
+    await stage.register(scheduled("hourly", interval_seconds=3600), scheduled("other", interval_seconds=3600))
+    until = stage.now + timedelta(hours=3)
+    await switch_one(stage.db, "hourly", stage.now, "ann", pausing(until, None))
+    assert (await planned_by(stage)).held == {"hourly": until}

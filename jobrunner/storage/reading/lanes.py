@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.model.facts import WorkerFacts
+from jobrunner.policy.gates import why_switched_off
 from jobrunner.policy.upcoming import firings
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.reading.status import planned_run, read_schedules
@@ -63,11 +65,13 @@ class Lane:
 class Planned:
     """The times of some workers, by name, each at most `MOST_SPANS`; `has_more`: of these there are more.
 
-    `is_cut`: there are workers with times that are not among them.
+    `held`: of those that are disabled or paused now, until when; None: nobody knows. `is_cut`: there are workers with
+    times that are not among them.
     """
 
     times: dict[str, list[Upcoming]]
     has_more: frozenset[str]
+    held: dict[str, datetime | None]
     is_cut: bool
 
 
@@ -119,11 +123,15 @@ async def read_planned(conn: AsyncConnection, now: datetime, until: datetime, wo
     schedules = await read_schedules(conn, worker, most=MOST_LANES + 1)
     times: dict[str, list[Upcoming]] = {}
     has_more = set()
+    held: dict[str, datetime | None] = {}
     for config, state in schedules[:MOST_LANES]:
         rows = list(islice(firings([(config, state)], now, until), MOST_SPANS + 1))
         if len(rows) > MOST_SPANS:
             has_more.add(config.name)
         times[config.name] = rows[:MOST_SPANS]
+        if why_switched_off(WorkerFacts(config, state), now) is not None:
+            is_paused = state.is_enabled and state.paused_until is not None
+            held[config.name] = state.paused_until if is_paused else state.next_run_at
     waiting = await _read_waiting(conn, now, until, worker)
     is_cut = len(schedules) > MOST_LANES or len(waiting) > _MOST_PLANNED
     for run in waiting[:_MOST_PLANNED]:
@@ -132,7 +140,7 @@ async def read_planned(conn: AsyncConnection, now: datetime, until: datetime, wo
         else:
             times.setdefault(run.worker, []).append(run)
     ordered = {name: sorted(rows, key=lambda row: row.order)[:MOST_SPANS] for name, rows in sorted(times.items())}
-    return Planned(ordered, frozenset(has_more), is_cut)
+    return Planned(ordered, frozenset(has_more), held, is_cut)
 
 
 async def _read_waiting(conn: AsyncConnection, now: datetime, until: datetime, worker: str | None) -> list[Upcoming]:

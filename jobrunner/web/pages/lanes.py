@@ -30,14 +30,16 @@ _STEPS = tuple(timedelta(minutes=minutes) for minutes in (5, 15, 30, 60, 120, 18
 _MOST_LABELS = 13
 _FAILED = frozenset({"failed", "timed_out", "lost"})
 _LATE = timedelta(seconds=1)
+AHEAD = frozenset({"starts", "late", "not", "plan", "more", "held"})
+"""The kinds of marks that tell of what is to come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """What is drawn of one time: its `kind`, from `x` on so wide, `count` of them, and what is said of it.
 
-    Kinds: an outcome, `running`, `starts`, `late` (later than planned), `not` (it will not start), `plan` (not played),
-    `more` (so it goes on).
+    Kinds: an outcome, `running`, and those of `AHEAD`: `starts`, `late` (later than planned), `not` (it will not
+    start), `plan` (not played), `more` (so it goes on), `held` (disabled or paused).
     """
 
     kind: str
@@ -205,6 +207,8 @@ def _shape(axis: _Axis, mark: Mark, x: float, width: float, middle: float) -> It
             yield _stroke("cross", x - 5, middle - turn, x + 5, middle + turn, said)
         if width > 12:
             yield _stroke("cross", x, middle, x + width, middle)
+    elif mark.kind == "held":
+        yield _box("held", x, middle - _HIGH / 2, width, _HIGH, said)
     elif mark.kind in {"plan", "more"}:
         yield _box("hollow", x, middle - _LOW / 2, width, _LOW, said)
     else:
@@ -215,6 +219,7 @@ def _shape(axis: _Axis, mark: Mark, x: float, width: float, middle: float) -> It
 
 def _title(mark: Mark) -> str:
     words = {"starts": "starts", "late": "starts late", "not": "does not start", "plan": "planned", "more": "and so on"}
+    words["held"] = "nothing starts"
     word = words.get(mark.kind, mark.kind.replace("_", " "))
     first = f"{mark.begins_at.astimezone(UTC):%m-%d %H:%M:%S} UTC"
     many = "" if mark.count == 1 else f"{mark.count} times, the first "

@@ -18,7 +18,7 @@ from jobrunner.storage.reading.status import require_workers
 from jobrunner.web.api import fields as f
 from jobrunner.web.api import reads
 from jobrunner.web.api.fields import Field
-from jobrunner.web.pages.lanes import Mark, Row, changes, draw, past_marks, planned_mark
+from jobrunner.web.pages.lanes import AHEAD, Mark, Row, changes, draw, past_marks, planned_mark
 from jobrunner.web.pages.narrowed import narrowed
 from jobrunner.web.pages.page import Shown
 from jobrunner.web.pages.render import query
@@ -127,6 +127,8 @@ def _row(name: str, found: _Read, past: datetime, until: datetime, now: datetime
     """Return a worker's lane: what ran, what is planned, and what goes on like that."""
     lane = found.lanes.get(name)
     marks = [] if lane is None else list(past_marks(lane, past))
+    if name in found.planned.held:
+        marks.append(Mark("held", now, min(found.planned.held[name] or until, until), "disabled or paused"))
     usual, played = found.usual.get(name), found.ahead.forecast.until
     times = found.planned.times[name]
     standing = next((each.note for each in times if each.due_at is None), None)
@@ -140,7 +142,7 @@ def _words(row: Row, found: _Read, now: datetime) -> dict[str, Any]:
     """Return what a lane shows, in words."""
     ended: dict[str, int] = {}
     for mark in row.marks:
-        if mark.begins_at <= now and mark.kind not in {"starts", "late", "not", "plan", "more"}:
+        if mark.begins_at <= now and mark.kind not in AHEAD:
             ended[mark.kind] = ended.get(mark.kind, 0) + 1
     ahead = [mark for mark in row.marks if mark.kind in {"starts", "late", "not", "plan"}]
     counts = {kind: sum(mark.kind == kind for mark in ahead) for kind in ("starts", "late", "not", "plan")}
