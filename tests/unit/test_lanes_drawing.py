@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from xml.etree import ElementTree
 
+from jobrunner.policy.forecast import Expected
+from jobrunner.policy.upcoming import Upcoming
 from jobrunner.policy.zones import zone_of
 from jobrunner.storage.reading.lanes import Lane, Span
 from jobrunner.web.pages.lanes import Mark, Row, changes, draw, merged, past_marks, planned_mark
@@ -14,8 +16,9 @@ HOUR = timedelta(hours=1)
 UTC_ZONE = zone_of("UTC")
 
 
-def row(due: datetime | None = NOW + HOUR, starts: datetime | None = None, note: str | None = None):
-    return {"due_at": due, "starts_at": starts, "note": note}
+def planned(due: datetime | None = NOW + HOUR, starts: datetime | None = None, until=NOW + 24 * HOUR, **more):
+    expected = Expected(starts, more.get("why"))
+    return planned_mark(Upcoming("a", due, "UTC", more.get("note")), expected, more.get("usual"), until, NOW)
 
 
 def classes(drawing: str) -> list[str]:
@@ -23,20 +26,24 @@ def classes(drawing: str) -> list[str]:
 
 
 def test_a_start_on_time_is_as_long_as_usual():
-    mark = planned_mark(row(starts=NOW + HOUR), timedelta(minutes=5), NOW + 24 * HOUR, NOW)
+    mark = planned(starts=NOW + HOUR, usual=timedelta(minutes=5))
     assert mark == Mark("starts", NOW + HOUR, NOW + HOUR + timedelta(minutes=5))
 
 
-def test_a_start_later_than_planned_keeps_its_planned_time():
-    mark = planned_mark(row(starts=NOW + 2 * HOUR, note="waits for a"), None, NOW + 24 * HOUR, NOW)
-    assert mark == Mark("late", NOW + 2 * HOUR, NOW + 2 * HOUR, "waits for a", 1, NOW + HOUR)
+def test_a_start_later_than_planned_keeps_its_planned_time_and_says_why():
+    mark = planned(starts=NOW + 2 * HOUR, note="DST ends", why="waits for b")
+    assert mark == Mark("late", NOW + 2 * HOUR, NOW + 2 * HOUR, "DST ends; waits for b", 1, NOW + HOUR)
 
 
 def test_what_was_played_and_does_not_start_differs_from_what_was_not_played():
-    played = planned_mark(row(), None, NOW + 24 * HOUR, NOW)
-    not_played = planned_mark(row(), None, NOW, NOW)
+    played, not_played = planned(), planned(until=NOW)
     assert (played and played.kind, not_played and not_played.kind) == ("not", "plan")
-    assert planned_mark(row(due=None), None, NOW, NOW) is None
+    assert planned(due=None) is None
+
+
+def test_what_is_due_already_is_drawn_now():
+    mark = planned(due=NOW - HOUR, starts=NOW)
+    assert mark == Mark("starts", NOW, NOW)
 
 
 def test_what_began_before_the_time_shown_is_cut_and_what_ended_before_it_left_out():

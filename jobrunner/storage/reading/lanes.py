@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 MOST_LANES = 40
 MOST_SPANS = 200
-"""Of each worker so many attempts are shown, and so many times to come."""
+"""Of each worker so many attempts are shown."""
+MOST_TIMES = 100
+"""Of each worker so many times to come."""
 _MOST_PLANNED = 500
 _MOST_ACTIVE = 1000
 _PENDING: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
@@ -63,7 +65,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The times of some workers, by name, each at most `MOST_SPANS`; `has_more`: of these there are more.
+    """The times of some workers, by name, each at most `MOST_TIMES`; `has_more`: of these there are more.
 
     `held`: of those that are disabled or paused now, until when; None: nobody knows. `is_cut`: there are workers with
     times that are not among them.
@@ -125,10 +127,10 @@ async def read_planned(conn: AsyncConnection, now: datetime, until: datetime, wo
     has_more = set()
     held: dict[str, datetime | None] = {}
     for config, state in schedules[:MOST_LANES]:
-        rows = list(islice(firings([(config, state)], now, until), MOST_SPANS + 1))
-        if len(rows) > MOST_SPANS:
+        rows = list(islice(firings([(config, state)], now, until), MOST_TIMES + 1))
+        if len(rows) > MOST_TIMES:
             has_more.add(config.name)
-        times[config.name] = rows[:MOST_SPANS]
+        times[config.name] = rows[:MOST_TIMES]
         if why_switched_off(WorkerFacts(config, state), now) is not None:
             is_paused = state.is_enabled and state.paused_until is not None
             held[config.name] = state.paused_until if is_paused else state.next_run_at
@@ -139,7 +141,7 @@ async def read_planned(conn: AsyncConnection, now: datetime, until: datetime, wo
             is_cut = True
         else:
             times.setdefault(run.worker, []).append(run)
-    ordered = {name: sorted(rows, key=lambda row: row.order)[:MOST_SPANS] for name, rows in sorted(times.items())}
+    ordered = {name: sorted(rows, key=lambda row: row.order)[:MOST_TIMES] for name, rows in sorted(times.items())}
     return Planned(ordered, frozenset(has_more), held, is_cut)
 
 

@@ -18,9 +18,11 @@ from jobrunner.policy.zones import first_change, transition_note, zone_of, zone_
 from jobrunner.web.pages.charts import line, rect, svg, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from zoneinfo import ZoneInfo
 
+    from jobrunner.policy.forecast import Expected
+    from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.reading.lanes import Lane
 
 WIDTH, NAMES, ROW, HEAD = 1200.0, 190.0, 24.0, 22.0
@@ -70,19 +72,28 @@ def past_marks(lane: Lane, past: datetime) -> Iterator[Mark]:
 
 
 def planned_mark(
-    row: Mapping[str, object], usual: timedelta | None, played_until: datetime, now: datetime
+    listed: Upcoming, expected: Expected, usual: timedelta | None, played_until: datetime, now: datetime
 ) -> Mark | None:
-    """Return how a row of the listing is drawn: it starts then, later, not, or nobody knows; None without a time."""
-    due, starts = row["due_at"], row["starts_at"]
-    if not isinstance(due, datetime):
+    """Return how a time of the listing is drawn: it starts then, later, not, or nobody knows; None without a time.
+
+    Args:
+        listed: the time.
+        expected: what came of it when the time ahead was played.
+        usual: how long runs of the worker usually take.
+        played_until: so far it was played.
+        now: the time now; what is due already is drawn there.
+    """
+    if listed.due_at is None:
         return None
-    note = str(row["note"] or "")
-    if isinstance(starts, datetime):
-        end = starts + (usual or timedelta())
-        if starts - max(due, now) > _LATE:
-            return Mark("late", starts, end, note, 1, max(due, now))
-        return Mark("starts", max(due, now), end, note)
-    return Mark("not" if due <= played_until else "plan", max(due, now), max(due, now) + (usual or timedelta()), note)
+    due, starts, length = max(listed.due_at, now), expected.starts_at, usual or timedelta()
+    note = listed.note or ""
+    if expected.note is not None and expected.note not in note:
+        note = f"{note}; {expected.note}" if note else expected.note
+    if starts is None:
+        return Mark("not" if listed.due_at <= played_until else "plan", due, due + length, note)
+    if starts - due > _LATE:
+        return Mark("late", starts, starts + length, note, 1, due)
+    return Mark("starts", due, due + length, note)
 
 
 def draw(

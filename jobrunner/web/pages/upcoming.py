@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import InvalidSetting
-from jobrunner.policy.durations import show_seconds
+from jobrunner.policy.forecast import Expected
 from jobrunner.policy.zones import zone_of, zone_or_utc
 from jobrunner.storage.reading.forecasts import read_to_play
 from jobrunner.storage.reading.lanes import MOST_LANES, read_lanes, read_planned
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
-from jobrunner.storage.reading.status import require_workers
+from jobrunner.storage.reading.status import read_upcoming, require_workers
 from jobrunner.web.api import fields as f
 from jobrunner.web.api import reads
 from jobrunner.web.api.fields import Field
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
+    from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.reading.forecasts import Ahead
     from jobrunner.storage.reading.lanes import Lane, Planned
     from jobrunner.web.api.ask import Ask
@@ -40,8 +41,8 @@ FIELDS = (
 _LONGEST = timedelta(days=7)
 _PAST = timedelta(hours=6)
 _MOST_ROWS = 50
-_PLAYED_ROWS = 300
-_MOST_PLAYED = 1200  # a start takes 80 µs, and a page should take no longer than 200 ms
+_PLAYED_ROWS = 60  # schedules, and as many rows of the listing; at least `_MOST_ROWS` and `MOST_LANES`
+_MOST_PLAYED = 500  # a start takes 80 µs, and a page should take no longer than 200 ms
 _SQL = "SELECT name, next_run_at, health FROM worker_status WHERE next_run_at IS NOT NULL ORDER BY next_run_at"
 SPANS = (("3 h", "3h"), ("12 h", "12h"), ("24 h", None), ("3 d", "3d"), ("7 d", "7d"))
 """How far ahead one looks most often, as it is shown and as it is asked for."""
@@ -55,6 +56,8 @@ class _Read:
     lanes: dict[str, Lane]
     ahead: Ahead
     usual: dict[str, timedelta]
+    first: list[Upcoming]
+    has_more: bool
     why_none: str | None
 
 
@@ -65,34 +68,43 @@ async def read(ask: Ask) -> Shown:
     past = ask.fields["from"] or ask.now - _PAST
     if not timedelta() < until - ask.now <= _LONGEST or ask.now - past > _LONGEST or past > ask.now:
         raise InvalidSetting("at most 7 days are shown, ahead and back; give `for` and `from` less")
-    page = await reads.upcoming(
-        narrowed(ask, **{"worker": worker, "for": length, "limit": _MOST_ROWS, "after": ask.fields["after"]})
-    )
-    found = await _read(ask, past, until)
-    rows = [_row(name, found, past, until, ask.now) for name in found.planned.times]
-    zones = {each.timezone for times in found.planned.times.values() for each in times}
-    zone = axis_zone(ask.fields["tz"], zones)
-    facts = {
-        "rows": page.rows,
-        "after": page.after,
-        "lanes": [_words(row, found, ask.now) for row in rows],
-        "drawing": draw(rows, past, ask.now, until, zone, zones) if rows else None,
-        "zone": zone.key,
-        "is_own_zone": ask.fields["tz"] == "utc" or (ask.fields["tz"] == "worker" and zones == {zone.key}),
-        "changes": changes(past, until, zones),
-        "is_cut": found.planned.is_cut and worker is None,
-        "most": MOST_LANES,
-        "worker": worker,
-        "spans": SPANS,
-        "until": until,
-        "past": past,
-        "played_until": None if found.ahead.forecast.until >= until else found.ahead.forecast.until,
-        "why_none": found.why_none,
-    }
+    facts = await (_first_page(ask, past, until) if ask.fields["after"] is None else _later_page(ask))
+    facts |= {"worker": worker, "spans": SPANS, "until": until, "past": past}
     words = f" {shlex.quote(worker)}" if worker else ""
     commands = (f"jobrunner upcoming{words} --for {shlex.quote(show_span(length))}",)
     api = query(**{"worker": worker, "for": None if length == 86400.0 else show_span(length)})
     return Shown(facts, "Upcoming", commands, f"api/upcoming{api}", _SQL)
+
+
+async def _later_page(ask: Ask) -> dict[str, Any]:
+    """Return the facts of a page of times beyond the first: it has no lanes."""
+    given = {name: ask.fields[name] for name in ("worker", "for", "after")}
+    page = await reads.upcoming(narrowed(ask, limit=_MOST_ROWS, **given))
+    return {"rows": page.rows, "after": page.after, "drawing": None, "why_none": None}
+
+
+async def _first_page(ask: Ask, past: datetime, until: datetime) -> dict[str, Any]:
+    """Return the facts of the lanes, and of the first times."""
+    found = await _read(ask, past, until)
+    rows = await asyncio.to_thread(
+        lambda: [_row(name, found, past, until, ask.now) for name in found.planned.times]
+    )  # thousands of marks, and others wait for the loop
+    zones = {each.timezone for times in found.planned.times.values() for each in times}
+    zone = axis_zone(ask.fields["tz"], zones)
+    played_until = found.ahead.forecast.until
+    return {
+        "rows": [found.ahead.row(each) for each in found.first],
+        "after": reads.upcoming_after(ask.now, _MOST_ROWS) if found.has_more else None,
+        "lanes": [_words(row, found, ask.now) for row in rows],
+        "drawing": await asyncio.to_thread(draw, rows, past, ask.now, until, zone, zones) if rows else None,
+        "zone": zone.key,
+        "is_own_zone": ask.fields["tz"] == "utc" or (ask.fields["tz"] == "worker" and zones == {zone.key}),
+        "changes": changes(past, until, zones),
+        "is_cut": found.planned.is_cut and ask.fields["worker"] is None,
+        "most": MOST_LANES,
+        "played_until": None if played_until >= until else played_until,
+        "why_none": found.why_none,
+    }
 
 
 async def _read(ask: Ask, past: datetime, until: datetime) -> _Read:
@@ -107,10 +119,11 @@ async def _read(ask: Ask, past: datetime, until: datetime) -> _Read:
         to_play = replace(
             await read_to_play(conn, db.dialect, ask.now, until, worker, _PLAYED_ROWS), starts=_MOST_PLAYED
         )
+        first, has_more = await read_upcoming(conn, ask.now, until, _MOST_ROWS, worker)
         heard, _ = await read_nodes_heard(conn, ask.now)
     ahead = await asyncio.to_thread(to_play.play)
     why_none = None if heard.active else heard.why_no_handler()
-    return _Read(planned, lanes, ahead, dict(to_play.usual), why_none)
+    return _Read(planned, lanes, ahead, dict(to_play.usual), first, has_more, why_none)
 
 
 def axis_zone(tz: str, zones: set[str]) -> ZoneInfo:
@@ -119,8 +132,9 @@ def axis_zone(tz: str, zones: set[str]) -> ZoneInfo:
 
 
 def show_span(seconds: float) -> str:
-    """Return a length of time as it is typed."""
-    return show_seconds(seconds).replace(" ", "")
+    """Return a length of time as it is typed: `24h`, `90m`, `45s`."""
+    sizes = ((3600, "h"), (60, "m"))
+    return next((f"{seconds / size:.0f}{unit}" for size, unit in sizes if seconds % size == 0), f"{seconds:g}s")
 
 
 def _row(name: str, found: _Read, past: datetime, until: datetime, now: datetime) -> Row:
@@ -129,10 +143,15 @@ def _row(name: str, found: _Read, past: datetime, until: datetime, now: datetime
     marks = [] if lane is None else list(past_marks(lane, past))
     if name in found.planned.held:
         marks.append(Mark("held", now, min(found.planned.held[name] or until, until), "disabled or paused"))
-    usual, played = found.usual.get(name), found.ahead.forecast.until
+    usual = found.usual.get(name)
     times = found.planned.times[name]
     standing = next((each.note for each in times if each.due_at is None), None)
-    marks += [mark for each in times if (mark := planned_mark(found.ahead.row(each), usual, played, now)) is not None]
+    forecast = found.ahead.forecast
+    for each in times:
+        expected = Expected() if each.due_at is None else forecast.of(name, each.due_at, each.run_id)
+        mark = planned_mark(each, expected, usual, forecast.until, now)
+        if mark is not None:
+            marks.append(mark)
     if name in found.planned.has_more and times[-1].due_at is not None:
         marks.append(Mark("more", times[-1].due_at, until, "so it goes on"))
     return Row(name, marks, standing)
