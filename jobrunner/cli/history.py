@@ -15,8 +15,7 @@ from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.filters import OUTCOMES
-from jobrunner.policy.showing import show_duration
-from jobrunner.policy.words import counted, show_time
+from jobrunner.policy.showing import show_duration, show_times_missed
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.search import search_history
 from jobrunner.storage.reading.status import require_trace
@@ -95,17 +94,10 @@ def history(
     context.with_database(ctx, database_url, read)
 
 
-def _missed_times(row: Mapping[str, Any]) -> str:
-    first, last = row["scheduled_for"], row["due_at"]
-    if first is None or last is None:
-        return ""
-    return f", {show_time(first)}" if first == last else f", {show_time(first)} to {show_time(last, today=first)}"
-
-
 def _why(row: Mapping[str, Any]) -> str:
     """Show why times were missed, or an attempt ended so: a reason whole, of an error the beginning."""
     if row["occurrences"] is not None:
-        return f"{counted(row['occurrences'], 'time')}{_missed_times(row)}: {row['reason']}"
+        return f"{show_times_missed(row)}: {row['reason']}"
     if row["error"]:
         return short(f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"]), ERROR)
     return row["reason"] or ""

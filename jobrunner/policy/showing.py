@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.policy.words import counted, show_time
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,3 +62,14 @@ def _escaped(character: str) -> str:
     return (
         character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
     )
+
+
+def show_times_missed(row: Mapping[str, Any]) -> str:
+    """Show how many times of a schedule a row of history says were missed, and which."""
+    first, last = row["scheduled_for"], row["due_at"]
+    said = counted(row["occurrences"], "time")
+    if first is None or last is None:
+        return said
+    if first == last:
+        return f"{said}, {show_time(first)}"
+    return f"{said}, {show_time(first)} to {show_time(last, today=first)}"

@@ -33,12 +33,14 @@ class Web:
     stage: Stage
     orchestrator: WorkerOrchestrator
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    consoles: list[Console] = field(default_factory=list)  # else their connections would be lost before the loop ends
 
     def console(self, listens_at: str = "127.0.0.1:8484", **settings: Any) -> Console:
         if settings:
             self.orchestrator.configure(**settings)
         rule = served_rule(self.orchestrator.settings, Address.parse(listens_at))
-        return Console(Desk(self.orchestrator), rule)
+        self.consoles.append(Console(Desk(self.orchestrator), rule))
+        return self.consoles[-1]
 
     def client(
         self,

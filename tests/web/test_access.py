@@ -27,6 +27,8 @@ PATHS = {
     **{(route.method, route.path): route.level for route in ROUTES},
 }
 PAGE_PATHS = {
+    ("GET", "/history.csv"): Level.READ,
+    ("GET", "/history.json"): Level.READ,
     **{("GET", page.path): page.level for page in PAGES},
     **{
         (method, route.path.removeprefix("/api")): route.level

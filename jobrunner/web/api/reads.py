@@ -216,7 +216,12 @@ async def upcoming(ask: Ask) -> Page:
         found, is_more = await reading.read_upcoming(conn, start, until, place + limit, name)
     ahead = await asyncio.to_thread(to_play.play)  # neither the connection nor whoever else asks waits for it
     rows = [ahead.row(row) for row in found[place:]]
-    return Page(rows, _token([time_to_json(start), place + limit]) if is_more else None)
+    return Page(rows, upcoming_after(start, place + limit) if is_more else None)
+
+
+def upcoming_after(start: datetime, place: int) -> str:
+    """Return the place in the listing that begins at `start` after so many rows of it."""
+    return _token([time_to_json(start), place])
 
 
 async def nodes(ask: Ask) -> Page:

@@ -28,10 +28,10 @@ _SQL = (
 _OF_TROUBLE = ("enable", "resume", "pause", "disable", "trigger")
 
 
-async def read(ask: Ask) -> Shown:
-    """Read how all stands."""
+async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
+    """Read how all stands, of each kind at most so many rows."""
     async with ask.desk.database() as db:
-        seen = await read_overview(db, ask.now, _MOST_ROWS)
+        seen = await read_overview(db, ask.now, most)
         async with db.read() as conn:
             minutes = await ask.desk.minutes.look(conn, ask.now)
             groups = await group_letters(conn, most=_MOST_GROUPS)
@@ -43,9 +43,9 @@ async def read(ask: Ask) -> Shown:
             {"row": row, "since": since(row, ask.now), "verbs": buttons("worker", row, ask.now, only=_OF_TROUBLE)}
             for row in trouble
         ],
-        "is_cut": len(trouble) == len(seen.workers) and len(trouble) == _MOST_ROWS,
+        "is_cut": len(trouble) == most,
         "is_well": not trouble,
-        "headline": _headline(trouble, seen),
+        "headline": _headline(trouble, seen, most),
         "ended": ended,
         "groups": groups,
         "minutes": minutes,
@@ -71,7 +71,7 @@ def since(row: Mapping[str, Any], now: datetime) -> datetime | None:
     return moment if moment is not None and moment <= now else None
 
 
-def _headline(trouble: list[dict[str, Any]], seen: Overview) -> str:
+def _headline(trouble: list[dict[str, Any]], seen: Overview, most: int) -> str:
     """Say in a sentence how all stands."""
     if not seen.totals.workers:
         return "There are no workers yet."
@@ -81,7 +81,7 @@ def _headline(trouble: list[dict[str, Any]], seen: Overview) -> str:
     kinds: dict[str, int] = {}
     for row in trouble:
         kinds[show_health(row)] = kinds.get(show_health(row), 0) + 1
-    more = "+" if len(trouble) == _MOST_ROWS else ""
+    more = "+" if len(trouble) == most else ""
     said = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     if trouble:
         first = f"{len(trouble)}{more} of {seen.totals.workers:,} workers in trouble: {said}."

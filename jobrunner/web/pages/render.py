@@ -58,6 +58,10 @@ _SYMBOLS = {
     "draining": "◔",
     "stopped": "○",
     "silent": "▲",
+    "incident": "▲",
+    "over": "✔",
+    "told": "✔",
+    "untold": "…",
 }
 """A shape for each state beside its word: colour alone says nothing to some."""
 

@@ -20,6 +20,7 @@ from jobrunner.web.access import Level
 from jobrunner.web.api.ask import Ask, query_of
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.pages.assets import Assets
+from jobrunner.web.pages.exports import export_paths
 from jobrunner.web.pages.forms import Forms
 from jobrunner.web.pages.kept import KeptPages
 from jobrunner.web.pages.links import base_of, path_of
@@ -65,6 +66,7 @@ class Site:
         return [
             Path("/static/{version}/{name}", free(self._assets.show)),
             *self._forms.paths(behind),
+            *export_paths(self.desk, behind),
             *pages,
         ]
 

@@ -214,13 +214,14 @@
 
   function search() {
     const box = document.querySelector("#main [data-search]") || byId("find");
+    if (!box) return;
     box.focus();
     box.select();
   }
 
   const keys = {
     "/": search,
-    "?": () => byId("help").showModal(),
+    "?": () => byId("help")?.showModal(),
     j: () => step(1),
     k: () => step(-1),
     Enter: open,
@@ -285,7 +286,7 @@
     setTimeout(connect, 0);
     setInterval(() => tellAges(document), 5000);
     for (const each of document.querySelectorAll("[data-copy], #theme, #keys")) each.hidden = false;
-    byId("theme").addEventListener("click", changeTheme);
-    byId("keys").addEventListener("click", () => byId("help").showModal());
+    byId("theme")?.addEventListener("click", changeTheme);
+    byId("keys")?.addEventListener("click", () => byId("help").showModal());
   });
 })();
