@@ -73,3 +73,12 @@ async def test_only_the_newest_are_looked_at_and_it_is_said(letters: Stage, monk
 async def test_of_none_there_are_no_groups(stage: Stage):
     async with stage.db.read() as conn:
         assert await group_letters(conn) == error_groups.Groups([])
+
+
+async def test_open_letters_are_counted_up_to_a_bound(letters: Stage, monkeypatch: pytest.MonkeyPatch):
+    async with letters.db.read() as conn:
+        assert await dead_letters.count_open(conn) == dead_letters.OpenLetters(0, 5)
+        assert await dead_letters.count_open(conn, "other") == dead_letters.OpenLetters(0, 1)
+        monkeypatch.setattr(dead_letters, "MOST_COUNTED", 4)
+        assert await dead_letters.count_open(conn) == dead_letters.OpenLetters(0, 4, is_capped=True)
+        assert await dead_letters.count_open(conn, "mail") == dead_letters.OpenLetters(0, 4)
