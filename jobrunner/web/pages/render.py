@@ -58,6 +58,11 @@ _SYMBOLS = {
     "draining": "◔",
     "stopped": "○",
     "silent": "▲",
+    "exhausted": "✖",
+    "stopping": "◔",
+    "interrupted": "↺",
+    "done": "✔",
+    "shut": "■",
 }
 """A shape for each state beside its word: colour alone says nothing to some."""
 
