@@ -34,14 +34,25 @@ def normalised(error: str | None) -> str:
     line = next((line.strip() for line in (error or "")[: 10 * _LONGEST_LINE].splitlines() if line.strip()), "")
     line = line[:_LONGEST_LINE]
     while True:  # each turn makes it shorter, or takes a digit out
-        shorter = _cut(_GAPS.sub(GAP, _DIFFERS.sub(GAP, line)).strip())
+        shorter = _cut(_GAPS.sub(GAP, _DIFFERS.sub(GAP, _unquoted(line))).strip())
         if shorter == line:
             return line
         line = shorter
 
 
+def _unquoted(line: str) -> str:
+    """Take the quotes from a whole sentence: a `KeyError` says its text so, and that is all that it says."""
+    is_sentence = len(line) > 2 and line[0] == line[-1] and line[0] in "'\"" and " " in line[1:-1].strip()
+    return line[1:-1].strip() if is_sentence and line[0] not in line[1:-1] else line
+
+
 def _cut(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1].rstrip()}{GAP}"
+
+
+def begins_so(error: str | None, shared: str) -> bool:
+    """Say whether an error begins as what `normalised` has made of it does, with nothing before."""
+    return (error or "").startswith(shared.split(GAP, maxsplit=1)[0])
 
 
 def filter_of(worker: str, error_type: str | None, error: str, *, starts_so: bool = True) -> str:
@@ -51,7 +62,7 @@ def filter_of(worker: str, error_type: str | None, error: str, *, starts_so: boo
         worker: the worker's name.
         error_type: the type of the group's errors.
         error: what `normalised` has made of them.
-        starts_so: each of the errors begins with its first line, so that type and text can be looked for as one.
+        starts_so: each of the errors begins as `error` does, so that type and text can be looked for as one.
     """
     pieces = [piece for text in error.split(GAP) for piece in _printable(text)]
     if error_type is not None and error_type.isprintable():

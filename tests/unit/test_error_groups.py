@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobrunner.policy.error_groups import GAP, filter_of, normalised
+from jobrunner.policy.error_groups import GAP, begins_so, filter_of, normalised
 from jobrunner.policy.filters import parse_filter
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -25,6 +25,9 @@ SAME = [
     ("at 12:30:05 on 10.1.2.3:80", "at … on …"),
     ("12 34 56", "… … …"),
     ("12'34'56", "…"),
+    ("'no route to host 5'", "no route to host …"),
+    ("'ann'", "…"),
+    ("'a b' 'c d'", "… …"),
     ("", ""),
     (None, ""),
 ]
@@ -60,7 +63,7 @@ def test_the_filter_says_worker_and_the_longest_text_they_share():
 )
 def test_the_filter_can_be_read_and_fits_the_error_that_it_was_made_of(error, error_type):
     shared = normalised(error)
-    asked = parse_filter(filter_of("mail", error_type, shared, starts_so=not error[:1].isspace()), "letters", NOW)
+    asked = parse_filter(filter_of("mail", error_type, shared, starts_so=begins_so(error, shared)), "letters", NOW)
     assert (asked.worker, asked.status) == (("mail",), ("open",))
     if asked.error is not None:
         assert asked.error in f"{error_type or ''}: {error}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.policy.error_groups import filter_of, normalised
+from jobrunner.policy.error_groups import begins_so, filter_of, normalised
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.kept_tables import LETTER_IS_OPEN
@@ -90,7 +90,7 @@ def _grouped(rows: Iterable[Any], *, is_capped: bool) -> list[Group]:
                 worker,
                 error_type,
                 error,
-                starts_so=not any((letter.error or "")[:1].isspace() for letter in letters),
+                starts_so=all(begins_so(letter.error, error) for letter in letters),
             ),
         )
         for (worker, error_type, error), letters in found.items()

@@ -58,6 +58,7 @@ _SYMBOLS = {
     "draining": "◔",
     "stopped": "○",
     "silent": "▲",
+    "open-letter": "✉",
     "exhausted": "✖",
     "stopping": "◔",
     "interrupted": "↺",

@@ -16,18 +16,19 @@ from jobrunner.web.pages.verbs import buttons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from jobrunner.web.api.ask import Ask
 
 _MOST_ATTEMPTS = 30
 _ENDED = {
     "succeeded": ("succeeded", "succeeded"),
-    "exhausted": ("failed", "failed, its attempts are used up"),
+    "exhausted": ("failed", "failed"),
     "discarded": ("discarded", "discarded"),
     "cancelled": ("cancelled", "cancelled"),
     "pending": ("pending", "waits"),
     "running": ("running", "running"),
-    "stopping": ("running", "was told to stop, and its code has not ended"),
+    "stopping": ("running", "stopping"),
 }
 _OF_OTHERS = (20, 4 * 1024)
 """Lines and characters of the output and the traceback of an attempt that is not the last."""
@@ -46,6 +47,7 @@ async def read(ask: Ask) -> Shown:
     facts = {
         "run": run,
         "how": _ENDED.get(str(run["state"]), (str(run["state"]), str(run["state"]))),
+        "looks": _looks(run, run["nodes"].get(run["node_id"]), waits and waits["why"], ask.now),
         "why": waits and waits["why"],
         "gates": waits["gates"] if waits else [],
         "node": run["nodes"].get(run["node_id"]),
@@ -53,7 +55,7 @@ async def read(ask: Ask) -> Shown:
         "verbs": buttons("run", run, ask.now),
         "letter": letter,
         "letter_verbs": buttons("letter", letter, ask.now) if letter is not None else [],
-        "chart": timeline(spans),
+        "chart": timeline(spans) if any(span.number is not None for span in spans) else None,
         "spans": spans,
         "attempts": _attempts(run["attempts"]),
         "output": tail_of(run["output"]),
@@ -67,6 +69,17 @@ async def read(ask: Ask) -> Shown:
     return Shown(facts, title, tuple(commands), f"api/runs/{run_id}", sql)
 
 
+def _looks(run: Mapping[str, Any], node: Mapping[str, Any] | None, why: str | None, now: datetime) -> str:
+    """Return how the first sentence looks: `bad`, `warn`, `calm`, or empty for what is well."""
+    if run["state"] in {"exhausted", "discarded"}:
+        return "bad"
+    if run["state"] in {"running", "stopping"}:
+        return "bad" if node is not None and node["silent_seconds"] is not None else "calm"
+    if run["state"] == "pending":
+        return "warn" if why and run["due_at"] <= now else "calm"
+    return "calm" if run["state"] == "cancelled" else ""
+
+
 def trace_id_of(context: str | None) -> str | None:
     """Return the trace's id of a W3C `traceparent`, or what there is instead."""
     parts = (context or "").split("-")
@@ -76,10 +89,10 @@ def trace_id_of(context: str | None) -> str | None:
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the attempts with the ends of what they said; `other`: the number of the attempt to compare it with."""
     found = []
-    before: str | None = None
     others = [None, *(one["attempt"] if one["attempt"] != row["attempt"] else None for one, row in pairwise(rows))]
     for place, (row, other) in enumerate(zip(rows, others, strict=False)):
         is_last = place == len(rows) - 1
+        after = None if is_last else rows[place + 1]["traceback"]
         lines, characters = (200, 16 * 1024) if is_last else _OF_OTHERS
         found.append(
             {
@@ -88,11 +101,10 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "other": other,
                 "error": said_by(row),
                 "traceback": tail_of(row["traceback"], lines, characters),
-                "is_same_traceback": row["traceback"] is not None and row["traceback"] == before,
+                "is_same_traceback": not is_last and bool(row["traceback"]) and row["traceback"] == after,
                 "output": tail_of(row["output"], lines, characters),
             }
         )
-        before = row["traceback"]
     return found
 
 
