@@ -100,6 +100,8 @@ def list_letters(
 
 def show_open(opened: letters.OpenLetters) -> str:
     """Say how many letters are open, and apart how many of them are firings of schedules."""
+    if opened.is_capped:
+        return f"over {letters.MOST_COUNTED:,} open dead letters"
     all_of_them = counted(opened.firings + opened.triggered, "open dead letter")
     if not opened.firings:
         return all_of_them
@@ -175,11 +177,12 @@ def replay(
 async def _ask_before_firings(db: Database, worker: str) -> None:
     """Ask whether a schedule's old firings shall all run again: most often the latest is all that is wanted."""
     async with db.peek() as conn:
-        firings = (await letters.count_open(conn, worker)).firings
+        opened = await letters.count_open(conn, worker)
         latest = await letters.latest_firing(conn, worker)
-    if firings < 2:
+    if opened.firings < 2 and not (opened.is_capped and latest is not None):
         return
-    what = f"{firings} firings of the schedule of {worker}"
+    number = "all" if opened.is_capped else opened.firings
+    what = f"{number} firings of the schedule of {worker}"
     alone = f"`jobrunner dead-letters replay {latest}` replays the latest alone"
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"this replays {what}, and there is nobody to ask; pass --yes, or {alone}")

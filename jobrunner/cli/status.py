@@ -22,20 +22,18 @@ from jobrunner.cli.standing import say_silent
 from jobrunner.cli.watching import Follower, followed_line, said_lines
 from jobrunner.errors import UsageError
 from jobrunner.policy.showing import show_progress
-from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.pages import run_pages
 from jobrunner.storage.reading.search import search_runs
+from jobrunner.storage.reading.why_waits import with_why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
     from jobrunner.cli.watching import Row
     from jobrunner.policy.filters import Filter
     from jobrunner.storage.database.database import Database
-    from jobrunner.storage.database.dialect import Dialect
     from jobrunner.storage.reading.search import Found
     from jobrunner.storage.runs.transaction import AsyncConnection
 
@@ -74,7 +72,7 @@ def runs(
 
         async def first(conn: AsyncConnection, most: int) -> list[dict[str, Any]]:
             rows = await reading.read_runs(conn, worker=worker, limit=most)
-            return rows if as_json else await _with_why(conn, db.dialect, rows)
+            return rows if as_json else await with_why(conn, db.dialect, now, rows)
 
         shown = [
             *columns("id", "worker"),
@@ -98,7 +96,7 @@ def runs(
 
             async def search(conn: AsyncConnection, asked: Filter, most: int, after: int | None) -> Found:
                 found = await search_runs(conn, asked, most, after)
-                return found if as_json else replace(found, rows=await _with_why(conn, db.dialect, found.rows))
+                return found if as_json else replace(found, rows=await with_why(conn, db.dialect, now, found.rows))
 
             await show_found(db, search, asked, limit, shown, "no live run that fits", as_json=as_json)
         if not as_json:
@@ -124,16 +122,3 @@ def _follow(ctx: typer.Context, database_url: str | None, worker: str | None, *,
         await Follower(worker, show, show_lines).follow(db)
 
     context.with_database(ctx, database_url, watch)
-
-
-async def _with_why(conn: AsyncConnection, dialect: Dialect, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to live runs why they wait although their time has come: what the gates of their worker say."""
-    now = context.now()
-    due = {row["id"]: row["worker"] for row in rows if _is_held_up(row, now)}
-    why = await explaining.why_due_waits(conn, dialect, now, sorted(set(due.values()))) if due else {}
-    return [{**row, "why": why.get(due.get(row["id"], ""))} for row in rows]
-
-
-def _is_held_up(row: Mapping[str, Any], now: datetime) -> bool:
-    """Say whether a run's time has come while it waits; what is forced passes most gates."""
-    return row["state"] == "pending" and row["due_at"] <= now and not row["is_forced"]

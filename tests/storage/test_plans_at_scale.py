@@ -276,8 +276,9 @@ async def page_of_a_worker(stage: Stage) -> None:
 
 async def swim_lanes(stage: Stage) -> None:
     async with stage.db.read() as conn:
-        found = await read_lanes(conn, T0, timedelta(days=14), [f"w{number:06}" for number in range(40)])
-    assert sum(map(len, found.values())) > 40 * 190
+        names = [f"w{number:06}" for number in range(40)]
+        found = await read_lanes(conn, stage.db.dialect, T0, T0 - timedelta(days=14), names)
+    assert sum(len(lane.spans) for lane in found.values()) > 40 * 190
 
 
 PIECES = {

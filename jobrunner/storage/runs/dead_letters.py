@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 BATCH = 500
+MOST_COUNTED = 10_000
 _OPEN: sa.ColumnElement[bool] = sa.literal_column("dead_letters.status = 'open'")
 _FIRING = (str(Trigger.SCHEDULE), str(Trigger.CONTINUOUS))
 
@@ -103,22 +104,27 @@ async def read_letter(conn: AsyncConnection, letter_id: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class OpenLetters:
-    """How many letters are open: `firings` of schedules and loops; `triggered`, with a payload of their own."""
+    """How many letters are open: `firings` of schedules and loops; `triggered`, with a payload of their own.
+
+    `is_capped`: `MOST_COUNTED` were counted, and there are more of either kind.
+    """
 
     firings: int
     triggered: int
+    is_capped: bool = False
 
 
 async def count_open(conn: AsyncConnection, worker: str | None = None) -> OpenLetters:
-    """Count the open letters, of all workers or of one."""
+    """Count the open letters, of all workers or of one, up to `MOST_COUNTED`."""
     d = t.dead_letters
-    statement = sa.select(
-        sa.func.count().filter(d.c.trigger.in_(_FIRING)), sa.func.count().filter(d.c.trigger.not_in(_FIRING))
-    ).where(_OPEN)
+    some = sa.select(d.c.trigger).where(_OPEN).limit(MOST_COUNTED + 1)
     if worker is not None:
-        statement = statement.where(d.c.worker == worker)
-    firings, triggered = (await conn.execute(statement)).one()
-    return OpenLetters(firings, triggered)
+        some = some.where(d.c.worker == worker)
+    trigger = some.subquery().c.trigger
+    counts = (sa.func.count().filter(trigger.in_(_FIRING)), sa.func.count())
+    firings, found = (await conn.execute(sa.select(*counts))).one()
+    firings = min(firings, MOST_COUNTED)
+    return OpenLetters(firings, min(found, MOST_COUNTED) - firings, found > MOST_COUNTED)
 
 
 async def latest_firing(conn: AsyncConnection, worker: str) -> int | None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from starlette.routing import Route as Path
 
-from jobrunner.errors import InvalidSetting, JobrunnerError
+from jobrunner.errors import InvalidPayload, InvalidSetting, JobrunnerError
 from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.policy.definitions import OVERRIDABLE
 from jobrunner.storage import bulk
@@ -29,6 +29,7 @@ from jobrunner.web.pages import payload_form
 from jobrunner.web.pages.page import COMMON
 from jobrunner.web.pages.render import show_document
 from jobrunner.web.pages.responses import back_to, html
+from jobrunner.web.pages.tails import difference
 from jobrunner.web.pages.verbs import VERBS, place_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from jobrunner.web.api.table import Route
     from jobrunner.web.desk import Desk
     from jobrunner.web.pages.page import Render
+    from jobrunner.web.pages.tails import Change
     from jobrunner.web.pages.verbs import Verb
 
     Endpoint = Callable[[Request], Awaitable[Response]]
@@ -52,6 +54,9 @@ _KINDS = {
     id(f.NUMBER): "text",
     id(f.TEXTS): "several",
 }
+_SHOW = "show"
+"""The button that shows what was changed is called so, and changes nothing."""
+_OURS = ("tz", _SHOW)
 _HINTS = {id(f.TIME): "such as 2026-03-02 12:00"}
 _ROUTES = {route.path.removeprefix("/api"): route for route in ROUTES if route.method == "POST"}
 
@@ -102,15 +107,25 @@ class Forms:
         request: Request,
         given: Mapping[str, str],
         refused: tuple[int, str] | None = None,
+        *,
+        shows_difference: bool = False,
     ) -> Response:
-        """Answer with the form, filled with what was given."""
+        """Answer with the form, filled with what was given; with how the payload differs from the one stored."""
         ask = self._ask(request)
         row = await self._subject(verb, ask)
         named = row.get("name") or row.get("worker") or row["id"]
         why_not = verb.why_not(row, ask.now)
         inputs = self._inputs(verb, row, given)
+        changes = None
+        if shows_difference:
+            try:
+                changes = _changes(row, given)
+            except InvalidPayload as raised:
+                refused = told(raised)
         status, message = refused or (200, None)
         facts = {
+            "changes": changes,
+            "can_differ": verb.name == "replay",
             "title": f"{verb.label.rstrip('…')}: {named}",
             "named": named,
             "verb": verb,
@@ -158,6 +173,9 @@ class Forms:
             given = await _typed_in(request)
             ask = self._ask(request)
             row = await self._subject(verb, ask)
+            typed = _single(given)
+            if typed.pop(_SHOW, None) is not None and verb.name == "replay":
+                return await self._form(verb, route, request, typed, shows_difference=True)
             try:
                 wanted = self._wanted(verb, row, given)
                 fields = read_fields(route.fields, wanted, ask.now)
@@ -185,8 +203,10 @@ class Forms:
         """Return the fields for the route from what was typed."""
         typed = _single(given)
         wanted: dict[str, Any] = {
-            name: value for name, value in typed.items() if value.strip() and "." not in name and name != "tz"
+            name: value for name, value in typed.items() if value.strip() and "." not in name and name not in _OURS
         }
+        if verb.name == "replay" and _is_as_stored(row, wanted.get("payload")):
+            del wanted["payload"]  # nobody edited it
         if verb.name == "unset":
             wanted["fields"] = [value for name, value in given if name == "fields"]
             if not wanted["fields"]:
@@ -242,6 +262,26 @@ def _first_value(verb: Verb, field: Field, row: Mapping[str, Any]) -> str:
     if field.name == "payload" and verb.name == "replay":
         return show_document(row.get("payload"))
     return str(field.default) if field.choices and field.default else ""
+
+
+def _changes(row: Mapping[str, Any], given: Mapping[str, str]) -> list[Change]:
+    """Return how the payload that was typed differs from the one stored. Raises `InvalidPayload`."""
+    return difference(show_document(row.get("payload")), _laid_out(given.get("payload", "")))
+
+
+def _is_as_stored(row: Mapping[str, Any], typed: str | None) -> bool:
+    """Say whether the payload that was typed is the one stored; as text, since 1 and true are equal as values."""
+    try:
+        return typed is not None and _laid_out(typed) == show_document(row.get("payload"))
+    except InvalidPayload:  # the route says what is wrong with it
+        return False
+
+
+def _laid_out(typed: str) -> str:
+    try:
+        return json.dumps(json.loads(typed), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPayload(f"the payload is no JSON: {error}") from None
 
 
 def _setting(text: str) -> Any:

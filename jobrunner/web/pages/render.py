@@ -62,6 +62,12 @@ _SYMBOLS = {
     "over": "✔",
     "told": "✔",
     "untold": "…",
+    "open-letter": "✉",
+    "exhausted": "✖",
+    "stopping": "◔",
+    "interrupted": "↺",
+    "done": "✔",
+    "shut": "■",
 }
 """A shape for each state beside its word: colour alone says nothing to some."""
 

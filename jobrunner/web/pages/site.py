@@ -20,10 +20,12 @@ from jobrunner.web.access import Level
 from jobrunner.web.api.ask import Ask, query_of
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.pages.assets import Assets
+from jobrunner.web.pages.bulk_form import BulkForm
 from jobrunner.web.pages.exports import export_paths
 from jobrunner.web.pages.forms import Forms
 from jobrunner.web.pages.kept import KeptPages
 from jobrunner.web.pages.links import base_of, path_of
+from jobrunner.web.pages.output import output_paths
 from jobrunner.web.pages.page import COMMON
 from jobrunner.web.pages.render import environment, link_values, query
 from jobrunner.web.pages.responses import SAID_COOKIE, cookie_path, html, said_of
@@ -67,6 +69,8 @@ class Site:
             Path("/static/{version}/{name}", free(self._assets.show)),
             *self._forms.paths(behind),
             *export_paths(self.desk, behind),
+            *BulkForm(self.desk, self.render, self.stream.wake).paths(behind),
+            *output_paths(self.desk, behind),
             *pages,
         ]
 

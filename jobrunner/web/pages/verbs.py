@@ -75,9 +75,9 @@ def _letter_not(row: Row, _now: datetime) -> str | None:
 
 
 def _cancel_not(row: Row, _now: datetime) -> str | None:
-    if row.get("state") not in {"pending", "running"}:
-        return f"it has ended: {row.get('state')}"
-    return "it was told to stop already" if row.get("cancel_requested_at") else None
+    if row.get("cancel_requested_at"):
+        return "it was told to stop already"
+    return None if row.get("state") in {"pending", "running"} else f"it has ended: {row.get('state')}"
 
 
 def _is_not_live(row: Row, _now: datetime) -> str | None:
