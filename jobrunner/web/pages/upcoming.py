@@ -42,7 +42,7 @@ _LONGEST = timedelta(days=7)
 _PAST = timedelta(hours=6)
 _MOST_ROWS = 50
 _PLAYED_ROWS = 60  # schedules, and as many rows of the listing; at least `_MOST_ROWS` and `MOST_LANES`
-_MOST_PLAYED = 500  # a start takes 80 µs, and a page should take no longer than 200 ms
+_MOST_PLAYED, _LESS_A_LANE = 1500, 30  # a start takes 80 µs, and a page should take no longer than 200 ms
 _SQL = "SELECT name, next_run_at, health FROM worker_status WHERE next_run_at IS NOT NULL ORDER BY next_run_at"
 SPANS = (("3 h", "3h"), ("12 h", "12h"), ("24 h", None), ("3 d", "3d"), ("7 d", "7d"))
 """How far ahead one looks most often, as it is shown and as it is asked for."""
@@ -117,7 +117,8 @@ async def _read(ask: Ask, past: datetime, until: datetime) -> _Read:
         planned.times.update({name: [] for name in names - planned.times.keys()})
         lanes = await read_lanes(conn, db.dialect, ask.now, past, names)
         to_play = replace(
-            await read_to_play(conn, db.dialect, ask.now, until, worker, _PLAYED_ROWS), starts=_MOST_PLAYED
+            await read_to_play(conn, db.dialect, ask.now, until, worker, _PLAYED_ROWS),
+            starts=_MOST_PLAYED - _LESS_A_LANE * len(names),
         )
         first, has_more = await read_upcoming(conn, ask.now, until, _MOST_ROWS, worker)
         heard, _ = await read_nodes_heard(conn, ask.now)
