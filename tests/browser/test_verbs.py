@@ -35,7 +35,7 @@ async def press(page, verb, **fields):
     form = page.locator("#form")
     for label, value in fields.items():
         await form.get_by_label(label.replace("_", " "), exact=True).fill(value)
-    await form.locator("button").last.click()
+    await form.locator("button.go, button.danger").click()
     return page.locator("#said")
 
 
@@ -74,7 +74,7 @@ async def test_set_and_unset(filled, open_page):
     assert await audited(filled) == {"actor": "admin@http", "action": "set", "worker": "fetch"}
     await page.get_by_role("link", name="Unset…", exact=True).click()
     await page.locator("#form").get_by_label("interval_seconds").check()
-    await page.locator("#form button").last.click()
+    await page.locator("#form").locator("button.go, button.danger").click()
     await expect(page.locator("#said")).to_contain_text("again as its code says")
     assert await filled.stage.value("SELECT interval_seconds FROM {p}workers WHERE name = 'fetch'") == 3600
     assert (await audited(filled))["action"] == "unset"
@@ -103,11 +103,11 @@ async def test_what_cannot_be_used_is_said_and_what_was_typed_stays(filled, open
     await page.get_by_role("link", name="Trigger…", exact=True).click()
     form = page.locator("#form")
     await form.get_by_label("payload", exact=True).fill('{"to": ')
-    await form.locator("button").last.click()
+    await form.locator("button.go, button.danger").click()
     await expect(form.get_by_role("alert")).to_contain_text("payload is no JSON")
     await expect(form.get_by_label("payload", exact=True)).to_have_value('{"to": ')
     await form.get_by_label("payload", exact=True).fill('{"to": "ann"}')
-    await form.locator("button").last.click()
+    await form.locator("button.go, button.danger").click()
     await expect(page.locator("#said")).to_contain_text("was made")
 
 
