@@ -106,3 +106,17 @@ def _run(run_id: int, ended: Sequence[Any], live: Any | None) -> GridRun | None:
     state = live.state if live is not None else (ended[0].ends_run or str(OutcomeKind.INTERRUPTED))
     at = tried[0].started_at or tried[0].finished_at
     return GridRun(run_id, at, str(state), tuple(tried), is_cut=tried[0].number > 1)
+
+
+async def read_last_ends(conn: AsyncConnection, worker: str, limit: int) -> list[dict[str, Any]]:
+    """Return the newest rows of a worker's history, at most `limit`, without what may be large but for the error."""
+    h = t.run_history
+    columns = ("id", "run_id", "worker", "trigger", "attempt", "outcome", "ends_run", "due_at", "started_at")
+    columns += ("finished_at", "duration_ms", "error_type", "error", "reason", "occurrences", "node_id")
+    newest = (
+        sa.select(*(h.c[name] for name in columns))
+        .where(same(h.c.worker, sa.literal(worker)))
+        .order_by(h.c.worker.desc(), h.c.id.desc())
+        .limit(limit)
+    )
+    return [dict(row) for row in (await conn.execute(newest)).mappings()]
