@@ -19,6 +19,7 @@ from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import date, datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,7 +89,12 @@ async def read_days(conn: AsyncConnection, worker: str, now: datetime, days: int
     oldest = min((row[1] for row in rows), default=now)
     is_cut = len(rows) == MOST_ROWS and oldest.date() >= wanted[0]
     return Days(
-        tuple(Day(day, *counts[day], nearest_rank(took[day], 0.5), nearest_rank(took[day], 0.95)) for day in wanted),
+        tuple(_day(day, counts[day], took[day]) for day in wanted),
         len(rows),
         oldest if is_cut else None,
     )
+
+
+def _day(day: date, counts: Sequence[int], took: Sequence[int]) -> Day:
+    succeeded, failed, others = counts
+    return Day(day, succeeded, failed, others, nearest_rank(took, 0.5), nearest_rank(took, 0.95))

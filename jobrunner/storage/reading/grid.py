@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MOST_RUNS = 50
 MOST_ROWS = 400
 RUNNING = "running"
+_OF_ENDS = (
+    *("id", "run_id", "worker", "trigger", "attempt", "outcome", "ends_run", "started_at", "finished_at"),
+    *("duration_ms", "error_type", "error", "reason", "occurrences"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,27 +98,25 @@ async def _live(conn: AsyncConnection, worker: str, tried: Sequence[int], most: 
 
 
 def _run(run_id: int, ended: Sequence[Any], live: Any | None) -> GridRun | None:
-    """Return a run of its rows of history, the newest first, and its live row; None if it has neither begun nor ended."""
+    """Return a run of its rows of history, the newest first, and its live row; None if it has not begun."""
     tried = [
         Tried(row.attempt or 1, row.outcome, row.started_at, row.finished_at, row.duration_ms)
         for row in reversed(ended)
     ]
     if live is not None and live.started_at is not None:
         tried.append(Tried(live.attempt, RUNNING, live.started_at))
-    if not tried:
-        return None
     state = live.state if live is not None else (ended[0].ends_run or str(OutcomeKind.INTERRUPTED))
-    at = tried[0].started_at or tried[0].finished_at
-    return GridRun(run_id, at, str(state), tuple(tried), is_cut=tried[0].number > 1)
+    begun = (tried[0].started_at or tried[0].finished_at) if tried else None
+    if begun is None:
+        return None
+    return GridRun(run_id, begun, str(state), tuple(tried), is_cut=tried[0].number > 1)
 
 
 async def read_last_ends(conn: AsyncConnection, worker: str, limit: int) -> list[dict[str, Any]]:
     """Return the newest rows of a worker's history, at most `limit`, without what may be large but for the error."""
     h = t.run_history
-    columns = ("id", "run_id", "worker", "trigger", "attempt", "outcome", "ends_run", "due_at", "started_at")
-    columns += ("finished_at", "duration_ms", "error_type", "error", "reason", "occurrences", "node_id")
     newest = (
-        sa.select(*(h.c[name] for name in columns))
+        sa.select(*(h.c[name] for name in _OF_ENDS))
         .where(same(h.c.worker, sa.literal(worker)))
         .order_by(h.c.worker.desc(), h.c.id.desc())
         .limit(limit)

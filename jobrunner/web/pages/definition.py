@@ -58,8 +58,8 @@ def layers(row: Mapping[str, Any], audits: Iterable[Mapping[str, Any]]) -> list[
         if not is_set and name not in changes and said in _NOTHING and effective in _NOTHING:
             continue
         is_default = not is_set and name not in changes and name not in _WHAT_IS_DONE and _is_default(name, effective)
-        shown = [_shown(name, value) for value in (effective, said, overrides.get(name))]
-        found.append(Layer(name, *shown, is_set, is_default, changes.get(name)))
+        holds, in_code, override = (_shown(name, value) for value in (effective, said, overrides.get(name)))
+        found.append(Layer(name, holds, in_code, override, is_set, is_default, changes.get(name)))
     return sorted(found, key=lambda layer: not layer.is_set)
 
 

@@ -33,16 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_LIVE, _MOST_ENDED, _MOST_AUDITS, _MOST_FIRES, _MOST_GROUPS = 5, 10, 20, 10, 8
 _AHEAD_SECONDS = 366 * 86400.0
-_GATES = {
-    "enabled": "Is it enabled?",
-    "paused": "Is it not paused?",
-    "due": "Is it due?",
-    "handler": "Has a live node its code?",
-    "max_running": "Do fewer run than may?",
-    "dependencies": "Have those it needs succeeded?",
-    "blocks": "Does none run that it blocks?",
-    "slot": "Has a node a free slot?",
-}
 
 
 async def read(ask: Ask) -> Shown:
@@ -76,6 +66,7 @@ async def read(ask: Ask) -> Shown:
         "days": days,
         "days_drawing": days_chart(days),
         "fires": upcoming.rows,
+        "of_all_fires": _said_of_all(upcoming.rows),
         "layers": layers(row, changes),
         "neighbours": neighbours,
         "draw_neighbours": partial(neighbours_chart, name, neighbours),
@@ -99,11 +90,10 @@ def _moment(ask: Ask) -> tuple[datetime | None, str | None]:
 
 
 def _gates(explained: Mapping[str, Any], names: Collection[str]) -> list[dict[str, Any]]:
-    """Return the gates with their question, and what they say in pieces that lead to what they name."""
+    """Return the gates, and what they say in pieces that lead to what they name."""
     return [
         {
             **gate,
-            "asks": _GATES.get(gate["gate"], ""),
             "pieces": mentions(gate["reason"] or "", names),
             "matters": not gate["open"] and gate["reason"] == explained["why"],
             "running": _holders(gate, explained["running"]),
@@ -114,6 +104,12 @@ def _gates(explained: Mapping[str, Any], names: Collection[str]) -> list[dict[st
 
 def _holders(gate: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     return running if gate["gate"] == "max_running" else ()
+
+
+def _said_of_all(fires: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the note that all of several fires have."""
+    notes = {fire["note"] for fire in fires}
+    return notes.pop() if len(notes) == 1 and len(fires) > 1 else None
 
 
 def _commands(name: str, at: str | None) -> tuple[str, ...]:

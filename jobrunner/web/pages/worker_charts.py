@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 _BAD = frozenset({"failed", "timed_out", "lost"})
 _CALM = frozenset({"succeeded", "cancelled", "discarded", "snoozed", "missed", "running", "pending"})
 _STEP, _STRIP_HEIGHT = 6, 22
-_WIDTH, _GRID_HEIGHT, _FOOT = 720, 150, 16
+_WIDTH, _DAYS_WIDTH = 600, 500
+_GRID_HEIGHT, _FOOT = 150, 16
 _MOST_STACKED = 8
 _DAY_ROOM, _COUNT_ROOM = 100, 24
-_BOX_WIDTH, _BOX_HEIGHT, _BOX_GAP = 210, 24, 6
-_LONGEST_NAME = 26
+_BOX_WIDTH, _BOX_HEIGHT, _BOX_GAP = 176, 24, 6
+_LONGEST_NAME = 22
 
 
 def kind_of(outcome: str) -> str:
@@ -55,7 +56,7 @@ def strip_chart(strip: Strip) -> Markup:
 
 
 def _strip(parts: Iterable[str], label: str) -> Markup:
-    made = svg(parts, 20 * _STEP, _STRIP_HEIGHT, label)
+    made = str(svg(parts, 20 * _STEP, _STRIP_HEIGHT, label))
     return Markup(made.replace('class="chart"', 'class="strip"', 1))  # noqa: S704 - of the drawing itself
 
 
@@ -127,11 +128,11 @@ def _words(outcome: str) -> str:
 
 def days_chart(days: Days) -> Markup:
     """Return a day a pair of bars, p50 and p95 of what succeeded, and below them how many ended, and how."""
-    shown, step = days.days, _WIDTH / max(len(days.days), 1)
+    shown, step = days.days, _DAYS_WIDTH / max(len(days.days), 1)
     longest = max((day.p95_ms or 0 for day in shown), default=0)
     most = max((day.ended for day in shown), default=0)
     foot = 14 + _DAY_ROOM + _COUNT_ROOM
-    parts = [line(0, 14 + _DAY_ROOM, _WIDTH, 14 + _DAY_ROOM), line(0, foot, _WIDTH, foot)]
+    parts = [line(0, 14 + _DAY_ROOM, _DAYS_WIDTH, 14 + _DAY_ROOM), line(0, foot, _DAYS_WIDTH, foot)]
     for place, day in enumerate(shown):
         left = place * step + 4
         said = f"{day.date:%Y-%m-%d}: {day.succeeded:,} succeeded, {day.failed:,} failed, {day.others:,} others"
@@ -148,7 +149,7 @@ def days_chart(days: Days) -> Markup:
                 parts.append(rect(left, top, step * 0.82, height, kind, said))
         parts.append(text(left, foot + 13, f"{day.date:%m-%d}"))
     parts.append(text(2, 11, f"longest p95 {show_duration(longest)}, most in a day {most:,}"))
-    return svg(parts, _WIDTH, foot + _FOOT, "Durations and ends by day; the table below has the same")
+    return svg(parts, _DAYS_WIDTH, foot + _FOOT, "Durations and ends by day; the table below has the same")
 
 
 def neighbours_chart(name: str, found: Neighbours, link: Link) -> Markup:
@@ -173,8 +174,7 @@ def neighbours_chart(name: str, found: Neighbours, link: Link) -> Markup:
             ys = (y + _BOX_HEIGHT / 2, center) if column == left else (center, y + _BOX_HEIGHT / 2)
             parts += [_arrow(ends[0], ys[0], ends[1], ys[1]), _box(column, y, each, link)]
     parts += [
-        f'<rect x="{middle:g}" y="{center - _BOX_HEIGHT / 2:g}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="4"'
-        ' class="box self"/>',
+        _frame(middle, center - _BOX_HEIGHT / 2, "box self"),
         text(middle + _BOX_WIDTH / 2, center + 4, _short(name), "middle"),
     ]
     bottom = head + rows * pitch
@@ -190,12 +190,14 @@ def neighbours_chart(name: str, found: Neighbours, link: Link) -> Markup:
 
 def _box(x: float, y: float, each: Neighbour, link: Link) -> str:
     said = f"{each.name}: {_words(each.health)}"
-    shape = (
-        f'<rect x="{x:g}" y="{y:g}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="4" class="box">'
-        f"<title>{escape(said)}</title></rect>"
-    )
-    mark = f'<rect x="{x + 4:g}" y="{y + 4:g}" width="6" height="{_BOX_HEIGHT - 8}" class="fill-{_of_health(each.health)}"/>'
-    return _linked(link(f"workers/{each.name}"), said, [shape, mark, text(x + 16, y + 16, _short(each.name))])
+    mark = rect(x + 4, y + 4, 6, _BOX_HEIGHT - 8, _of_health(each.health))
+    parts = [_frame(x, y, "box", said), mark, text(x + 16, y + 16, _short(each.name))]
+    return _linked(link(f"workers/{each.name}"), said, parts)
+
+
+def _frame(x: float, y: float, kind: str, title: str = "") -> str:
+    shape = f'<rect x="{x:g}" y="{y:g}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="4" class="{kind}">'
+    return f"{shape}<title>{escape(title)}</title></rect>" if title else f"{shape}</rect>"
 
 
 def _of_health(health: str) -> str:
@@ -219,5 +221,5 @@ def _linked(place: str, said: str, parts: Iterable[str]) -> str:
 
 def _group(parts: Iterable[str], width: float, height: float, label: str) -> Markup:
     """Return a drawing with links in it: a picture could have none."""
-    made = svg(parts, width, height, label)
+    made = str(svg(parts, width, height, label))
     return Markup(made.replace('role="img"', 'role="group"', 1))  # noqa: S704 - of the drawing itself
