@@ -29,6 +29,9 @@ PATHS = {
 PAGE_PATHS = {
     ("GET", "/history.csv"): Level.READ,
     ("GET", "/history.json"): Level.READ,
+    ("GET", "/runs/{id}/output"): Level.READ,
+    ("GET", "/bulk/new"): Level.OPERATE,
+    ("POST", "/bulk/new"): Level.OPERATE,
     **{("GET", page.path): page.level for page in PAGES},
     **{
         (method, route.path.removeprefix("/api")): route.level

@@ -1,13 +1,12 @@
-"""The newest runs of a worker, each with its attempts: what a grid of runs and their attempts is drawn from.
+"""The last runs of a worker, live and ended, each with its attempts: for the grid on the worker's page.
 
-A run is as new as what last happened to it: active runs come first, then those whose attempts ended last. A run that
-waits for its first attempt has nothing to show yet and is none of them; of a worker with a long queue they would be
-all. Only `MOST_ROWS` rows of history are looked at, so the first attempts of a run that was often tried may be missing.
+Bounded by `MOST_ROWS` rows of its history, found along its index, and by the runs that are active; nothing large is
+read of a row. A run that waits and has not been tried yet is none of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -15,121 +14,111 @@ import sqlalchemy as sa
 from jobrunner.model.run import OutcomeKind
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.claims import is_active
+from jobrunner.storage.tables.claims import claims
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+MOST_RUNS = 50
 MOST_ROWS = 400
 RUNNING = "running"
+_OF_ENDS = (
+    *("id", "run_id", "worker", "trigger", "attempt", "outcome", "ends_run", "started_at", "finished_at"),
+    *("duration_ms", "error_type", "error", "reason", "occurrences"),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class GridAttempt:
-    """An attempt: how it ended, or that it is `running`; then it has no end, no duration and no row of history.
+class Tried:
+    """One attempt. `outcome` is `running` while it has not ended; `started_at` is None of one that never started."""
 
-    Of times that were missed `attempt`, `started_at`, `duration_ms` and `fence` are None.
-    """
-
-    attempt: int | None
+    number: int
     outcome: str
     started_at: datetime | None
-    finished_at: datetime | None
-    duration_ms: int | None
-    fence: int | None
-    history_id: int | None
+    finished_at: datetime | None = None
+    duration_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GridRun:
-    """A run and its attempts, the first one first.
+    """A run with its attempts, the first one first; or times that were missed, which have neither.
 
-    `state` is that of a live run, else how it ended (`run_history.ends_run`). A row of history about times that were
-    missed is one, too, without `run_id`, in the state `missed`.
+    Args:
+        run_id: None of times that were missed.
+        at: when it was first started, or ended if it never was; of missed times the last of them.
+        state: that of a live run, how it ended, or `missed`.
+        attempts: those that were read.
+        occurrences: how many times were missed.
+        is_cut: it was tried before the first of `attempts`, too.
     """
 
     run_id: int | None
+    at: datetime
     state: str
-    scheduled_for: datetime | None
-    due_at: datetime | None
-    attempts: list[GridAttempt]
+    attempts: tuple[Tried, ...] = ()
+    occurrences: int | None = None
+    is_cut: bool = False
 
 
-_Key = tuple[int | None, int]
-"""A run's id; or None, and the id of a row about missed times."""
-
-
-async def read_grid(conn: AsyncConnection, worker: str, most_runs: int = 50) -> list[GridRun]:
-    """Return the newest runs of a worker, at most `most_runs`, in the order of their times: the newest last."""
-    live = {row.id: row for row in await conn.execute(_live(worker, is_active()))}
-    found: dict[_Key, GridRun] = {(row.id, 0): _of_live(row) for row in _latest(live.values())[:most_runs]}
-    ended = (await conn.execute(_ended(worker))).all()
-    for row in ended:  # the newest first
-        key = (row.run_id, 0 if row.run_id is not None else row.id)
-        if key in found:
-            found[key].attempts.append(_attempt(row))
-        elif len(found) < most_runs:
-            found[key] = GridRun(
-                row.run_id, row.ends_run or row.outcome, row.scheduled_for, row.due_at, [_attempt(row)]
-            )
-    tried = [run_id for run_id, _ in found if run_id is not None and run_id not in live]
-    waiting = {row.id: row for row in await conn.execute(_live(worker, t.runs.c.id.in_(tried)))}
-    runs = []
-    for (run_id, _), run in found.items():
-        row = waiting.get(run_id) if run_id is not None else None
-        state, due_at = (run.state, run.due_at) if row is None else (row.state, row.due_at)
-        runs.append(replace(run, state=state, due_at=due_at, attempts=sorted(run.attempts, key=_place)))
-    return sorted(runs, key=_time)
-
-
-def _live(worker: str, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    r = t.runs
-    columns = (r.c.id, r.c.state, r.c.scheduled_for, r.c.due_at, r.c.attempt, r.c.started_at, r.c.fence)
-    return sa.select(*columns).where(condition, r.c.worker == worker)
-
-
-def _ended(worker: str) -> sa.Select[Any]:
-    """Select the newest rows; on SQLite all of these columns lie before the large ones."""
+async def read_grid(conn: AsyncConnection, worker: str, most_runs: int = MOST_RUNS) -> list[GridRun]:
+    """Return the last runs of a worker that have begun, at most `most_runs`, the oldest first."""
     h = t.run_history
-    columns = (h.c.id, h.c.run_id, h.c.fence, h.c.attempt, h.c.outcome, h.c.ends_run)
-    times = (h.c.scheduled_for, h.c.due_at, h.c.started_at, h.c.finished_at, h.c.duration_ms)
-    newest = sa.select(*columns, *times).where(same(h.c.worker, sa.literal(worker)))
-    return newest.order_by(h.c.worker.desc(), h.c.id.desc()).limit(MOST_ROWS)
-
-
-def _latest(active: Iterable[sa.Row[Any]]) -> Sequence[sa.Row[Any]]:
-    return sorted(active, key=lambda row: (row.started_at, row.id), reverse=True)
-
-
-def _of_live(row: sa.Row[Any]) -> GridRun:
-    running = GridAttempt(row.attempt, RUNNING, row.started_at, None, None, row.fence, None)
-    return GridRun(row.id, row.state, row.scheduled_for, row.due_at, [running])
-
-
-def _attempt(row: sa.Row[Any]) -> GridAttempt:
-    is_missed = row.outcome == OutcomeKind.MISSED
-    return GridAttempt(
-        attempt=None if is_missed else row.attempt,
-        outcome=row.outcome,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        duration_ms=row.duration_ms,
-        fence=row.fence,
-        history_id=row.id,
+    columns = (h.c.id, h.c.run_id, h.c.attempt, h.c.outcome, h.c.ends_run, h.c.due_at, h.c.started_at)
+    newest = (
+        sa.select(*columns, h.c.finished_at, h.c.duration_ms, h.c.occurrences)
+        .where(same(h.c.worker, sa.literal(worker)))
+        .order_by(h.c.worker.desc(), h.c.id.desc())
+        .limit(MOST_ROWS)
     )
+    rows = (await conn.execute(newest)).all()
+    ended: dict[int, list[Any]] = {}
+    missed = []
+    for row in rows:
+        if row.run_id is None:
+            missed.append(row)
+        else:
+            ended.setdefault(row.run_id, []).append(row)
+    live = await _live(conn, worker, [run_id for run_id, each in ended.items() if each[0].ends_run is None], most_runs)
+    runs = [_run(run_id, ended.get(run_id, []), live.get(run_id)) for run_id in {**ended, **live}]
+    runs += [GridRun(None, row.due_at or row.finished_at, "missed", (), row.occurrences) for row in missed]
+    return sorted((run for run in runs if run is not None), key=lambda run: (run.at, run.run_id or 0))[-most_runs:]
 
 
-def _place(attempt: GridAttempt) -> tuple[bool, int]:
-    """Order the attempts of a run: as their ends were written, and what runs is the last."""
-    return attempt.history_id is None, attempt.history_id or 0
+async def _live(conn: AsyncConnection, worker: str, tried: Sequence[int], most: int) -> dict[int, Any]:
+    """Read the newest active runs, and those of `tried` that have not ended."""
+    r = t.runs
+    columns = (r.c.id, r.c.state, r.c.attempt, r.c.started_at)
+    active = sa.select(claims.c.run_id).where(claims.c.worker == worker).order_by(claims.c.run_id.desc()).limit(most)
+    ids = {*(await conn.execute(active)).scalars(), *tried[:most]}
+    found = await conn.execute(sa.select(*columns).where(r.c.id.in_(ids))) if ids else ()
+    return {row.id: row for row in found}
 
 
-def _time(run: GridRun) -> tuple[float, bool, int]:
-    """Order runs by the time they were for: a retry does not move them."""
-    last = run.attempts[-1]
-    moment = run.scheduled_for or run.due_at or last.finished_at or last.started_at
-    place = last.history_id if run.run_id is None else run.run_id
-    return 0.0 if moment is None else moment.timestamp(), run.run_id is None, place or 0
+def _run(run_id: int, ended: Sequence[Any], live: Any | None) -> GridRun | None:
+    """Return a run of its rows of history, the newest first, and its live row; None if it has not begun."""
+    tried = [
+        Tried(row.attempt or 1, row.outcome, row.started_at, row.finished_at, row.duration_ms)
+        for row in reversed(ended)
+    ]
+    if live is not None and live.started_at is not None:
+        tried.append(Tried(live.attempt, RUNNING, live.started_at))
+    state = live.state if live is not None else (ended[0].ends_run or str(OutcomeKind.INTERRUPTED))
+    begun = (tried[0].started_at or tried[0].finished_at) if tried else None
+    if begun is None:
+        return None
+    return GridRun(run_id, begun, str(state), tuple(tried), is_cut=tried[0].number > 1)
+
+
+async def read_last_ends(conn: AsyncConnection, worker: str, limit: int) -> list[dict[str, Any]]:
+    """Return the newest rows of a worker's history, at most `limit`, without what may be large but for the error."""
+    h = t.run_history
+    newest = (
+        sa.select(*(h.c[name] for name in _OF_ENDS))
+        .where(same(h.c.worker, sa.literal(worker)))
+        .order_by(h.c.worker.desc(), h.c.id.desc())
+        .limit(limit)
+    )
+    return [dict(row) for row in (await conn.execute(newest)).mappings()]

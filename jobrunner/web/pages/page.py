@@ -47,4 +47,3 @@ class Page:
     key: str | None = None
     fields: tuple[Field, ...] = field(default=())
     level: Level = Level.READ
-    frame: str = "base.html"

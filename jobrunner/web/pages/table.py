@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from jobrunner.web.api import fields as f
 from jobrunner.web.api.fields import Field
-from jobrunner.web.pages import alerts, audit, bulk, history, letters, nodes, now, run, runs, tv, upcoming
+from jobrunner.web.pages import (
+    alerts,
+    audit,
+    bulk,
+    history,
+    letters,
+    nodes,
+    now,
+    run,
+    runs,
+    tv,
+    upcoming,
+    worker,
+    workers,
+)
 from jobrunner.web.pages.page import Page
 
 _FILTER = Field("q", f.TEXT, "a filter: worker:send-* error:timeout payload.customer:42")
 _AFTER = Field("after", f.TEXT, "the place where the page before ended")
 _AFTER_ID = Field("after", f.ID, "the id where the page before ended")
 _COMPARE = Field("compare", f.TEXT, "two attempts to see beside each other, such as 1,3")
+_AT = Field("at", f.TEXT, "as it was then: a time, or a duration ago such as 2h")
 
 PAGES = (
     Page("/", "now", now.read, "Now", "n"),
+    Page("/workers", "workers", workers.read, "Workers", "w", (_FILTER, _AFTER)),
     Page("/runs", "runs", runs.read, "Runs", "r", (_FILTER, _AFTER)),
     Page("/upcoming", "upcoming", upcoming.read, "Upcoming", "u", upcoming.FIELDS),
     Page("/history", "history", history.read, "History", "h", history.FIELDS),
@@ -21,9 +37,10 @@ PAGES = (
     Page("/nodes", "nodes", nodes.read, "Nodes", "o", nodes.FIELDS),
     Page("/alerts", "alerts", alerts.read, "Alerts", "l", alerts.FIELDS),
     Page("/audit", "audit", audit.read, "Audit", "a", audit.FIELDS),
-    Page("/tv", "tv", tv.read, frame="wall.html"),
+    Page("/workers/{name}", "worker", worker.read, fields=(_AT,)),
     Page("/runs/{id}", "run", run.read, fields=(_COMPARE,)),
     Page("/dead-letters/{id}", "letter", letters.read_one),
     Page("/bulk", "bulk", bulk.read, fields=(_AFTER_ID,)),
     Page("/bulk/{id}", "bulk_one", bulk.read_one),
+    Page("/tv", "tv", tv.read),
 )
