@@ -34,7 +34,7 @@ async def press(page, verb, **fields):
     await page.get_by_role("link", name=verb, exact=True).first.click()
     form = page.locator("#form")
     for label, value in fields.items():
-        await form.get_by_label(label.replace("_", " "), exact=True).fill(value)
+        await form.get_by_label(label, exact=True).fill(value)
     await form.locator("button.go, button.danger").click()
     return page.locator("#said")
 
