@@ -91,7 +91,7 @@ def test_attempts_and_the_waits_between_them_follow_each_other():
 
 
 def test_what_runs_or_waits_goes_on_until_now():
-    running = {"state": "running", "attempt": 2, "due_at": T0 + timedelta(seconds=10)}
+    running: dict[str, Any] = {"state": "running", "attempt": 2, "due_at": T0 + timedelta(seconds=10)}
     running["started_at"] = T0 + timedelta(seconds=12)
     whole = told(story(attempt(1, 0, 0, 2), **running))
     assert whole == [("failed", 0, 2), ("delay", 2, 10), ("pending", 10, 12), ("running", 12, 100)]
