@@ -302,7 +302,8 @@ async def _typed_in(request: Request) -> list[tuple[str, str]]:
         raw += chunk
         if len(raw) > MOST_BYTES:
             raise TooLarge
-    return parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True)
+    given = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True)
+    return [(name, value.replace("\r\n", "\n")) for name, value in given]  # browsers end the lines of a form so
 
 
 def _single(given: list[tuple[str, str]]) -> dict[str, str]:
