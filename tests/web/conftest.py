@@ -79,3 +79,29 @@ async def web(database_url: str) -> AsyncIterator[Web]:
 def sqlite_web_of(sqlite_url: str) -> Callable[..., WorkerOrchestrator]:
     """Make an orchestrator of settings, on SQLite, for what does not reach the database."""
     return lambda **settings: WorkerOrchestrator(sqlite_url, **settings)
+
+
+class Pages:
+    """A browser without scripts, of every level, before one console."""
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.app = web.console()
+
+    async def get(self, path: str, level: str | None = "admin", status: int = 200) -> str:
+        """Return the page at a path, which must have that status."""
+        async with self.web.client(self.app, level=level) as client:
+            response = await client.get(path)
+        assert response.status_code == status, response.text
+        return response.text
+
+    async def send(self, path: str, level: str = "operate", **fields: str) -> httpx.Response:
+        """Send a form."""
+        async with self.web.client(self.app, level=level) as client:
+            return await client.post(path, data=fields)
+
+
+@pytest.fixture
+def pages(web: Web) -> Pages:
+    """One console, asked for its pages."""
+    return Pages(web)

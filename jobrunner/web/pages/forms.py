@@ -266,20 +266,27 @@ def _first_value(verb: Verb, field: Field, row: Mapping[str, Any]) -> str:
 
 def _changes(row: Mapping[str, Any], given: Mapping[str, str]) -> list[Change]:
     """Return how the payload that was typed differs from the one stored. Raises `InvalidPayload`."""
-    return difference(show_document(row.get("payload")), _laid_out(given.get("payload", "")))
+    typed = _json_of(given.get("payload", ""))
+    return [] if _is_same(row, typed) else difference(show_document(row.get("payload")), show_document(typed))
 
 
 def _is_as_stored(row: Mapping[str, Any], typed: str | None) -> bool:
-    """Say whether the payload that was typed is the one stored; as text, since 1 and true are equal as values."""
+    """Say whether the payload that was typed is the one stored."""
     try:
-        return typed is not None and _laid_out(typed) == show_document(row.get("payload"))
+        return typed is not None and _is_same(row, _json_of(typed))
     except InvalidPayload:  # the route says what is wrong with it
         return False
 
 
-def _laid_out(typed: str) -> str:
+def _is_same(row: Mapping[str, Any], typed: Any) -> bool:
+    """Compare as text, since 1 and true are equal as values; the order of fields is the database's."""
+    stored = _json_of(show_document(row.get("payload")))
+    return json.dumps(stored, sort_keys=True) == json.dumps(typed, sort_keys=True)
+
+
+def _json_of(text: str) -> Any:
     try:
-        return json.dumps(json.loads(typed), ensure_ascii=False, indent=2)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload is no JSON: {error}") from None
 
@@ -299,7 +306,8 @@ async def _typed_in(request: Request) -> list[tuple[str, str]]:
         raw += chunk
         if len(raw) > MOST_BYTES:
             raise TooLarge
-    return parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True)
+    given = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True)
+    return [(name, value.replace("\r\n", "\n")) for name, value in given]  # browsers end the lines of a form so
 
 
 def _single(given: list[tuple[str, str]]) -> dict[str, str]:

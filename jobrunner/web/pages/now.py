@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.reading.overview import Overview
     from jobrunner.web.api.ask import Ask
+    from jobrunner.web.pages.verbs import Button
 
 _MOST_ROWS = 15
 _MOST_GROUPS = 8
@@ -39,10 +40,7 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
     trouble = [row for row in seen.workers if row["health"] in TROUBLE]
     facts = {
         "seen": seen,
-        "trouble": [
-            {"row": row, "since": since(row, ask.now), "verbs": buttons("worker", row, ask.now, only=_OF_TROUBLE)}
-            for row in trouble
-        ],
+        "trouble": [{"row": row, "since": since(row, ask.now), "verbs": _possible(row, ask.now)} for row in trouble],
         "is_cut": len(trouble) == most,
         "is_well": not trouble,
         "headline": _headline(trouble, seen, most),
@@ -56,6 +54,11 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
         "waiting": f"{MOST_COUNTED:,}+" if seen.totals.waiting > MOST_COUNTED else f"{seen.totals.waiting:,}",
     }
     return Shown(facts, "Now", ("jobrunner watch", "jobrunner status"), "api/workers", _SQL)
+
+
+def _possible(row: Mapping[str, Any], now: datetime) -> list[Button]:
+    """Return what can be done about a worker in trouble now; its own page says why not of the rest."""
+    return [each for each in buttons("worker", row, now, only=_OF_TROUBLE) if each.why_not is None]
 
 
 def since(row: Mapping[str, Any], now: datetime) -> datetime | None:

@@ -43,7 +43,7 @@ _SYMBOLS = {
     "unknown": "○",
     "succeeded": "✔",
     "failed": "✖",
-    "timed_out": "⧗",
+    "timed_out": "◷",
     "lost": "?",
     "cancelled": "⊗",
     "missed": "-",

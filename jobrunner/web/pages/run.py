@@ -43,15 +43,16 @@ async def read(ask: Ask) -> Shown:
         async with db.read() as conn:
             (run,) = await ask.shown(conn, [story])
     spans = spans_of(run, ask.now)
-    why = None if waits is None else waits["why"]
+    why = waits["why"] if waits else None
+    node = run["nodes"].get(run["node_id"])
     letter = run["letter"]
     facts = {
         "run": run,
         "how": _ENDED.get(str(run["state"]), (str(run["state"]), str(run["state"]))),
-        "looks": _looks(run, run["nodes"].get(run["node_id"]), why, ask.now),
+        "looks": _looks(run, node, why, ask.now),
         "why": why,
         "gates": waits["gates"] if waits else [],
-        "node": run["nodes"].get(run["node_id"]),
+        "node": node,
         "is_active": run["state"] in {"running", "stopping"},
         "verbs": buttons("run", run, ask.now),
         "letter": letter,

@@ -70,6 +70,10 @@ def _strip_label(strip: Strip) -> str:
     return f"The last {len(strip.ends)}: {told}; the newest {_words(strip.ends[-1].outcome)}"
 
 
+_LABELS_WIDTH = 150
+"""The words under the newest run and those under the oldest need so much."""
+
+
 def grid_chart(runs: Sequence[GridRun], link: Link) -> Markup:
     """Return the runs as columns, the newest at the right; each attempt a box, as high as it took long (log scale)."""
     most = max((_took(each) for run in runs for each in run.attempts), default=0)
@@ -93,7 +97,7 @@ def grid_chart(runs: Sequence[GridRun], link: Link) -> Markup:
             boxes.append(rect(left + 1, top + 1, step - 3, height - 1, kind_of(tried.outcome), said))
         parts.append(_linked(link(f"runs/{run.run_id}"), f"run {run.run_id}, {_words(run.state)}", boxes))
     parts.append(text(_WIDTH, _GRID_HEIGHT - 3, "newest", "end"))
-    if runs:
+    if first < _WIDTH - _LABELS_WIDTH:
         parts.append(text(max(first, 0) + 1, _GRID_HEIGHT - 3, f"{runs[0].at:%m-%d %H:%M} UTC"))
     if most:
         parts.append(text(2, 11, f"longest {show_duration(most)}"))
@@ -216,7 +220,7 @@ def _arrow(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _linked(place: str, said: str, parts: Iterable[str]) -> str:
-    return f'<a href="{escape(place)}" tabindex="-1" aria-label="{escape(said)}">{"".join(parts)}</a>'
+    return f'<a href="{escape(place)}" tabindex="-1"><title>{escape(said)}</title>{"".join(parts)}</a>'
 
 
 def _group(parts: Iterable[str], width: float, height: float, label: str) -> Markup:
