@@ -111,8 +111,8 @@
         }
         tag = response.headers.get("ETag");
         await put(text);
-      } else if (response.redirected || response.status === 401 || response.status === 403) {
-        connected("lost");
+      } else if (response.status !== 304) {
+        show("lost"); // the login is over, or the database cannot be asked
         return;
       }
       show(connection);
@@ -154,10 +154,23 @@
     polls = setInterval(refresh, POLL_MS);
   }
 
-  document.addEventListener("htmx:sse:after:connection", () => connected("live"));
-  document.addEventListener("htmx:sse:error", () => connected("lost"));
-  document.addEventListener("htmx:sse:close", () => connection === "live" && connected("lost"));
-  document.addEventListener("changed", () => { connected("live"); refresh(); });
+  function streams() {
+    clearInterval(polls);
+    polls = 0;
+    connected("live");
+  }
+
+  // A proxy may keep a stream to itself, or cut it off: then the page asks by itself until the stream is back.
+  function loses() {
+    if (polls) return;
+    connected("lost");
+    setTimeout(() => connection === "lost" && poll(), 2 * POLL_MS);
+  }
+
+  document.addEventListener("htmx:sse:after:connection", streams);
+  document.addEventListener("htmx:sse:error", loses);
+  document.addEventListener("htmx:sse:close", () => connection === "live" && loses());
+  document.addEventListener("changed", () => { streams(); refresh(); });
   document.addEventListener("lost", () => connected("lost"));
   document.addEventListener("htmx:after:request", (event) => {
     const ctx = event.detail && event.detail.ctx;
