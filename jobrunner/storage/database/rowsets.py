@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import to_json
@@ -18,6 +20,8 @@ from jobrunner.storage.tables.types import Json, UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class _Named(Protocol):
@@ -48,6 +52,33 @@ def same(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.Colu
     there through the rows of everybody else. With a range, only the index that begins with `column` has that order.
     """
     return sa.and_(column >= value, column <= value)
+
+
+class _Level(FunctionElement[Any]):
+    """Of no type, as `claims.is_active`."""
+
+    name = "level"
+    inherit_cache = True
+
+
+def level(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Say `column = value` for each of several columns with which an index begins, in a query as for `same`.
+
+    SQLite seeks by one range only, so that for it these are equalities.
+    """
+    return _Level(column, value)
+
+
+@compiles(_Level)
+def _equal(element: _Level, compiler: SQLCompiler, **options: Any) -> str:
+    column, value = (compiler.process(part, **options) for part in element.clauses)
+    return f"{column} = {value}"
+
+
+@compiles(_Level, "postgresql")
+def _range(element: _Level, compiler: SQLCompiler, **options: Any) -> str:
+    column, value = (compiler.process(part, **options) for part in element.clauses)
+    return f"({column} >= {value} AND {column} <= {value})"
 
 
 def _is_due(runs: sa.FromClause, wanted: bool) -> sa.ColumnElement[bool]:

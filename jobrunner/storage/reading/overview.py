@@ -49,7 +49,7 @@ async def read_overview(db: Database, now: datetime, most: int) -> Overview:
         worst = await read_worst(conn, now, most)
         workers = await read_standing(conn, db.dialect, now, names=worst.names)
         live = await read_runs(conn, limit=most, has_output=False)
-        upcoming, _ = await read_upcoming(conn, now, now + AHEAD, most)
+        upcoming, _ = await read_upcoming(conn, now, now + AHEAD, most, has_standing=False)
         return Overview(
             at=now,
             totals=await read_totals(conn),
@@ -59,6 +59,6 @@ async def read_overview(db: Database, now: datetime, most: int) -> Overview:
             progress=await read_progress(conn),
             running=[row for row in live if row["state"] != "pending"],
             ended=await read_history(conn, limit=most),
-            upcoming=[each for each in upcoming if each.due_at is not None],
+            upcoming=upcoming,
             nodes=await list_nodes(conn, now),
         )

@@ -262,12 +262,14 @@ async def read_firings(
     worker: str | None = None,
     most: int | None = None,
     begins: Mapping[str, datetime] = NOTHING_MOVED,
+    *,
+    has_standing: bool = True,
 ) -> Iterator[Upcoming]:
     """Return the firings of the schedules up to `until`, made as they are asked for; of `worker` only, if given.
 
-    With `most` no more than the first so many are right. `begins` as for `read_schedules`.
+    With `most` no more than the first so many are right. `begins` and `has_standing` as for `read_schedules`.
     """
-    return firings(await read_schedules(conn, worker, most, begins), now, until)
+    return firings(await read_schedules(conn, worker, most, begins, has_standing=has_standing), now, until)
 
 
 async def read_schedules(
@@ -275,10 +277,13 @@ async def read_schedules(
     worker: str | None = None,
     most: int | None = None,
     begins: Mapping[str, datetime] = NOTHING_MOVED,
+    *,
+    has_standing: bool = True,
 ) -> list[tuple[WorkerConfig, WorkerState]]:
     """Return the scheduled workers with their states, or `worker` alone if it is one.
 
-    With `most` no more than so many, the next to fire: each fires once at least before any that is left out.
+    With `most` no more than so many, the next to fire: each fires once at least before any that is left out; and
+    without `has_standing` none that has no next time, for which all workers may have to be looked through.
     `begins`: next times that are known to come later than the states say (`Forecast.begins`).
     """
     w, s = t.workers, t.worker_state
@@ -301,7 +306,7 @@ async def read_schedules(
         first = first.order_by(s.c.next_run_at, s.c.worker).limit(most)
         fires = scheduled.where(w.c.name.in_(first)).order_by(s.c.next_run_at, w.c.name)
         rows = (await conn.execute(fires)).all()
-        if len(rows) < most:  # those that have no next time come last
+        if has_standing and len(rows) < most:  # those that have no next time come last
             standing = scheduled.where(s.c.next_run_at.is_(None)).order_by(w.c.name)
             rows = [*rows, *(await conn.execute(standing.limit(most - len(rows)))).all()]
     found = [(config_or_problem(row[:split])[0], state_of(row[split:])) for row in rows]
@@ -321,14 +326,16 @@ async def read_upcoming(
     limit: int,
     worker: str | None = None,
     begins: Mapping[str, datetime] = NOTHING_MOVED,
+    *,
+    has_standing: bool = True,
 ) -> tuple[list[Upcoming], bool]:
     """Return what will fire up to `until`, at most `limit` rows in the order of time, and whether there is more.
 
     These are the times of the schedules, and the waiting runs that somebody triggered for later; of `worker` only, if
-    it is given. `begins` as for `read_schedules`.
+    it is given. `begins` and `has_standing` as for `read_schedules`.
     """
     r = t.runs
-    ahead = await read_firings(conn, now, until, worker, limit + 1, begins)
+    ahead = await read_firings(conn, now, until, worker, limit + 1, begins, has_standing=has_standing)
     planned = (
         sa.select(r.c.id, r.c.worker, r.c.due_at, r.c.trigger, r.c.attempt)
         .where(_PENDING, r.c.due_at > now, r.c.due_at <= until)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.filters import HEALTH, Filter
-from jobrunner.storage.database.rowsets import same
+from jobrunner.storage.database.rowsets import level
 from jobrunner.storage.reading.status import worker_status
 from jobrunner.storage.runs.fact_statements import PRIORITIES
 from jobrunner.storage.tables import define as t
@@ -115,7 +115,7 @@ async def _candidates(conn: AsyncConnection, now: datetime, wanted: Filter, free
     since = now - _STALLED
     overdue = sa.select(s.c.worker).where(s.c.next_run_at <= since).order_by(s.c.next_run_at)
     due = sa.select(r.c.worker).where(_PENDING, r.c.due_at <= since).order_by(r.c.due_at)
-    active = sa.select(claims.c.worker).order_by(claims.c.run_id)
+    active = sa.select(claims.c.worker)  # in no order: SQLite would take that of all runs
     statements = [overdue, due, _with_something_due(since), active, *map(_ended, _FAILURES), _ended(None)]
     names: dict[str, None] = {}
     for statement in statements:
@@ -156,7 +156,7 @@ def _with_something_due(since: datetime) -> sa.Select[Any]:
     )
     levels = [  # as ranges and in order: else PostgreSQL reads all runs where it has seen few workers wait
         sa.select(r.c.due_at)
-        .where(_PENDING, same(r.c.worker, walk.c.worker), same(r.c.priority, sa.literal(priority)))
+        .where(_PENDING, level(r.c.worker, walk.c.worker), level(r.c.priority, sa.literal(priority)))
         .order_by(*in_order)
         .limit(1)
         .correlate(walk)

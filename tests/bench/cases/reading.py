@@ -126,7 +126,7 @@ def _fill(connection: Connection, kind: str, workers: int, history: int, waiting
             connection.rows(
                 f"INSERT INTO {p}run_history (run_id, fence, worker, trigger, attempt, outcome, ends_run,"
                 " scheduled_for, due_at, started_at, finished_at, duration_ms, payload, error, node_id)"
-                f" SELECT i - {history} - 1, i, 'far-' || i % {workers}, 'manual', 1,"
+                f" SELECT i - {history} - 1, i, 'far-' || (i % {workers}), 'manual', 1,"
                 " CASE WHEN i % 997 = 0 THEN 'failed' ELSE 'succeeded' END,"
                 " CASE WHEN i % 997 = 0 THEN 'exhausted' ELSE 'succeeded' END,"
                 " at, at, at, at, 5, '{\"customer\": 7}', CASE WHEN i % 997 = 0 THEN 'it broke' END, 'bench'"
