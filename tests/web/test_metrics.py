@@ -206,6 +206,21 @@ async def test_the_databases_gauges_can_be_left_out(web: Web):
     assert labelled(samples, "jobrunner_build_info")
 
 
+async def test_the_statements_of_those_who_look_are_counted(web: Web):
+    def counted(samples: Samples) -> float:
+        return samples["jobrunner_http_statements_total", frozenset()]
+
+    async with web.client(web.console(metrics_db=False)) as client:
+        assert counted(await scrape(client)) == 0  # a scrape that looks at no database asks it nothing
+        assert (await client.get("/")).status_code == 200
+        first = counted(await scrape(client))
+        assert first > 0
+        assert (await client.get("/api/workers")).status_code == 200
+        second = counted(await scrape(client))
+        assert second > first
+        assert counted(await scrape(client)) == second
+
+
 async def test_openmetrics_is_told_to_who_asks_for_it(web: Web):
     async with web.client() as client:
         response = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
