@@ -10,7 +10,8 @@
   nothing has to be taken off.
 
 Streams begin with a credit of forty statements for what happens after a quiet time. Beside work it is used up first;
-then the statements are counted, since what goes on all day is meant.
+then the statements are counted, since what goes on all day is meant. As pages may be told to ask but every 20 s, only a
+time of some multiple of that tells a rate: the 40 s of the full size, not those of `--quick`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The large database of the cases that ask over HTTP, and the process that serves it.
 
-It has 100,000 workers, ten million rows of history, 300,000 runs that wait and 5,000 open dead letters.
+It has 100,000 workers (100 of them failing, two disabled), ten million rows of history, 300,000 runs that wait and
+5,000 open dead letters.
 """
 
 from __future__ import annotations
@@ -117,6 +118,12 @@ def _fill(connection: Connection, kind: str, workers: int, history: int, waiting
     )
     connection.rows(
         f"UPDATE {p}worker_state SET is_enabled = false, disabled_by = 'operator' WHERE worker IN ('far-7', 'far-77')"
+    )
+    yesterday = f"(SELECT {_PAST[kind].format(now=int(time.time()), count=1)} FROM {_series(kind, 1, 1)})"
+    connection.rows(
+        f"UPDATE {p}worker_state SET consecutive_failures = 3, total_failures = 3, last_run_outcome = 'failed',"
+        f" last_error = 'it broke', last_run_at = {yesterday}, last_ended_at = {yesterday}"
+        " WHERE worker LIKE 'far-1__'"
     )
     connection.rows(f"INSERT INTO {p}runs (worker) SELECT 'far-7' FROM {_series(kind, 1, waiting)}")
     with _unhindered(connection):
