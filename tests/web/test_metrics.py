@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,6 +21,7 @@ from jobrunner.storage.reading import gauges
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.telemetry import events as e
 from jobrunner.web import metrics
+from jobrunner.web.desk import Desk
 from tests.support.stage import T0, triggered
 from tests.web.conftest import SETTINGS, Web
 
@@ -219,6 +221,14 @@ async def test_the_statements_of_those_who_look_are_counted(web: Web):
         second = counted(await scrape(client))
         assert second > first
         assert counted(await scrape(client)) == second
+
+
+async def test_a_statement_is_counted_once(web: Web):
+    desk = Desk(web.orchestrator)
+    async with desk.reading() as conn:
+        before = desk.statements
+        await conn.execute(sa.text("SELECT 2"))
+        assert desk.statements == before + 1
 
 
 async def test_openmetrics_is_told_to_who_asks_for_it(web: Web):
