@@ -53,7 +53,8 @@ class Desk:
         self.orchestrator = orchestrator
         self.expects_node = expects_node
         self.minutes = Minutes()
-        self._asked: deque[Asked] = deque(maxlen=_MOST_COUNTED)
+        self._asked: deque[Asked] = deque()
+        self._asked_before = 0
         self._readers, self._prober = self._databases(), self._databases()
 
     def _databases(self) -> KeptDatabases:
@@ -64,12 +65,14 @@ class Desk:
         db = Database.of(self.settings).bounded()
         if db.asked is not None:
             self._asked.append(db.asked)
+            if len(self._asked) > _MOST_COUNTED:
+                self._asked_before += self._asked.popleft().count
         return db
 
     @property
     def statements(self) -> int:
-        """How many statements all who look have asked so far."""
-        return sum(asked.count for asked in self._asked)
+        """How many statements all who look have asked so far; it never falls."""
+        return self._asked_before + sum(asked.count for asked in self._asked)
 
     @property
     def settings(self) -> Settings:

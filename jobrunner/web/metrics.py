@@ -143,10 +143,8 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; of counters and histograms without the time they were made at."""
-        for family in self._node.registry.collect():
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-            yield family
-        yield from self._own().collect()
+        yield from _without_created(self._node.registry)
+        yield from _without_created(self._own())
         if self._kept is not None:
             yield from families(self._kept)
 
@@ -156,6 +154,12 @@ class Metrics:
         of: dict[str, Any] = {"registry": registry}
         build = Gauge("jobrunner_build_info", "1, with the version as a label.", ["version"], **of)
         build.labels(installed_version()).set(1)
+        asked = Counter(
+            "jobrunner_http_statements",
+            f"Statements that were asked of the database for those who look over HTTP. {_NODE}",
+            **of,
+        )
+        asked.inc(self._desk.statements)
         if self._desk.settings.metrics_db:
             up = Gauge("jobrunner_database_up", "Whether the database could be read at the last look.", **of)
             up.set(self._is_up)
@@ -167,3 +171,9 @@ class Metrics:
             age = Gauge("jobrunner_tick_age_seconds", "How long ago this node's loop last came round.", **of)
             age.set(vitals.silence)
         return registry
+
+
+def _without_created(registry: CollectorRegistry) -> Iterator[Metric]:
+    for family in registry.collect():
+        family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        yield family

@@ -17,6 +17,7 @@ from tests.bench import machine, plan
 from tests.bench.bench import Bench
 from tests.bench.cases import (
     chart,
+    console,
     drain,
     enqueue,
     history,
@@ -44,6 +45,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "recovery": recovery.run,
     "raw": raw.run,
     "reading": reading.run,
+    "console": console.run,
     "chart": chart.run,
 }
 

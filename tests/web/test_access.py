@@ -40,9 +40,6 @@ PAGE_PATHS = {
         if route.path == f"/api{verb.path}"
         for method in ("GET", "POST")
     },
-    ("GET", "/bulk/new"): Level.OPERATE,
-    ("POST", "/bulk/new"): Level.OPERATE,
-    ("GET", "/runs/{id}/output"): Level.READ,
 }
 FREE = {("GET", "/static/{version}/{name}"), ("POST", "/login"), ("POST", "/logout")}
 WHO = {"none": None, "wrong": "a-wrong-token", **TOKENS}

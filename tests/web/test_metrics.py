@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,6 +21,7 @@ from jobrunner.storage.reading import gauges
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.telemetry import events as e
 from jobrunner.web import metrics
+from jobrunner.web.desk import Desk
 from tests.support.stage import T0, triggered
 from tests.web.conftest import SETTINGS, Web
 
@@ -204,6 +206,29 @@ async def test_the_databases_gauges_can_be_left_out(web: Web):
         samples = await scrape(client)
     assert not labelled(samples, "jobrunner_worker_enabled")
     assert labelled(samples, "jobrunner_build_info")
+
+
+async def test_the_statements_of_those_who_look_are_counted(web: Web):
+    def counted(samples: Samples) -> float:
+        return samples["jobrunner_http_statements_total", frozenset()]
+
+    async with web.client(web.console(metrics_db=False)) as client:
+        assert counted(await scrape(client)) == 0  # a scrape that looks at no database asks it nothing
+        assert (await client.get("/")).status_code == 200
+        first = counted(await scrape(client))
+        assert first > 0
+        assert (await client.get("/api/workers")).status_code == 200
+        second = counted(await scrape(client))
+        assert second > first
+        assert counted(await scrape(client)) == second
+
+
+async def test_a_statement_is_counted_once(web: Web):
+    desk = Desk(web.orchestrator)
+    async with desk.reading() as conn:
+        before = desk.statements
+        await conn.execute(sa.text("SELECT 2"))
+        assert desk.statements == before + 1
 
 
 async def test_openmetrics_is_told_to_who_asks_for_it(web: Web):

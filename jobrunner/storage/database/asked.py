@@ -30,8 +30,11 @@ class Asked:
     def __init__(self, schema: str, *engines: AsyncEngine) -> None:
         self.count = 0
         self._schema = schema
-        for engine in engines:
-            sa.event.listen(engine.sync_engine, "before_cursor_execute", self._note)
+        pools: set[int] = set()
+        for engine in engines:  # one made of another by options shares its pool, and hears of that one's events, too
+            if id(engine.sync_engine.pool) not in pools:
+                pools.add(id(engine.sync_engine.pool))
+                sa.event.listen(engine.sync_engine, "before_cursor_execute", self._note)
 
     def _note(
         self, conn: sa.Connection, _cursor: Any, statement: str, _parameters: Any, context: Any, is_many: bool

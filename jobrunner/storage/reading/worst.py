@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -117,11 +118,13 @@ async def _candidates(conn: AsyncConnection, now: datetime, wanted: Filter, free
     due = sa.select(r.c.worker).where(_PENDING, r.c.due_at <= since).order_by(r.c.due_at)
     active = sa.select(claims.c.worker)  # in no order: SQLite would take that of all runs
     statements = [overdue, due, _with_something_due(since), active, *map(_ended, _FAILURES), _ended(None)]
-    names: dict[str, None] = {}
-    for statement in statements:
+    looks = []
+    for place, statement in enumerate(statements):
         # The limit comes before the filter: for what is wanted by few, all of history would be looked through.
-        first = sa.select(statement.limit(most).subquery().c.worker)
-        names |= dict.fromkeys(await _names(conn, first, wanted, most))
+        name = statement.limit(most).subquery().c.worker
+        looks.append(sa.select(sa.literal(place).label("place"), name.label("worker")).where(*_asked_of(name, wanted)))
+    rows = (await conn.execute(sa.union_all(*looks))).all()
+    names = dict.fromkeys(row.worker for row in sorted(rows, key=itemgetter(0)))
     return await _existing(conn, list(names))
 
 

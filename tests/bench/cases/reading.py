@@ -8,25 +8,15 @@ its time is that of the whole answer on loopback. Then a node works at 200 runs 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from tests.bench import product
 from tests.bench.bench import Bench, say
-from tests.bench.cases.history import _unhindered
-from tests.bench.cases.open_transaction import Pace, Steady, paced
+from tests.bench.cases.large import Large, served, times_later
+from tests.bench.cases.open_transaction import Pace, paced
 from tests.bench.figures import Row, is_at_most, percentile
-from tests.bench.product import PROGRAM, ROOT, Setup
-from tests.bench.stores import Connection
 
 ANSWER_SECONDS = 0.2
 TIMES = 20
@@ -56,15 +46,6 @@ while time.monotonic() < end:
         answer.read()
     time.sleep(0.5)
 """
-_SERIES = "(WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}) SELECT i FROM n)"
-_LATER = {
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', '+300 days') || '000'",
-    "postgres": "now() + interval '300 days'",
-}
-_PAST = {
-    "sqlite": "datetime({now} - 29 * 86400 + i * 2419200 / {count}, 'unixepoch') || '.000000'",
-    "postgres": "now() - interval '29 days' + interval '28 days' * (i::float / {count})",
-}
 
 
 def run(bench: Bench) -> list[Row]:
@@ -72,102 +53,8 @@ def run(bench: Bench) -> list[Row]:
 
 
 def rows(bench: Bench, kind: str) -> list[Row]:
-    workers, history, waiting = (5_000, 200_000, 20_000) if bench.is_quick else (100_000, 10_000_000, 300_000)
-    setup = bench.setup("noop", max_concurrent=50)
-    store = bench.store(kind)
-    url = product.prepare(store, setup)
-    began = time.monotonic()
-    try:
-        with Connection(url) as connection:
-            _fill(connection, kind, workers, history, waiting)
-        store.settle(url)
-        say(f"reading, {kind}: {history:,} rows of history in {time.monotonic() - began:.0f} s")
-        what = f"{workers:,} workers, {history:,} rows of history, {waiting:,} waiting, {kind}"
-        with TemporaryDirectory() as folder, _serving(url, setup, Path(folder)) as base:
-            answers = _answers(kind, base, what)
-            return [answers, _beside(bench, kind, url, setup, base, what)]
-    finally:
-        store.drop(url)
-
-
-def _fill(connection: Connection, kind: str, workers: int, history: int, waiting: int) -> None:
-    p = connection.p
-
-    def series(first: int, last: int) -> str:
-        return f"generate_series({first}, {last})" if kind == "postgres" else _SERIES.format(first=first, last=last)
-
-    (copied,) = connection.rows(
-        "SELECT string_agg(column_name, ', ') FROM information_schema.columns"
-        " WHERE table_schema = 'jobrunner' AND table_name = 'workers' AND column_name <> 'name'"
-        if kind == "postgres"
-        else "SELECT group_concat(name, ', ') FROM pragma_table_info('workers') WHERE name <> 'name'"
-    )
-    columns = copied[0]
-    named = f"{series(1, workers)} AS s(i)" if kind == "postgres" else f"{series(1, workers)} AS s"
-    connection.rows(
-        f"INSERT INTO {p}workers (name, {columns}) SELECT 'far-' || s.i, {columns} FROM {p}workers, {named}"
-        " WHERE name = 'noop'"
-    )
-    connection.rows(
-        f"INSERT INTO {p}worker_state (worker, next_run_at, reach_seconds)"
-        f" SELECT 'far-' || s.i, CASE WHEN s.i % 2 = 0 THEN {_LATER[kind]} END, 86400 FROM {named}"
-    )
-    connection.rows(
-        f"UPDATE {p}worker_state SET is_enabled = false, disabled_by = 'operator' WHERE worker IN ('far-7', 'far-77')"
-    )
-    connection.rows(f"INSERT INTO {p}runs (worker) SELECT 'far-7' FROM {series(1, waiting)} AS x")
-    with _unhindered(connection):
-        for first in range(1, history + 1, 1_000_000):
-            last = min(first + 999_999, history)
-            at = _PAST[kind].format(now=int(time.time()), count=history)
-            source = (
-                f"(SELECT i, {at} AS at FROM {series(first, last)} AS {'s(i)' if kind == 'postgres' else 's'}) AS past"
-            )
-            connection.rows(
-                f"INSERT INTO {p}run_history (run_id, fence, worker, trigger, attempt, outcome, ends_run,"
-                " scheduled_for, due_at, started_at, finished_at, duration_ms, payload, error, node_id)"
-                f" SELECT i - {history} - 1, i, 'far-' || (i % {workers}), 'manual', 1,"
-                " CASE WHEN i % 997 = 0 THEN 'failed' ELSE 'succeeded' END,"
-                " CASE WHEN i % 997 = 0 THEN 'exhausted' ELSE 'succeeded' END,"
-                " at, at, at, at, 5, '{\"customer\": 7}', CASE WHEN i % 997 = 0 THEN 'it broke' END, 'bench'"
-                f" FROM {source}"
-            )
-
-
-@contextmanager
-def _serving(url: str, setup: Setup, folder: Path) -> Iterator[str]:
-    """Serve the database over HTTP from a process of its own; yield where."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "serve.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [*PROGRAM, "serve", "--http", f"127.0.0.1:{port}"],
-            cwd=ROOT,
-            env={**setup.environment(url), "JOBRUNNER_HTTP_TOKEN": os.urandom(16).hex()},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        base = f"http://127.0.0.1:{port}"
-        try:
-            give_up = time.monotonic() + 30
-            while not _answers_at(f"{base}/livez"):
-                if server.poll() is not None or time.monotonic() > give_up:
-                    raise RuntimeError(f"`jobrunner serve` does not answer: {log.read_text()[-2000:]}")
-                time.sleep(0.1)
-            yield base
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _answers_at(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    with served(bench, kind, "reading") as large:
+        return [_answers(large), _beside(bench, large)]
 
 
 def _asked(url: str) -> float:
@@ -177,20 +64,20 @@ def _asked(url: str) -> float:
     return time.perf_counter() - began
 
 
-def _answers(kind: str, base: str, what: str) -> Row:
+def _answers(large: Large) -> Row:
     took = {}
     for path in PATHS:
-        _asked(base + path)  # what is read once from the disk is no question's share
+        _asked(large.base + path)  # what is read once from the disk is no question's share
         samples = []
         for _ in range(TIMES):
             if path == "/metrics":
                 time.sleep(0.3)
-            samples.append(_asked(base + path))
+            samples.append(_asked(large.base + path))
         took[path] = percentile(samples, 95)
-        say(f"reading, {kind}: {path} p95 {took[path] * 1000:.0f} ms")
+        say(f"reading, {large.kind}: {path} p95 {took[path] * 1000:.0f} ms")
     worst = max(took, key=lambda path: took[path])
     return Row(
-        f"{len(PATHS)} questions over HTTP: {what}",
+        f"{len(PATHS)} questions over HTTP: {large.what}",
         f"p95 ≤ {ANSWER_SECONDS * 1000:.0f} ms",
         f"the slowest, {worst}: p95 {took[worst] * 1000:.0f} ms",
         is_ok=is_at_most(took[worst], ANSWER_SECONDS),
@@ -198,26 +85,26 @@ def _answers(kind: str, base: str, what: str) -> Row:
     )
 
 
-def _beside(bench: Bench, kind: str, url: str, setup: Setup, base: str, what: str) -> Row:
+def _beside(bench: Bench, large: Large) -> Row:
     """Work at 200 runs a second, alone and beside all who ask."""
     pace = Pace(rate=200, seconds=5.0 if bench.is_quick else 15.0)
-    alone = paced(url, setup, pace)
+    alone = paced(large.url, large.setup, pace)
     seconds = str(pace.seconds + 4)
     asking = [
-        subprocess.Popen([sys.executable, "-c", CLIENT, base, seconds, *PATHS[1:]], stdout=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, "-c", CLIENT, large.base, seconds, *PATHS[1:]], stdout=subprocess.DEVNULL)
         for _ in range(20)
     ]
-    asking.append(subprocess.Popen([sys.executable, "-c", _SCRAPE, base, seconds], stdout=subprocess.DEVNULL))
+    asking.append(subprocess.Popen([sys.executable, "-c", _SCRAPE, large.base, seconds], stdout=subprocess.DEVNULL))
     try:
-        beside = paced(url, setup, pace)
+        beside = paced(large.url, large.setup, pace)
     finally:
         for each in asking:
             each.kill()
             each.wait()
-    say(f"reading, {kind}: {alone} alone, {beside} beside 20 clients")
-    times = _late(beside) / max(_late(alone), 1.0)
+    say(f"reading, {large.kind}: {alone} alone, {beside} beside 20 clients")
+    times = times_later(beside, alone)
     return Row(
-        f"200 runs/s beside a scrape a second and 20 clients that ask twice a second: {what}",
+        f"200 runs/s beside a scrape a second and 20 clients that ask twice a second: {large.what}",
         "as late as without",
         str(beside),
         f"alone: {alone}",
@@ -236,7 +123,3 @@ while time.monotonic() < end:
         answer.read()
     time.sleep(1)
 """
-
-
-def _late(steady: Steady) -> float:
-    return percentile(steady.late, 50)
