@@ -387,7 +387,7 @@ def _create_worker_state() -> None:
     _index("ix_worker_state_due", "worker_state", "priority", "next_run_at", "worker", where="next_run_at IS NOT NULL")
     _index("ix_worker_state_probe_at", "worker_state", "probe_at", where="probe_at IS NOT NULL")
     _index("ix_worker_state_paused_until", "worker_state", "paused_until", where="paused_until IS NOT NULL")
-    _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", where="next_run_at IS NOT NULL")
+    _index("ix_worker_state_next_run_at", "worker_state", "next_run_at", "worker", where="next_run_at IS NOT NULL")
     _index("ix_worker_state_disabled", "worker_state", "worker", where="NOT is_enabled")
     _index("ix_worker_state_failing", "worker_state", "worker", where="consecutive_failures > 0")
     _index("ix_worker_state_waits_from", "worker_state", "waits_from", where="waits_from IS NOT NULL")

@@ -218,7 +218,10 @@ partial_index(
 )
 partial_index("ix_worker_state_probe_at", worker_state.c.probe_at, where="probe_at IS NOT NULL")
 partial_index("ix_worker_state_paused_until", worker_state.c.paused_until, where="paused_until IS NOT NULL")
-partial_index("ix_worker_state_next_run_at", worker_state.c.next_run_at, where="next_run_at IS NOT NULL")
+# With the name, in which those are ordered that fire at the same moment: at midnight that may be all.
+partial_index(
+    "ix_worker_state_next_run_at", worker_state.c.next_run_at, worker_state.c.worker, where="next_run_at IS NOT NULL"
+)
 # For who asks what is wrong: most workers are in neither.
 partial_index("ix_worker_state_disabled", worker_state.c.worker, where="NOT is_enabled")
 partial_index("ix_worker_state_failing", worker_state.c.worker, where="consecutive_failures > 0")

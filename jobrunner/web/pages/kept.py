@@ -1,6 +1,6 @@
 """Pages that were made a moment ago, for whoever asks for the same: many open tabs cost the database what one does.
 
-A page is kept while nothing has changed (`Stream.generation`), for a few seconds at most; while nobody listens, so that
+A page is kept while nothing has changed (`Stream.generation`), for a minute at most; while nobody listens, so that
 nobody looks whether anything has changed, for one.
 """
 
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from jobrunner.runtime.clock import Clock
 
-LONGEST_SECONDS = 20.0
+LONGEST_SECONDS = 60.0
 UNWATCHED_SECONDS = 1.0
 _MOST_BYTES = 32 * 1024 * 1024
 

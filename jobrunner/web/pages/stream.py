@@ -2,7 +2,7 @@
 
 One look at the database serves all who listen, and nobody looks while nobody listens. A look is one statement
 (`read_pulse`), every two seconds. What open pages then ask anew is paid for: each second gives a statement of credit,
-up to forty, and while that is used up nobody looks, for twenty seconds at most. So what happens now and then is seen
+up to twenty, and while that is used up nobody looks, for thirty seconds at most. So what happens now and then is seen
 at once, and all that watch the same page cost the database about a statement a second, however many they are and
 however busy it is. What somebody does here is told at once.
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from jobrunner.web.desk import Desk
 
 MOST_STREAMS = 3
-LOOK_SECONDS, SLOWEST_SECONDS = 2.0, 20.0
-MOST_CREDIT = 40.0
+LOOK_SECONDS, SLOWEST_SECONDS = 2.0, 30.0
+MOST_CREDIT = 20.0
 """Statements."""
 ALIVE_SECONDS = 15.0
 """So often something is said to who listens; pages are told to look again, too, since some things change by time."""

@@ -108,8 +108,11 @@ def _fill(connection: Connection, kind: str, workers: int, history: int, waiting
     )
     columns = copied[0]
     named = _series(kind, 1, workers)
+    made = columns  # each second worker has a schedule
+    for column, value in (("execution_mode", "'scheduled'"), ("interval_seconds", "86400")):
+        made = made.replace(column, f"CASE WHEN s.i % 2 = 0 THEN {value} ELSE {column} END")
     connection.rows(
-        f"INSERT INTO {p}workers (name, {columns}) SELECT 'far-' || s.i, {columns} FROM {p}workers, {named}"
+        f"INSERT INTO {p}workers (name, {columns}) SELECT 'far-' || s.i, {made} FROM {p}workers, {named}"
         " WHERE name = 'noop'"
     )
     connection.rows(
