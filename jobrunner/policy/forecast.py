@@ -19,6 +19,7 @@ from jobrunner.model.run import FROM_SCHEDULE, EndsRun, Outcome, OutcomeKind, Ru
 from jobrunner.model.worker import WorkerExecutionMode
 from jobrunner.policy import schedule as schedules
 from jobrunner.policy.durations import show_seconds
+from jobrunner.policy.expected import expected_end
 from jobrunner.policy.firing import Fired, after_starts, fire
 from jobrunner.policy.gates import decide_starts
 from jobrunner.policy.transitions import after_end
@@ -133,8 +134,7 @@ class _Play:
         for name, worker in workers.items():
             part = _Part(_as_played(worker, now), usual.get(name), _related(name, workers), tied[name])
             self._parts[name] = part
-            length = part.usual or timedelta()
-            part.ends = {run.id: max(run.started_at + length, now) for run in worker.active}
+            part.ends = {run.id: expected_end(worker, run.started_at, part.usual, now) for run in worker.active}
             self._plan(name)
 
     def run(self, until: datetime, most: int) -> Forecast:

@@ -180,12 +180,13 @@ class Console:
 
     async def _refused(self, request: Request, raised: Exception) -> Response:
         """Answer what no route takes: to a browser with a page."""
-        status, message = told(raised)
         headers = None
         if isinstance(raised, HTTPException):
             said = {404: "there is nothing at this address", 405: "this address does not take that method"}
             status, headers = raised.status_code, raised.headers
             message = said.get(status, str(raised.detail))
+        else:
+            status, message = told(raised)
         is_page = "text/html" in request.headers.get("accept", "")
         return await (self.site.refuse if is_page else _as_json)(request, status, message, headers)
 

@@ -11,11 +11,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql import visitors
 
 from jobrunner.storage.tables.define import SCHEMA_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -50,12 +51,39 @@ class Asked:
         """Return a statement with its values written into it; where that cannot be done, as it was sent."""
         compiled = getattr(context, "compiled", None)
         if compiled is not None and compiled.statement is not None and context.compiled_parameters:
-            given = compiled.statement.params(context.compiled_parameters[0])
             options = {"literal_binds": True, "render_postcompile": True}
             with contextlib.suppress(Exception):  # a value that has no literal
+                given = _with_values(compiled, context.compiled_parameters[0])
                 statement = str(given.compile(dialect=conn.dialect, compile_kwargs=options))
         text = statement.replace(f"{SCHEMA_TOKEN}.", self._schema)
         return _MAIN.sub("", text) if not self._schema else text
+
+
+def _with_values(compiled: Any, values: Mapping[str, Any]) -> Any:
+    """Return a statement with the values of this very execution.
+
+    A statement's text is kept for others of the same shape, and with it the values of the first, which are not shown.
+    """
+
+    def replaced(element: Any, **_: Any) -> Any:
+        name = compiled.bind_names.get(element)
+        if name is None:
+            return None
+        if element.expanding and name not in values:  # each element has a name of its own by now
+            value: Any = [values[f"{name}_{place}"] for place in range(1, _count(name, values) + 1)]
+        else:
+            value = values[name]
+        return sa.bindparam(None, value, type_=element.type, expanding=element.expanding, unique=True)
+
+    return visitors.replacement_traverse(compiled.statement, {}, replaced)
+
+
+def _count(name: str, values: Mapping[str, Any]) -> int:
+    """Return how many elements of a list there are among the values."""
+    number = 0
+    while f"{name}_{number + 1}" in values:
+        number += 1
+    return number
 
 
 @contextlib.contextmanager

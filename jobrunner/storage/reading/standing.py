@@ -50,7 +50,8 @@ async def read_standing(
         found = waiting.get(row["name"])
         row["next_at"] = _next_at(row, found)
         row["why"], may_start = _why(row, found, now)
-        if may_start and not row["is_running"] and row["next_at"] is not None and now - row["next_at"] > _OVERDUE:
+        waits = not row["is_running"] or row["health"] == "stalled"
+        if may_start and waits and row["next_at"] is not None and now - row["next_at"] > _OVERDUE:
             row["why"] = show_overdue(row["name"], row["next_at"], row["timezone"])
             overdue.append(row)
     judged = {row["name"]: row for row in heapq.nsmallest(_MOST_JUDGED, overdue, key=itemgetter("next_at"))}

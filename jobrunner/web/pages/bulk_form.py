@@ -107,7 +107,7 @@ class BulkForm:
 def _commands(values: Mapping[str, str]) -> tuple[str, ...]:
     if values["action"] not in BULK_ACTIONS or not values["filter"].strip():
         return ()
-    words = ["jobrunner", "bulk", values["action"], *values["filter"].split()]
+    words = ["jobrunner", "bulk", values["action"], values["filter"]]
     return (shlex.join(words),)
 
 

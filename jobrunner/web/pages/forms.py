@@ -25,7 +25,7 @@ from jobrunner.web.api import fields as f
 from jobrunner.web.api.ask import MOST_BYTES, Ask, TooLarge
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.table import ROUTES
-from jobrunner.web.pages import payload_form
+from jobrunner.web.pages import once, payload_form
 from jobrunner.web.pages.page import COMMON
 from jobrunner.web.pages.render import show_document
 from jobrunner.web.pages.responses import back_to, html
@@ -56,7 +56,7 @@ _KINDS = {
 }
 _SHOW = "show"
 """The button that shows what was changed is called so, and changes nothing."""
-_OURS = ("tz", _SHOW)
+_OURS = ("tz", _SHOW, once.FIELD)
 _HINTS = {id(f.TIME): "such as 2026-03-02 12:00"}
 _ROUTES = {route.path.removeprefix("/api"): route for route in ROUTES if route.method == "POST"}
 
@@ -80,6 +80,7 @@ class Forms:
     def __init__(self, desk: Desk, render: Render, wake: Callable[[], None]) -> None:
         """Make them; `render` fills a template, `wake` tells open pages that something was done."""
         self._desk = desk
+        self._once = once.Once()
         self._render = render
         self._wake = wake
 
@@ -132,6 +133,7 @@ class Forms:
             "row": row,
             "why_not": why_not,
             "place": verb.place(row),
+            "once": once.new_token(),
             "back": place_of(verb.subject, row),
             "asks": verb.asks(row),
             "entries": [self._entry(verb, field, row, given) for field in route.fields],
@@ -176,17 +178,18 @@ class Forms:
             typed = _single(given)
             if typed.pop(_SHOW, None) is not None and verb.name == "replay":
                 return await self._form(verb, route, request, typed, shows_difference=True)
-            try:
-                wanted = self._wanted(verb, row, given)
-                fields = read_fields(route.fields, wanted, ask.now)
-                answer = await route.do(Ask(ask.desk, ask.level, ask.actor, ask.path, fields, ask.now))
-            except (JobrunnerError, Forbidden) as raised:
-                return await self._form(verb, route, request, _single(given), told(raised))
+            token = typed.get(once.FIELD)
+            async with self._once.turn(token and f"{verb.place(row)} {token}") as turn:
+                if turn.said is None:
+                    try:
+                        wanted = self._wanted(verb, row, given)
+                        fields = read_fields(route.fields, wanted, ask.now)
+                        answer = await route.do(Ask(ask.desk, ask.level, ask.actor, ask.path, fields, ask.now))
+                    except (JobrunnerError, Forbidden) as raised:
+                        return await self._form(verb, route, request, _single(given), told(raised))
+                    turn.said = _said(verb, row, answer)
             self._wake()
-            said = {"text": verb.done(row, answer if isinstance(answer, dict) else {})}
-            if verb.shows is not None and isinstance(answer, dict):
-                said["place"] = verb.shows(answer)
-            return await self._answer(request, said, place_of(verb.subject, row))
+            return await self._answer(request, turn.said, place_of(verb.subject, row))
 
         return do
 
@@ -246,6 +249,13 @@ class Forms:
                 return ask.published(await bulk.read_operation(conn, ask.path["id"]))
             (shown,) = await ask.shown(conn, [found])
         return shown
+
+
+def _said(verb: Verb, row: Mapping[str, Any], answer: Any) -> dict[str, str]:
+    """Return what was done, and where it can be seen."""
+    told_of = answer if isinstance(answer, dict) else {}
+    place = {} if verb.shows is None or not told_of else {"place": verb.shows(told_of)}
+    return {"text": verb.done(row, told_of), **place}
 
 
 def _now_is(row: Mapping[str, Any], name: str) -> str:

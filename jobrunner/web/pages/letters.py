@@ -52,7 +52,7 @@ async def _read_list(ask: Ask, asked: str) -> Shown:
         "refused": found.refused,
         "asked": asked,
     }
-    command = shlex.join(["jobrunner", "dead-letters", "list", *asked.split()])
+    command = shlex.join(["jobrunner", "dead-letters", "list", asked])
     return Shown(facts, "Dead letters", (command,), f"api/dead-letters{query(q=asked)}", _SQL)
 
 

@@ -9,19 +9,24 @@ from jobrunner.policy.showing import show_health
 from jobrunner.storage.reading.error_groups import group_letters
 from jobrunner.storage.reading.overview import read_overview
 from jobrunner.storage.reading.status import MOST_COUNTED
+from jobrunner.storage.reading.switched import read_switched
+from jobrunner.storage.reading.worst import count_health
 from jobrunner.web.pages.charts import minutes_chart
 from jobrunner.web.pages.page import Shown
 from jobrunner.web.pages.verbs import buttons
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.reading.overview import Overview
     from jobrunner.web.api.ask import Ask
     from jobrunner.web.pages.verbs import Button
 
 _MOST_ROWS = 15
+_MOST_ASKED = 2000
+"""Of so many workers each is asked how it is, to count them."""
 _MOST_GROUPS = 8
 _SQL = (
     "SELECT name, health, next_run_at, last_run_at, consecutive_failures, last_error FROM worker_status ORDER BY name"
@@ -37,20 +42,24 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
             minutes = await ask.desk.minutes.look(conn, ask.now)
             groups = await group_letters(conn, most=_MOST_GROUPS)
             ended = await ask.shown(conn, seen.ended)
-    trouble = [row for row in seen.workers if row["health"] in TROUBLE]
+            trouble = [row for row in seen.workers if row["health"] in TROUBLE]
+            switched = await read_switched(conn, [row["name"] for row in trouble])
+            kinds = await count_health(conn) if len(trouble) == most and seen.totals.workers <= _MOST_ASKED else None
     facts = {
         "seen": seen,
-        "trouble": [{"row": row, "since": since(row, ask.now), "verbs": _possible(row, ask.now)} for row in trouble],
+        "trouble": [
+            {"row": row, "since": since(row, switched, ask.now), "verbs": _possible(row, ask.now)} for row in trouble
+        ],
         "is_cut": len(trouble) == most,
         "is_well": not trouble,
-        "headline": _headline(trouble, seen, most),
+        "headline": _headline(trouble, seen, kinds, most),
         "ended": ended,
         "groups": groups,
         "minutes": minutes,
         "chart": minutes_chart(minutes),
         "last_hour": sum(sum(minute.counts.values()) for minute in minutes),
         "knows_hour": all(minute.is_known for minute in minutes),
-        "next": list({each.worker: each for each in reversed(seen.upcoming)}.values())[::-1],
+        "next": _first_of_each(seen.upcoming),
         "waiting": f"{MOST_COUNTED:,}+" if seen.totals.waiting > MOST_COUNTED else f"{seen.totals.waiting:,}",
     }
     return Shown(facts, "Now", ("jobrunner watch", "jobrunner status"), "api/workers", _SQL)
@@ -61,21 +70,33 @@ def _possible(row: Mapping[str, Any], now: datetime) -> list[Button]:
     return [each for each in buttons("worker", row, now, only=_OF_TROUBLE) if each.why_not is None]
 
 
-def since(row: Mapping[str, Any], now: datetime) -> datetime | None:
-    """Return since when a worker has been as it is, where its row says so."""
+def since(row: Mapping[str, Any], switched: Mapping[str, datetime], now: datetime) -> datetime | None:
+    """Return since when a worker has been as it is: it was switched off, last succeeded, was due, or started.
+
+    `switched`: when those that are switched off were. None: nobody knows.
+    """
     moment: datetime | None = {
-        "failing": row["last_run_at"],
+        "disabled": row["circuit_opened_at"] or switched.get(row["name"]),
+        "paused": switched.get(row["name"]),
+        "failing": row["last_success_at"],
+        "degraded": row["last_success_at"],
         "stalled": row["next_at"],
         "late": row["last_run_at"],
         "slow": row["last_run_at"],
     }.get(row["health"])
-    if row["health"] == "disabled" and row["circuit_opened_at"] is not None:
-        moment = row["circuit_opened_at"]
     return moment if moment is not None and moment <= now else None
 
 
-def _headline(trouble: list[dict[str, Any]], seen: Overview, most: int) -> str:
-    """Say in a sentence how all stands."""
+def _first_of_each(upcoming: Sequence[Upcoming]) -> list[Upcoming]:
+    """Return the next time of each worker, in order."""
+    first: dict[str, Upcoming] = {}
+    for each in upcoming:
+        first.setdefault(each.worker, each)
+    return list(first.values())
+
+
+def _headline(trouble: list[dict[str, Any]], seen: Overview, known: Mapping[str, int] | None, most: int) -> str:
+    """Say in a sentence how all stands; `known`: how many workers there are of each health, where that was counted."""
     if not seen.totals.workers:
         return "There are no workers yet."
     silent = seen.heard.show_silent()
@@ -84,9 +105,13 @@ def _headline(trouble: list[dict[str, Any]], seen: Overview, most: int) -> str:
     kinds: dict[str, int] = {}
     for row in trouble:
         kinds[show_health(row)] = kinds.get(show_health(row), 0) + 1
-    more = "+" if len(trouble) == most else ""
-    said = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    if known is not None:
+        kinds = {kind.replace("_", " "): known[kind] for kind in TROUBLE if known.get(kind)}
+    said = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
     if trouble:
-        first = f"{len(trouble)}{more} of {seen.totals.workers:,} workers in trouble: {said}."
+        is_more = known is None and len(trouble) == most
+        first = f"{sum(kinds.values()):,} of {seen.totals.workers:,} workers in trouble: {said}."
+        if is_more:
+            first = f"{most} or more of {seen.totals.workers:,} workers in trouble; of the worst {most}: {said}."
         return f"{first} {silent}." if silent else first
     return f"{silent}." if silent else f"All is well: {seen.totals.workers:,} workers, none in trouble."

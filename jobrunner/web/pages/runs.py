@@ -34,5 +34,5 @@ async def read(ask: Ask) -> Shown:
         "refused": found.refused,
         "asked": asked,
     }
-    command = shlex.join(["jobrunner", "runs", *(asked or "").split()])
+    command = shlex.join(["jobrunner", "runs", *filter(None, [asked])])
     return Shown(facts, "Runs", (command,), f"api/runs{query(q=asked)}", _SQL)

@@ -31,7 +31,7 @@ async def read(ask: Ask) -> Shown:
         "letters": seen.letters.firings + seen.letters.triggered,
         "pace": show_pace(shown.facts["last_hour"]),
     }
-    return Shown(facts, "All is well" if is_calm else f"{len(trouble)} in trouble" if trouble else "Wall", shown.cli)
+    return Shown(facts, "All is well" if is_calm else "In trouble" if trouble else "Wall", shown.cli)
 
 
 def show_pace(number: int) -> str:

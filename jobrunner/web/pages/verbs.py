@@ -97,10 +97,22 @@ def _command(*words: str) -> Callable[[Row], str]:
 
 
 def _enable_asks(row: Row) -> str:
-    said = f"Enable {row['name']}"
+    """Say what enabling leads to, as far as the worker's row tells."""
+    said = [f"Enable {row['name']}."]
+    if row["disabled_reason"] and not row["is_enabled"]:
+        said.append(f"It was disabled by {row['disabled_actor'] or 'somebody'}: {row['disabled_reason']}.")
     if row["consecutive_failures"]:
-        said += f": its {counted(row['consecutive_failures'], 'failure')} in a row are forgotten"
-    return f"{said}{', ' if row['consecutive_failures'] else ': '}and it runs at its next time."
+        said.append(f"Its {counted(row['consecutive_failures'], 'failure')} in a row are forgotten.")
+    if row["paused_until"] is not None:
+        said.append("It stays paused, if its pause is not over.")
+    if not row.get("nodes"):
+        said.append("No live node has its code: nothing of it starts until one does.")
+    waiting = row["pending_runs"] or 0
+    if waiting:
+        said.append(f"{counted(waiting, 'run')} that {'waits' if waiting == 1 else 'wait'} may start at once.")
+    elif row["execution_mode"] == "scheduled":
+        said.append("It runs at the next time of its schedule; what was missed meanwhile is told in its history.")
+    return " ".join(said)
 
 
 def _disable_asks(row: Row) -> str:

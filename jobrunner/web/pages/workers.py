@@ -66,13 +66,15 @@ async def read(ask: Ask) -> Shown:
     facts = {
         "q": q,
         "refused": refused,
+        "typed": typed,
+        "run_id": typed.strip() if typed is not None and typed.strip().isdecimal() else None,
         "rows": [_row(ask.published(row), strips.get(row["name"], _NOTHING)) for row in found.rows],
         "after": found.after,
         "searched": found.searched,
         "is_full": q is not None and len(found.rows) == _PAGE_ROWS,
         "shortcuts": _SHORTCUTS,
     }
-    command = "jobrunner status" if q is None else shlex.join(["jobrunner", "status", *q.split()])
+    command = "jobrunner status" if q is None else shlex.join(["jobrunner", "status", q])
     return Shown(facts, "Workers", (command,), f"api/workers{query(q=q, limit=_PAGE_ROWS, after=after)}", _SQL)
 
 

@@ -179,6 +179,18 @@
     else if (ctx.response.status >= 400) connected("lost");
   });
 
+  // What was asked for by pressing something, and got no answer, is said: the dot alone is easily overlooked.
+  for (const event of ["htmx:error", "htmx:response:error"]) {
+    document.addEventListener(event, (raised) => {
+      const ctx = raised.detail && raised.detail.ctx;
+      const live = byId("live");
+      if (!ctx || !ctx.sourceElement || ctx.sourceElement === live || (ctx.response && ctx.response.status < 500)) return;
+      const said = document.createElement("p");
+      said.textContent = "The server does not answer. What you pressed may not have been done; try again.";
+      byId("said").replaceChildren(said);
+    });
+  }
+
   // --- dialogs: a form is shown over the page -------------------------------------------------------------------------
 
   document.addEventListener("htmx:after:swap", (event) => {
