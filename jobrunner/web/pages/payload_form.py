@@ -41,7 +41,7 @@ def inputs_of(schema: object, values: object) -> list[Input] | None:
         return None
     given = values if isinstance(values, Mapping) else {}
     required = schema.get("required")
-    needed = set(required) if isinstance(required, list) else set()
+    needed = {each for each in required if isinstance(each, str)} if isinstance(required, list) else set()
     return [_input(str(name), said, given, is_required=name in needed) for name, said in properties.items()]
 
 
