@@ -48,7 +48,8 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
     facts = {
         "seen": seen,
         "trouble": [
-            {"row": row, "since": since(row, switched, ask.now), "verbs": _possible(row, ask.now)} for row in trouble
+            {"row": row, "since": since(row, switched, ask.now), "why": why(row), "verbs": _possible(row, ask.now)}
+            for row in trouble
         ],
         "is_cut": len(trouble) == most,
         "is_well": not trouble,
@@ -79,12 +80,25 @@ def since(row: Mapping[str, Any], switched: Mapping[str, datetime], now: datetim
         "disabled": row["circuit_opened_at"] or switched.get(row["name"]),
         "paused": switched.get(row["name"]),
         "failing": row["last_success_at"],
-        "degraded": row["last_success_at"],
         "stalled": row["next_at"],
         "late": row["last_run_at"],
         "slow": row["last_run_at"],
     }.get(row["health"])
     return moment if moment is not None and moment <= now else None
+
+
+_WHY = {
+    "late": "its last start was later than it usually is",
+    "slow": "it runs for more than twice as long as it usually does",
+    "no_node": "no live node has its code",
+    "degraded": "more than a tenth of its last 50 runs failed",
+}
+
+
+def why(row: Mapping[str, Any]) -> str:
+    """Say why a worker is in trouble: what keeps it from starting, how it failed, or what its health means."""
+    said = [_WHY.get(row["health"]), row["why"] or row["last_error"]]
+    return "; ".join(str(each) for each in said if each)
 
 
 def _first_of_each(upcoming: Sequence[Upcoming]) -> list[Upcoming]:
