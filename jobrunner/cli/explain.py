@@ -13,12 +13,14 @@ from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import say, say_folded, show_json, show_rows, show_value
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
+from jobrunner.policy.enabling import after_enabling
 from jobrunner.policy.liveness import short_id
 from jobrunner.policy.showing import show_duration
 from jobrunner.policy.words import first_line, show_time
 from jobrunner.storage.reading import explain as explaining
 from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.past import explain_at
+from jobrunner.storage.reading.status import read_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,12 +62,14 @@ def explain(
     now = context.now()
     moment = read_past("--at", at, now)
 
-    async def read(db: Database) -> dict[str, Any]:
-        if moment is None:
-            return await explaining.explain(db, worker, now)
-        return await explain_at(db, worker, moment, now)
+    async def read(db: Database) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        if moment is not None:
+            return await explain_at(db, worker, moment, now), None
+        found = await explaining.explain(db, worker, now)
+        async with db.peek() as conn:
+            return found, await read_worker(conn, worker)
 
-    found = context.with_database(ctx, database_url, read)
+    found, row = context.with_database(ctx, database_url, read)
     if as_json:
         show_json(found)
         return
@@ -73,6 +77,8 @@ def explain(
         say_folded(line)
     say("")
     _show_gates(found["gates"])
+    if row is not None and not row["is_enabled"]:
+        say_folded(" ".join(after_enabling(row)), "once enabled: ")
     for sentence in found.get("assumed", ()):
         say_folded(sentence, "assumed: ")
 

@@ -175,3 +175,13 @@ def test_times_of_a_calendar_are_utc():
     lines = list(calendar_lines([row], due))
     assert "DTSTART:20260302T030000Z" in lines
     assert "DESCRIPTION:DST starts" in lines
+
+
+def test_of_a_disabled_worker_it_says_what_enabling_leads_to(cli):
+    cli.register(scheduled("nightly", interval_seconds=3600))
+    cli.ok("admin", "disable", "nightly", "--reason", "too loud")
+    cli.ok("admin", "pause", "nightly", "--for", "2h")
+    said = " ".join(cli.ok("explain", "nightly").lines)
+    assert "once enabled: It stays paused, if its pause is not over. No live node has its code" in said
+    cli.ok("admin", "enable", "nightly")
+    assert "once enabled" not in " ".join(cli.ok("explain", "nightly").lines)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.policy.enabling import after_enabling
 from jobrunner.policy.words import counted
 
 if TYPE_CHECKING:
@@ -101,17 +102,7 @@ def _enable_asks(row: Row) -> str:
     said = [f"Enable {row['name']}."]
     if row["disabled_reason"] and not row["is_enabled"]:
         said.append(f"It was disabled by {row['disabled_actor'] or 'somebody'}: {row['disabled_reason']}.")
-    if row["consecutive_failures"]:
-        said.append(f"Its {counted(row['consecutive_failures'], 'failure')} in a row are forgotten.")
-    if row["paused_until"] is not None:
-        said.append("It stays paused, if its pause is not over.")
-    if not row.get("nodes"):
-        said.append("No live node has its code: nothing of it starts until one does.")
-    waiting = row["pending_runs"] or 0
-    if waiting:
-        said.append(f"{counted(waiting, 'run')} that {'waits' if waiting == 1 else 'wait'} may start at once.")
-    elif row["execution_mode"] == "scheduled":
-        said.append("It runs at the next time of its schedule; what was missed meanwhile is told in its history.")
+    said += after_enabling(row)
     return " ".join(said)
 
 
