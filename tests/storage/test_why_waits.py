@@ -299,3 +299,13 @@ async def test_a_worker_that_runs_or_is_paused_is_not_called_overdue(stage: Stag
     stage.after(10)
     assert await why(stage, "a") is None
     assert (await why(stage, "b") or "").startswith("paused until 2026-03-02 13:00:00 UTC")
+
+
+async def test_of_a_worker_that_runs_it_is_said_why_more_waits_when_that_is_long(stage: Stage):
+    await stage.register(triggered("a"))
+    await stage.join("n1")
+    await stage.trigger("a")
+    await stage.start_one()
+    await stage.trigger("a")
+    stage.after(61)
+    assert (await why(stage, "a") or "").startswith("1 of 1 running: run 1")

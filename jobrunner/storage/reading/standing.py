@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 _OVERDUE = timedelta(seconds=6)  # longer than a node waits between two ticks
+_STALLED = timedelta(seconds=60)  # while it runs, what waits is told of only when that is long, as in the view
 _MOST_JUDGED = 100
 
 
@@ -50,8 +51,8 @@ async def read_standing(
         found = waiting.get(row["name"])
         row["next_at"] = _next_at(row, found)
         row["why"], may_start = _why(row, found, now)
-        waits = not row["is_running"] or row["health"] == "stalled"
-        if may_start and waits and row["next_at"] is not None and now - row["next_at"] > _OVERDUE:
+        patience = _STALLED if row["is_running"] else _OVERDUE
+        if may_start and row["next_at"] is not None and now - row["next_at"] > patience:
             row["why"] = show_overdue(row["name"], row["next_at"], row["timezone"])
             overdue.append(row)
     judged = {row["name"]: row for row in heapq.nsmallest(_MOST_JUDGED, overdue, key=itemgetter("next_at"))}
