@@ -168,7 +168,7 @@ class _Hub:
 
     async def _look(self) -> None:
         try:
-            async with self._desk.reading() as conn:
+            async with self._desk.database() as db, db.peek() as conn:  # one statement needs no transaction
                 pulse = await read_pulse(conn)
         except JobrunnerError:
             was_lost, self._is_lost, self._last = self._is_lost, True, None
