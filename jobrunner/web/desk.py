@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ class Desk:
         """The settings."""
         return self.orchestrator.settings
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What the database is called, without where it is: to tell two consoles apart."""
         return PurePath(Database.of(self.settings).url.database or "").name or "jobrunner"

@@ -44,7 +44,7 @@ _MOST_ROWS = 50
 _PLAYED_ROWS = 60  # schedules, and as many rows of the listing; at least `_MOST_ROWS` and `MOST_LANES`
 _MOST_PLAYED, _LESS_A_LANE = 1500, 30  # a start takes 80 µs, and a page should take no longer than 200 ms
 _SQL = "SELECT name, next_run_at, health FROM worker_status WHERE next_run_at IS NOT NULL ORDER BY next_run_at"
-SPANS = (("3 h", "3h"), ("12 h", "12h"), ("24 h", None), ("3 d", "3d"), ("7 d", "7d"))
+SPANS = (("1 h", "1h"), ("3 h", "3h"), ("12 h", "12h"), ("24 h", None), ("3 d", "3d"), ("7 d", "7d"))
 """How far ahead one looks most often, as it is shown and as it is asked for."""
 
 
