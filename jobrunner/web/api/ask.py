@@ -134,6 +134,16 @@ def query_of(request: Request, several: frozenset[str]) -> dict[str, Any]:
     return _gathered(request.query_params.multi_items(), several)
 
 
+async def raw_body(request: Request) -> bytes:
+    """Return a body as it came. Raises `TooLarge`."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MOST_BYTES:
+            raise TooLarge
+    return bytes(raw)
+
+
 async def body_of(request: Request, several: frozenset[str]) -> dict[str, Any]:
     """Return the fields of a body: a JSON object, a form, or nothing.
 
@@ -141,11 +151,7 @@ async def body_of(request: Request, several: frozenset[str]) -> dict[str, Any]:
         InvalidSetting: it is neither.
         TooLarge: it is larger than any that is meant.
     """
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MOST_BYTES:
-            raise TooLarge
+    raw = await raw_body(request)
     if not raw.strip():
         return {}
     try:

@@ -17,7 +17,7 @@ from jobrunner.storage.tables.bulk_table import BULK_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.answers import Forbidden, told
 from jobrunner.web.api import verbs
-from jobrunner.web.api.ask import MOST_BYTES, Ask, TooLarge
+from jobrunner.web.api.ask import Ask, raw_body
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.table import ROUTES
 from jobrunner.web.pages.bulk import how_many, list_of
@@ -57,7 +57,7 @@ class BulkForm:
         return await self._form(request, request.query_params)
 
     async def _begin(self, request: Request) -> Response:
-        given = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), keep_blank_values=True))
+        given = dict(parse_qsl((await raw_body(request)).decode("utf-8", "replace"), keep_blank_values=True))
         try:
             if not given.get("expected"):
                 raise InvalidSetting("look at what it would be done to first")
@@ -109,13 +109,3 @@ def _commands(values: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     words = ["jobrunner", "bulk", values["action"], values["filter"]]
     return (shlex.join(words),)
-
-
-async def _body(request: Request) -> bytes:
-    """Return what a form has sent. Raises `TooLarge`."""
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MOST_BYTES:
-            raise TooLarge
-    return bytes(raw)

@@ -22,7 +22,7 @@ from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.runs import dead_letters
 from jobrunner.web.answers import Forbidden, told
 from jobrunner.web.api import fields as f
-from jobrunner.web.api.ask import MOST_BYTES, Ask, TooLarge
+from jobrunner.web.api.ask import Ask, raw_body
 from jobrunner.web.api.fields import read_fields
 from jobrunner.web.api.table import ROUTES
 from jobrunner.web.pages import once, payload_form
@@ -311,12 +311,7 @@ def _setting(text: str) -> Any:
 
 async def _typed_in(request: Request) -> list[tuple[str, str]]:
     """Return what a form has sent. Raises `TooLarge`."""
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MOST_BYTES:
-            raise TooLarge
-    given = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True)
+    given = parse_qsl((await raw_body(request)).decode("utf-8", "replace"), keep_blank_values=True)
     return [(name, value.replace("\r\n", "\n")) for name, value in given]  # browsers end the lines of a form so
 
 
