@@ -24,6 +24,11 @@ NOW = datetime.now(UTC)  # the commands read the real clock
 NODE = nodes.NodeIdentity("node-one", "host", 4711, "boot", NOW, "0.1.0", 5, lease_seconds=1e9)  # it does not beat
 
 
+def hourly() -> str:
+    """A cron that fires each hour and next in half an hour, so that no test stands on the edge of an hour."""
+    return f"{(datetime.now(UTC).minute + 30) % 60} * * * *"
+
+
 @dataclass(frozen=True)
 class Result:
     code: int

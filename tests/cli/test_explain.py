@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from jobrunner.cli.calendar import calendar_lines, escape, fold_line
-from tests.cli.conftest import NOW, scheduled
+from tests.cli.conftest import NOW, hourly, scheduled
 from tests.cli.test_reads import ended
 
 HOUR = timedelta(hours=1)
@@ -146,7 +146,7 @@ def test_upcoming_says_when_a_firing_starts_that_waits(cli):
 
 
 def test_the_calendar_holds_every_firing_and_keeps_its_ids(cli):
-    cli.register(scheduled("hourly", cron="0 * * * *"))
+    cli.register(scheduled("hourly", cron=hourly()))
     texts = [cli.ok("upcoming", "hourly", "--for", "3h", "--ics").out for _ in range(2)]
     lines = texts[0].split("\r\n")
     assert (lines[0], lines[-2:]) == ("BEGIN:VCALENDAR", ["END:VCALENDAR", ""])

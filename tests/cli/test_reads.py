@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner.storage.tables import define as t
-from tests.cli.conftest import NODE, NOW, scheduled, triggered
+from tests.cli.conftest import NODE, NOW, hourly, scheduled, triggered
 from tests.cli.test_dead_letters import letter
 
 
@@ -297,7 +297,7 @@ def test_explain_refuses_an_unknown_worker(cli):
 
 
 def test_upcoming_lists_the_firings_in_order(cli):
-    cli.register(scheduled("hourly", cron="0 * * * *", timezone="Europe/Berlin"))
+    cli.register(scheduled("hourly", cron=hourly(), timezone="Europe/Berlin"))
     cli.ok("trigger", "mail", "--in", "90m")
     rows = cli("upcoming", "--for", "3h", "--limit", "1000", "--json").json
     assert {row["worker"] for row in rows} == {"fetch", "hourly", "mail"}
@@ -308,7 +308,7 @@ def test_upcoming_lists_the_firings_in_order(cli):
 
 
 def test_upcoming_of_one_worker(cli):
-    cli.register(scheduled("hourly", cron="0 * * * *"))
+    cli.register(scheduled("hourly", cron=hourly()))
     cli.ok("trigger", "mail", "--in", "90m")
     for name, count in (("fetch", 60), ("hourly", 1), ("mail", 1)):
         rows = cli("upcoming", name, "--for", "2h", "--json").json
