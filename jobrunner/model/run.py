@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobrunner.model.record import record
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 
 class Trigger(StrEnum):
@@ -53,6 +51,8 @@ class EndsRun(StrEnum):
 ClaimKey = tuple[int, int]
 """What names one claim for ever: the run's id and the claim's fence."""
 
+HELD_UNTIL = datetime(9999, 1, 1, tzinfo=UTC)
+"""The `due_at` of a step of a flow that waits for others: in no queue, and for no time."""
 MOST_ATTEMPTS = 1_000_000_000
 """A run that has come so far is not tried again, whatever its retries."""
 USES_UP_AN_ATTEMPT = frozenset({OutcomeKind.FAILED, OutcomeKind.TIMED_OUT, OutcomeKind.LOST})
@@ -84,6 +84,11 @@ class Run:
     created_at: datetime | None = None
     cancel_reason: str | None = None
     trace_context: str | None = None
+    limit_key: str | None = None
+    batch_id: int | None = None
+    flow_id: int | None = None
+    step: str | None = None
+    is_rated: bool = False
 
     @property
     def claim_key(self) -> ClaimKey:

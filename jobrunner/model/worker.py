@@ -86,6 +86,8 @@ class WorkerConfig:
     `payload_schema` is what the handler's annotations say of the payload, as JSON Schema; empty where any payload will
     do. `hidden_fields` are fields of the payload (dotted, where they lie deeper) that only an administrator sees; a
     `ping` is a URL that is told of each start and end.
+    `limit_key` is a field of the payload (dotted, where it lies deeper), by whose value `max_running_per_key`,
+    `rate_per_key`, `fair` and `ordered` go. A rate is text such as `"100/1m"`; `limits` are limits shared by workers.
     Validate with `policy.definitions.check_definition`.
     """
 
@@ -112,9 +114,17 @@ class WorkerConfig:
     payload_schema: dict[str, Any] = field(default_factory=dict)
     hidden_fields: tuple[str, ...] = ()
     ping: str | None = None
+    limit_key: str | None = None
+    max_running_per_key: int | None = None
+    rate: str | None = None
+    rate_per_key: str | None = None
+    smooth: bool = False
+    fair: bool = False
+    ordered: bool = False
     description: str = ""
     depends_on: tuple[Dependency, ...] = ()
     blocks: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

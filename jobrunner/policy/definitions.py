@@ -25,7 +25,7 @@ from jobrunner.model.worker import (
     WorkerConfig,
     WorkerExecutionMode,
 )
-from jobrunner.policy import cron
+from jobrunner.policy import cron, limit_options
 from jobrunner.policy.channels import secret_in
 from jobrunner.policy.documents import refuse_nesting
 from jobrunner.policy.schedule import DEFAULT_INTERVAL_SECONDS
@@ -65,6 +65,13 @@ OVERRIDABLE = (
     "payload",
     "hidden_fields",
     "ping",
+    "limit_key",
+    "max_running_per_key",
+    "rate",
+    "rate_per_key",
+    "smooth",
+    "fair",
+    "ordered",
     "description",
 )
 
@@ -83,6 +90,7 @@ def check_definition(config: WorkerConfig) -> WorkerConfig:
         InvalidWorker: a value is out of range or two contradict each other; the message says which.
     """
     name = check_name(config.name)
+    limit_options.check(name, config)
     mode = _enum(name, "execution_mode", WorkerExecutionMode, config.execution_mode)
     return dataclasses.replace(
         config,
@@ -110,9 +118,17 @@ def check_definition(config: WorkerConfig) -> WorkerConfig:
         description=_text(name, "description", config.description),
         depends_on=_dependencies(name, config.depends_on),
         blocks=_blocks(name, config.blocks),
+        limits=limit_options.checked_limits(name, config.limits),
         payload=_payload(name, config.payload),
         hidden_fields=_hidden_fields(name, config.hidden_fields),
         ping=None if config.ping is None else _ping(name, config.ping),
+        max_running_per_key=(
+            None
+            if config.max_running_per_key is None
+            else _count(name, "max_running_per_key", config.max_running_per_key, least=1)
+        ),
+        rate=limit_options.checked_rate(name, "rate", config.rate),
+        rate_per_key=limit_options.checked_rate(name, "rate_per_key", config.rate_per_key),
     )
 
 
@@ -300,6 +316,7 @@ def to_document(config: WorkerConfig) -> dict[str, Any]:
     document["blocks"] = list(config.blocks)
     document["priority"] = int(config.priority)
     document["hidden_fields"] = list(config.hidden_fields)
+    document["limits"] = list(config.limits)
     return document
 
 
@@ -319,6 +336,7 @@ def from_document(name: str, document: Mapping[str, Any], overrides: Mapping[str
         merged["depends_on"] = tuple(Dependency(**edge) for edge in merged.get("depends_on", ()))
         merged["blocks"] = tuple(merged.get("blocks", ()))
         merged["hidden_fields"] = tuple(merged.get("hidden_fields", ()))
+        merged["limits"] = tuple(merged.get("limits", ()))
     except TypeError:
         raise InvalidWorker(name, "its stored definition names no usable depends_on and blocks") from None
     return check_definition(WorkerConfig(name=name, **merged))

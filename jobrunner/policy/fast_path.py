@@ -10,7 +10,7 @@ The rules hold as long as what they were judged by. The database does not know t
 revision is still the one that was judged under.
 
 An end is *simple* when it changes nothing but counters: a success of a run that is neither a circuit's probe nor a
-loop's own, under the revision that the run was claimed under.
+loop's own, nor a member of a batch or a step of a flow, under the revision that the run was claimed under.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.facts import Facts, WorkerFacts
+    from jobrunner.model.run import Run
     from jobrunner.model.worker import WorkerConfig, WorkerState
 
 MOST_ELIGIBLE = 100
@@ -130,6 +131,14 @@ def _is_schedule_due(worker: WorkerFacts, now: datetime) -> bool:
 
 
 def simple_under(config: WorkerConfig, circuit: CircuitState, revision: int) -> int | None:
-    """Return the revision under which a success of a run claimed now is simple; None if it never is."""
+    """Return the revision under which a success of a run claimed now is simple; None if it never is.
+
+    For all runs of the worker but those of which others wait to hear (`is_waited_for`).
+    """
     is_loop = config.execution_mode is WorkerExecutionMode.CONTINUOUS
     return None if is_loop or circuit is not CircuitState.CLOSED else revision
+
+
+def is_waited_for(run: Run) -> bool:
+    """Say whether the end of a run may be what others wait for: the steps of its flow, or what follows its batch."""
+    return run.batch_id is not None or run.flow_id is not None

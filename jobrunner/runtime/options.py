@@ -50,6 +50,14 @@ class WorkerOptions(TypedDict, total=False):
     payload: Mapping[str, Any] | None
     hidden_fields: Iterable[str]
     ping: str | None
+    limit_key: str | None
+    max_running_per_key: int | None
+    rate: str | None
+    rate_per_key: str | None
+    smooth: bool
+    limits: Iterable[str]
+    fair: bool
+    ordered: bool
     description: str
     depends_on: Iterable[str | Dependency | Mapping[str, Any]]
     blocks: Iterable[str]

@@ -58,9 +58,12 @@ _VACUUM = (
 
 def upgrade() -> None:
     _create_workers()
+    _create_limits()
     _create_edges()
     _create_worker_state()
+    _create_batches()
     _create_runs()
+    _create_run_after()
     _create_claims()
     _create_run_history()
     _create_dead_letters()
@@ -94,8 +97,12 @@ def downgrade() -> None:
         "nodes",
         "dead_letters",
         "run_history",
+        "run_after",
         "runs",
+        "batches",
         "worker_state",
+        "worker_limits",
+        "limits",
         "worker_blocks",
         "worker_dependencies",
         "workers",
@@ -105,7 +112,9 @@ def downgrade() -> None:
         for function in (
             "refuse_client",
             *(f"{table}_changed" for table, _ in _EDGES),
-            "fill_run_priority",
+            "fill_run",
+            "join_batch",
+            "wait_for_run",
             "keep_run_priority",
             "hold_slot",
             "follow_slots",
@@ -251,6 +260,13 @@ def _create_workers() -> None:
         sa.Column("payload_schema", _JSON, nullable=False, server_default="{}"),
         sa.Column("hidden_fields", _JSON, nullable=False, server_default="[]"),
         sa.Column("ping", sa.Text),
+        sa.Column("limit_key", sa.Text),
+        sa.Column("max_running_per_key", sa.Integer),
+        sa.Column("rate", sa.Text),
+        sa.Column("rate_per_key", sa.Text),
+        sa.Column("smooth", _FLAG, nullable=False, server_default=sa.false()),
+        sa.Column("fair", _FLAG, nullable=False, server_default=sa.false()),
+        sa.Column("ordered", _FLAG, nullable=False, server_default=sa.false()),
         sa.Column("definition", _JSON, nullable=False, server_default="{}"),
         sa.Column("overrides", _JSON, nullable=False, server_default="{}"),
         sa.Column("definition_hash", sa.Text, nullable=False),
@@ -279,7 +295,13 @@ def _create_workers() -> None:
         _check("workers", "retry_backoff", f"retry_backoff >= 1 AND retry_backoff <= {_LONGEST_SECONDS}"),
         *_counts("workers", 0, "max_retries"),
         *_counts("workers", 0, "revision", most=_MAX_BIG_COUNT),
-        *_counts("workers", 1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
+        *_counts("workers", 1, "max_consecutive_failures", "max_running", "memory_limit_mb", "max_running_per_key"),
+        _check(
+            "workers",
+            "limit_key",
+            "limit_key IS NOT NULL"
+            " OR (max_running_per_key IS NULL AND rate_per_key IS NULL AND NOT fair AND NOT ordered)",
+        ),
         *_payload_checks("workers"),
         _json_kind("workers", "definition"),
         _json_kind("workers", "overrides"),
@@ -289,7 +311,40 @@ def _create_workers() -> None:
     )
 
 
+def _create_limits() -> None:
+    name_rule = (
+        "length(name) BETWEEN 1 AND 200 AND name NOT GLOB '*[^A-Za-z0-9._-]*'"
+        if _is_sqlite()
+        else "name ~ '^[A-Za-z0-9._-]{1,200}$'"
+    )
+    _table(
+        "limits",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("max_running", sa.Integer),
+        sa.Column("rate", sa.Text),
+        sa.Column("definition", _JSON, nullable=False, server_default="{}"),
+        sa.Column("overrides", _JSON, nullable=False, server_default="{}"),
+        sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("updated_at", _TIME, nullable=False, server_default=_now()),
+        _primary_key("limits", "name"),
+        _check("limits", "name", name_rule),
+        *_counts("limits", 0, "max_running"),
+        _json_kind("limits", "definition"),
+        _json_kind("limits", "overrides"),
+        *_real_times("limits", "created_at", "updated_at"),
+    )
+
+
 def _create_edges() -> None:
+    _table(
+        "worker_limits",
+        sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("limit_name", sa.Text, nullable=False),
+        _primary_key("worker_limits", "worker", "limit_name"),
+        _foreign_key("worker_limits", "worker", "workers", "name"),
+        _foreign_key("worker_limits", "limit_name", "limits", "name"),
+    )
+    _index("ix_worker_limits_limit_name", "worker_limits", "limit_name")
     _table(
         "worker_dependencies",
         sa.Column("worker", sa.Text, nullable=False),
@@ -417,6 +472,45 @@ def _waits_from() -> sa.Column[float]:
     return sa.Column("waits_from", _REAL, sa.Computed(expression, persisted=not _is_sqlite()))
 
 
+def _create_batches() -> None:
+    _table(
+        "batches",
+        sa.Column("id", _BIG, sa.Identity(), nullable=False),
+        sa.Column("on_success", sa.Text),
+        sa.Column("on_failure", sa.Text),
+        sa.Column("on_finish", sa.Text),
+        sa.Column("payload", _JSON, nullable=False, server_default="{}"),
+        sa.Column("created_at", _TIME, nullable=False, server_default=_now()),
+        sa.Column("created_by", sa.Text),
+        sa.Column("sealed_at", _TIME),
+        sa.Column("failed_at", _TIME),
+        sa.Column("finished_at", _TIME),
+        sa.Column("success_run_id", _BIG),
+        sa.Column("failure_run_id", _BIG),
+        sa.Column("finish_run_id", _BIG),
+        _primary_key("batches", "id"),
+        _check("batches", "finished", "finished_at IS NULL OR sealed_at IS NOT NULL"),
+        *_payload_checks("batches"),
+        *_real_times("batches", "created_at", "sealed_at", "failed_at", "finished_at"),
+        sqlite_autoincrement=True,
+    )
+    _index("ix_batches_open", "batches", "id", where="finished_at IS NULL")
+
+
+def _create_run_after() -> None:
+    """Edges between runs; they stay when a run has ended, so that they have no foreign key."""
+    _table(
+        "run_after",
+        sa.Column("run_id", _BIG, nullable=False),
+        sa.Column("after_run_id", _BIG, nullable=False),
+        sa.Column("if_failed", sa.Text, nullable=False, server_default="cancel"),
+        _primary_key("run_after", "run_id", "after_run_id"),
+        _one_of("run_after", "if_failed", "cancel", "run"),
+        _check("run_after", "not_itself", "run_id <> after_run_id"),
+    )
+    _index("ix_run_after_after_run_id", "run_after", "after_run_id")
+
+
 def _create_runs() -> None:
     _table(
         "runs",
@@ -447,6 +541,12 @@ def _create_runs() -> None:
         sa.Column("replay_of", _BIG),
         sa.Column("waits_since", _TIME),
         sa.Column("trace_context", sa.Text),
+        sa.Column("limit_key", sa.Text),
+        sa.Column("batch_id", _BIG),
+        sa.Column("flow_id", _BIG),
+        sa.Column("step", sa.Text),
+        sa.Column("key_slot", sa.Integer),
+        sa.Column("is_rated", _FLAG, nullable=False, server_default=sa.false()),
         sa.Column("is_ours", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("runs", "id"),
         _foreign_key("runs", "worker", "workers", "name"),
@@ -458,9 +558,11 @@ def _create_runs() -> None:
             "runs",
             "numbers",
             f"attempt BETWEEN 1 AND {_MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {_MOST_ATTEMPTS}"
-            f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT} AND id > 0",
+            f" AND slot BETWEEN 0 AND {_MAX_COUNT} AND fence BETWEEN 0 AND {_MAX_BIG_COUNT} AND id > 0"
+            f" AND key_slot BETWEEN 0 AND {_MAX_COUNT}",
         ),
         _check("runs", "key", "length(key) BETWEEN 1 AND 200"),
+        _check("runs", "names", "length(limit_key) BETWEEN 1 AND 200 AND length(step) BETWEEN 1 AND 200"),
         _check("runs", "trace_context", "length(trace_context) <= 1000"),
         _check(
             "runs",
@@ -496,6 +598,12 @@ def _create_runs() -> None:
         unique=True,
     )
     _index("uq_runs_key_live", "runs", "worker", "key", where="key IS NOT NULL AND key_scope = 'live'", unique=True)
+    keyed = "state = 'pending' AND limit_key IS NOT NULL"
+    _index("ix_runs_limit_key", "runs", "worker", "limit_key", "priority", "due_at", "id", where=keyed)
+    _index("ix_runs_limit_key_id", "runs", "worker", "limit_key", "id", where=keyed)
+    _index("uq_runs_key_slot", "runs", "worker", "limit_key", "key_slot", where="key_slot IS NOT NULL", unique=True)
+    _index("ix_runs_batch_id", "runs", "batch_id", where="batch_id IS NOT NULL")
+    _index("ix_runs_flow_id", "runs", "flow_id", where="flow_id IS NOT NULL")
     started = "key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'"
     _index("ix_runs_key_started", "runs", "worker", "key", where=started)
 
@@ -556,6 +664,11 @@ def _create_run_history() -> None:
         sa.Column("occurrences", sa.Integer),
         sa.Column("node_id", sa.Text),
         sa.Column("trace_context", sa.Text),
+        sa.Column("limit_key", sa.Text),
+        sa.Column("batch_id", _BIG),
+        sa.Column("flow_id", _BIG),
+        sa.Column("step", sa.Text),
+        sa.Column("is_rated", _FLAG, nullable=False, server_default=sa.false()),
         _primary_key("run_history", "id"),
         _one_of("run_history", "trigger", *_TRIGGERS),
         _one_of(
@@ -581,6 +694,12 @@ def _create_run_history() -> None:
     _index("ix_run_history_worker", "run_history", "worker", "id")
     _index("ix_run_history_outcome", "run_history", "outcome", "id", where="outcome <> 'succeeded'")
     _index("ix_run_history_finished_at", "run_history", "finished_at")
+    _index("ix_run_history_rated", "run_history", "worker", "started_at", where="is_rated")
+    _index(
+        "ix_run_history_limit_key", "run_history", "worker", "limit_key", "started_at", where="limit_key IS NOT NULL"
+    )
+    _index("ix_run_history_batch_id", "run_history", "batch_id", "id", where="batch_id IS NOT NULL")
+    _index("ix_run_history_flow_id", "run_history", "flow_id", "id", where="flow_id IS NOT NULL")
 
 
 def _create_dead_letters() -> None:
@@ -592,6 +711,8 @@ def _create_dead_letters() -> None:
         sa.Column("trigger", sa.Text, nullable=False),
         sa.Column("priority", sa.Integer, nullable=False),
         sa.Column("key", sa.Text),
+        sa.Column("limit_key", sa.Text),
+        sa.Column("batch_id", _BIG),
         sa.Column("scheduled_for", _TIME, nullable=False),
         sa.Column("payload", _JSON, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
@@ -726,6 +847,8 @@ def _create_audit_log() -> None:
             "upgrade",
             "alert_add",
             "alert_remove",
+            "limit_set",
+            "limit_unset",
         ),
         _json_kind("audit_log", "detail"),
         *_real_times("audit_log", "at"),
@@ -825,17 +948,23 @@ def _create_alerts() -> None:
 # What nobody but a program of ours may say of a new run: `is_ours` marks those. Said by anybody else it would be more
 # than the right to trigger: a run past all gates, a claim, a schedule that stands still.
 _CLIENTS_WORD = (
-    "a client gives a run worker, payload, priority, due_at, scheduled_for, key, key_scope and trace_context,"
-    " nothing else"
+    "a client gives a run worker, payload, priority, due_at, scheduled_for, key, key_scope, trace_context, limit_key,"
+    " batch_id, flow_id and step, nothing else"
 )
 _NOT_A_CLIENTS = """NOT NEW.is_ours AND (
     NEW.state <> 'pending' OR NEW.trigger <> 'manual' OR NEW.attempt <> 1 OR NEW.is_forced OR NEW.lost_in_a_row <> 0
     OR NEW.first_started_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL OR NEW.cancel_reason IS NOT NULL
     OR NEW.progress IS NOT NULL OR NEW.output IS NOT NULL OR NEW.output_lines IS NOT NULL OR NEW.replay_of IS NOT NULL
+    OR NEW.key_slot IS NOT NULL OR NEW.is_rated
 )"""
+_HELD_UNTIL = "9999-01-01 00:00:00"
+"""The `due_at` of a step that waits for others (`HELD_UNTIL` in `model.run`)."""
+_NO_SUCH_BATCH = "no such batch, or it has finished: begin another"
+_HAS_STARTED = "both runs must wait and have never started: write the edges of a flow where its runs are added"
 
 
-_EDGES = (("worker_dependencies", "depends_on"), ("worker_blocks", "blocks"))
+_EDGES = (("worker_dependencies", "depends_on"), ("worker_blocks", "blocks"), ("worker_limits", "limit_name"))
+"""Tables of relations, and the column beside `worker`. A limit that has a worker's name raises one revision in vain."""
 _SWITCHES = ("is_enabled", "paused_until", "circuit_state", "missed_from")
 """What of a worker's state decides whether it may take the fast path: a change of it raises the state's revision."""
 
@@ -861,7 +990,7 @@ def _create_sqlite_triggers() -> None:
         END
         """
     )
-    for table, other in _EDGES:
+    for table, other in _EDGES[:2]:
         op.execute(
             f"""
             CREATE TRIGGER {table}_refuse_unknown BEFORE INSERT ON {table}
@@ -879,6 +1008,59 @@ def _create_sqlite_triggers() -> None:
             UPDATE runs SET priority = (SELECT priority FROM workers WHERE name = NEW.worker) WHERE id = NEW.id;
         END
         """
+    )
+    path = """'$."' || replace(w.limit_key, '.', '"."') || '"'"""
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_fill_limit_key AFTER INSERT ON runs
+        WHEN NEW.limit_key IS NULL AND NOT NEW.is_ours
+            AND (SELECT w.limit_key FROM workers w WHERE w.name = NEW.worker) IS NOT NULL
+        BEGIN
+            UPDATE runs SET limit_key = (
+                SELECT CASE json_type(NEW.payload, {path})
+                    WHEN 'object' THEN NULL WHEN 'array' THEN NULL WHEN 'true' THEN 'true' WHEN 'false' THEN 'false'
+                    ELSE nullif(substr(CAST(NEW.payload ->> ({path}) AS TEXT), 1, 200), '')
+                END
+                FROM workers w WHERE w.name = NEW.worker
+            ) WHERE id = NEW.id;
+        END
+        """  # noqa: S608 - made of constants
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_join_batch BEFORE INSERT ON runs
+        WHEN NEW.batch_id IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND finished_at IS NULL)
+        BEGIN
+            SELECT RAISE(ABORT, '{_NO_SUCH_BATCH}');
+        END
+        """  # noqa: S608 - made of constants
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER run_after_refuse_started BEFORE INSERT ON run_after
+        WHEN 2 > (
+            SELECT count(*) FROM runs
+            WHERE id IN (NEW.run_id, NEW.after_run_id) AND state = 'pending' AND first_started_at IS NULL
+        )
+        BEGIN
+            SELECT RAISE(ABORT, '{_HAS_STARTED}');
+        END
+        """  # noqa: S608 - made of constants
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER run_after_wait AFTER INSERT ON run_after
+        BEGIN
+            UPDATE runs SET flow_id = coalesce(
+                flow_id, (SELECT flow_id FROM runs WHERE id = NEW.run_id), NEW.after_run_id
+            ) WHERE id = NEW.after_run_id;
+            UPDATE runs SET
+                due_at = '{_HELD_UNTIL}.000000', waits_since = NULL,
+                flow_id = coalesce(flow_id, (SELECT flow_id FROM runs WHERE id = NEW.after_run_id))
+            WHERE id = NEW.run_id;
+        END
+        """  # noqa: S608 - made of constants
     )
     op.execute(
         """
@@ -931,6 +1113,7 @@ def _create_sqlite_triggers() -> None:
         WHEN EXISTS (SELECT 1 FROM worker_state WHERE worker = OLD.name)
             OR EXISTS (SELECT 1 FROM worker_dependencies WHERE OLD.name IN (worker, depends_on))
             OR EXISTS (SELECT 1 FROM worker_blocks WHERE OLD.name IN (worker, blocks))
+            OR EXISTS (SELECT 1 FROM worker_limits WHERE OLD.name = worker)
             OR EXISTS (SELECT 1 FROM runs WHERE worker = OLD.name)
         BEGIN
             SELECT RAISE(ABORT, 'other tables name this worker: remove it with jobrunner admin remove');
@@ -957,19 +1140,31 @@ def _create_postgres_triggers() -> None:
     )
     op.execute(
         f"""
-        CREATE FUNCTION {p}fill_run_priority() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE FUNCTION {p}fill_run() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE
+            own_priority integer;
+            place text[];
         BEGIN
-            SELECT priority INTO NEW.priority FROM {p}workers WHERE name = NEW.worker;
+            SELECT w.priority, string_to_array(w.limit_key, '.') INTO own_priority, place
+            FROM {p}workers w WHERE w.name = NEW.worker;
+            NEW.priority := coalesce(NEW.priority, own_priority);
+            IF NEW.limit_key IS NULL AND place IS NOT NULL
+                AND jsonb_typeof(NEW.payload #> place) NOT IN ('object', 'array') THEN
+                NEW.limit_key := nullif(left(NEW.payload #>> place, 200), '');
+            END IF;
             RETURN NEW;
         END $$
         """  # noqa: S608 - the schema's name is checked in database.py
     )
+    # `waits_since` only an enqueue of ours says, which has filled the rest.
     op.execute(
         f"""
-        CREATE TRIGGER runs_fill_priority BEFORE INSERT ON {p}runs
-        FOR EACH ROW WHEN (NEW.priority IS NULL) EXECUTE FUNCTION {p}fill_run_priority()
+        CREATE TRIGGER runs_fill BEFORE INSERT ON {p}runs FOR EACH ROW WHEN (
+            NEW.priority IS NULL OR (NEW.limit_key IS NULL AND NEW.waits_since IS NULL AND NOT NEW.is_ours)
+        ) EXECUTE FUNCTION {p}fill_run()
         """
     )
+    _create_postgres_batches_and_flows()
     _create_postgres_run_updates()
     op.execute(
         f"""
@@ -1025,6 +1220,59 @@ def _create_postgres_triggers() -> None:
             """
         )
     _create_postgres_wakeups()
+
+
+def _create_postgres_batches_and_flows() -> None:
+    """SECURITY DEFINER: who may add runs may add them to a batch and to a flow, and change nothing else of either."""
+    p = _p()
+    definer = f'LANGUAGE plpgsql SECURITY DEFINER SET search_path = "{_schema()}", pg_temp'
+    op.execute(  # FOR SHARE: it does not finish meanwhile
+        f"""
+        CREATE FUNCTION {p}join_batch() RETURNS trigger {definer} AS $$
+        BEGIN
+            PERFORM FROM {p}batches WHERE id = NEW.batch_id AND finished_at IS NULL FOR SHARE;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION '{_NO_SUCH_BATCH}' USING ERRCODE = 'check_violation';
+            END IF;
+            RETURN NEW;
+        END $$
+        """
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER runs_join_batch BEFORE INSERT ON {p}runs
+        FOR EACH ROW WHEN (NEW.batch_id IS NOT NULL) EXECUTE FUNCTION {p}join_batch()
+        """
+    )
+    op.execute(
+        f"""
+        CREATE FUNCTION {p}wait_for_run() RETURNS trigger {definer} AS $$
+        DECLARE
+            flow bigint;
+            found integer;
+        BEGIN
+            SELECT count(*), coalesce(min(r.flow_id), NEW.after_run_id) INTO found, flow
+            FROM (
+                SELECT flow_id FROM {p}runs
+                WHERE id IN (NEW.run_id, NEW.after_run_id) AND state = 'pending' AND first_started_at IS NULL
+                ORDER BY id FOR UPDATE
+            ) r;
+            IF found < 2 THEN
+                RAISE EXCEPTION '{_HAS_STARTED}' USING ERRCODE = 'check_violation';
+            END IF;
+            UPDATE {p}runs SET flow_id = flow WHERE id = NEW.after_run_id AND flow_id IS NULL;
+            UPDATE {p}runs SET due_at = '{_HELD_UNTIL}+00', waits_since = NULL, flow_id = coalesce(flow_id, flow)
+            WHERE id = NEW.run_id AND (due_at < '{_HELD_UNTIL}+00' OR flow_id IS NULL);
+            RETURN NEW;
+        END $$
+        """  # noqa: S608 - the schema's name is checked in database.py
+    )
+    op.execute(
+        f"""
+        CREATE TRIGGER run_after_wait BEFORE INSERT ON {p}run_after
+        FOR EACH ROW EXECUTE FUNCTION {p}wait_for_run()
+        """
+    )
 
 
 def _create_postgres_run_updates() -> None:
@@ -1301,7 +1549,8 @@ SELECT
     w.name, w.handler, w.execution_mode, w.interval_seconds, w.cron, w.timezone, w.jitter_seconds, w.timeout_seconds,
     w.max_retries, w.retry_delay_seconds, w.retry_backoff, w.retry_max_delay_seconds, w.priority,
     w.max_consecutive_failures, w.cooldown_seconds, w.max_running, w.misfire, w.isolation, w.memory_limit_mb,
-    w.ping, w.description, w.definition_version, w.created_at, w.updated_at,
+    w.ping, w.limit_key, w.max_running_per_key, w.rate, w.rate_per_key, w.smooth, w.fair, w.ordered,
+    w.description, w.definition_version, w.created_at, w.updated_at,
     s.is_enabled, s.disabled_by, s.disabled_actor, s.disabled_reason, s.paused_until,
     CASE WHEN s.paused_until > {now} THEN s.paused_reason END AS paused_reason,  -- a pause that is over has none
     CASE WHEN s.paused_until > {now} THEN s.paused_by END AS paused_by,
@@ -1325,7 +1574,8 @@ _RUN_FAILURES = """
 CREATE VIEW {p}run_failures AS
 SELECT
     id, run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at, started_at,
-    finished_at, duration_ms, error_type, error, traceback, reason, payload, output, node_id
+    finished_at, duration_ms, error_type, error, traceback, reason, payload, output, node_id, limit_key, batch_id,
+    flow_id, step
 FROM {p}run_history
 WHERE outcome IN ('failed', 'timed_out', 'lost')
 """

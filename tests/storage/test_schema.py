@@ -31,12 +31,13 @@ A_WORKER = (
 NAME_WORKERS = (
     "runs_refuse_unknown_worker",
     "runs_fill_priority",
+    "runs_fill_limit_key",
     "runs_keep_priority",
     "worker_dependencies_refuse_unknown",
     "worker_blocks_refuse_unknown",
     *(
         f"{table}_raise_revision_{event}"
-        for table in ("worker_dependencies", "worker_blocks")
+        for table in ("worker_dependencies", "worker_blocks", "worker_limits")
         for event in ("insert", "update", "delete")
     ),
 )

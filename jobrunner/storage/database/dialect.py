@@ -67,6 +67,9 @@ class Dialect(Protocol):
     def elements(self, parameter: str) -> sa.FromClause:
         """The row set of the JSON array bound as `parameter`: `value` (NULL where it is null), and place `n`."""
 
+    def limit_key(self, payload: sa.ColumnElement[Any], field: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """What `payload` has at the dotted `field`, as text; NULL where that is nothing, a list or an object."""
+
     def epoch(self, moment: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Return a time as a number of seconds, to a millisecond."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from jobrunner.storage.tables import define as t
+from jobrunner.storage.tables.constraints import LONGEST_KEY
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import Json, UtcDateTime
 
@@ -124,6 +125,18 @@ class SqliteRows:
         each = each.alias(f"{parameter}_each")
         return sa.select(each.c.key.label("n"), each.c.value).subquery(parameter)
 
+    def limit_key(self, payload: sa.ColumnElement[Any], field: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """Return what `payload` has at the dotted `field`, as text; NULL where that is nothing, a list or an object."""
+        dotted: sa.ColumnElement[str] = sa.func.replace(field, ".", '"."', type_=sa.Text())
+        place = sa.literal_column("'$.\"'", sa.Text()) + dotted + sa.literal_column("'\"'", sa.Text())
+        text = sa.cast(payload, sa.Text())
+        value = sa.func.substr(sa.cast(sa.func.json_extract(text, place), sa.Text()), 1, LONGEST_KEY)
+        kinds = {"object": sa.null(), "array": sa.null(), "true": sa.literal("true"), "false": sa.literal("false")}
+        return sa.case(
+            (field.is_(None), None),
+            else_=sa.case(kinds, value=sa.func.json_type(text, place), else_=sa.func.nullif(value, "")),
+        )
+
     def first_runs(
         self,
         names: sa.FromClause,
@@ -215,6 +228,13 @@ class PostgresRows:
         each = each.render_derived(name=f"{parameter}_each")
         null = sa.literal_column("'null'::jsonb", JSONB)
         return sa.select(each.c.n, sa.func.nullif(each.c.value, null).label("value")).subquery(parameter)
+
+    def limit_key(self, payload: sa.ColumnElement[Any], field: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """Return what `payload` has at the dotted `field`, as text; NULL where that is nothing, a list or an object."""
+        place = sa.func.string_to_array(field, ".")
+        value = sa.func.left(sa.cast(payload, JSONB).op("#>>")(place), LONGEST_KEY)
+        kind = sa.func.jsonb_typeof(sa.cast(payload, JSONB).op("#>")(place))
+        return sa.case((field.is_(None), None), (kind.in_(("object", "array")), None), else_=sa.func.nullif(value, ""))
 
     def first_runs(
         self,

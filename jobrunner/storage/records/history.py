@@ -74,6 +74,11 @@ def attempt_row(run: Run, finish: Finish) -> dict[str, Any]:
         "occurrences": None,
         "node_id": run.node_id,
         "trace_context": run.trace_context,
+        "limit_key": run.limit_key,
+        "batch_id": run.batch_id,
+        "flow_id": run.flow_id,
+        "step": run.step,
+        "is_rated": run.is_rated,
     }
 
 
@@ -93,6 +98,11 @@ _NOTHING: dict[str, Any] = {
     "output": None,
     "node_id": None,
     "trace_context": None,
+    "limit_key": None,
+    "batch_id": None,
+    "flow_id": None,
+    "step": None,
+    "is_rated": False,
 }
 
 

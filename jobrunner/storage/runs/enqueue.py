@@ -43,6 +43,10 @@ class Request:
     replay_of: int | None = None
     waits_since: datetime | None = None  # with a delay: from when on it counts; a time that was named has none
     trace_context: str | None = None  # whose trace it continues
+    limit_key: str | None = None  # None: what the payload says
+    batch_id: int | None = None
+    flow_id: int | None = None
+    step: str | None = None
 
 
 @built_once
@@ -51,7 +55,7 @@ def insert_statement(dialect: Dialect) -> Any:
 
     It names only what any client may say (migration 0001): a role that may do no more can trigger by it.
     """
-    return _insert(dialect, _said_by_clients())
+    return _insert(dialect, _said_by_clients(dialect))
 
 
 @built_once
@@ -63,21 +67,27 @@ def insert_ours_statement(dialect: Dialect) -> Any:
         "replay_of": sa.bindparam("replay_of", type_=sa.BigInteger()),
         "is_ours": sa.true(),
     }
-    return _insert(dialect, _said_by_clients() | ours)
+    return _insert(dialect, _said_by_clients(dialect) | ours)
 
 
-def _said_by_clients() -> dict[str, sa.ColumnElement[Any]]:
+def _said_by_clients(dialect: Dialect) -> dict[str, sa.ColumnElement[Any]]:
     w = t.workers
+    payload = sa.func.coalesce(sa.bindparam("payload", type_=Json), w.c.payload, type_=Json)
+    given_key = sa.bindparam("limit_key", type_=sa.Text())
     return {
         "worker": w.c.name,
         "priority": sa.func.coalesce(sa.bindparam("priority", type_=sa.Integer()), w.c.priority),
         "scheduled_for": sa.bindparam("due_at", type_=UtcDateTime()),
         "due_at": sa.bindparam("due_at", type_=UtcDateTime()),
-        "payload": sa.func.coalesce(sa.bindparam("payload", type_=Json), w.c.payload),
+        "payload": payload,
         "key": sa.bindparam("key", type_=sa.Text()),
         "key_scope": sa.bindparam("key_scope", type_=sa.Text()),
         "waits_since": sa.bindparam("waits_since", type_=UtcDateTime()),
         "trace_context": sa.bindparam("trace_context", type_=sa.Text()),
+        "limit_key": sa.func.coalesce(given_key, dialect.limit_key(payload, w.c.limit_key)),
+        "batch_id": sa.bindparam("batch_id", type_=sa.BigInteger()),
+        "flow_id": sa.bindparam("flow_id", type_=sa.BigInteger()),
+        "step": sa.bindparam("step", type_=sa.Text()),
     }
 
 
@@ -99,6 +109,10 @@ def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, d
         # A trigger that is to start at once waits since it was made, by the clock of whoever made it.
         "waits_since": now if request.due_at is None else request.waits_since,
         "trace_context": request.trace_context,
+        "limit_key": request.limit_key,
+        "batch_id": request.batch_id,
+        "flow_id": request.flow_id,
+        "step": request.step,
     }
     if not request.is_forced and request.trigger == Trigger.MANUAL and request.replay_of is None:
         return insert_statement(dialect), said
@@ -164,6 +178,7 @@ async def enqueue_many(
     now: datetime,
     priority: int | None = None,
     trace_context: str | None = None,
+    batch_id: int | None = None,
 ) -> list[int]:
     """Add a waiting run of `worker` for each payload (JSON text, or `WORKERS_OWN`), in order; return their ids.
 
@@ -176,7 +191,7 @@ async def enqueue_many(
     run_ids: list[int] = []
     for chunk in _chunks(payloads):
         values = {"worker": worker, "priority": priority, "now": now, "many": f"[{','.join(chunk)}]"}
-        values["trace_context"] = trace_context
+        values |= {"trace_context": trace_context, "batch_id": batch_id}
         inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
         if not inserted:
             raise WorkerNotFound(worker)
@@ -201,14 +216,17 @@ def _insert_many(dialect: Dialect) -> Any:
     w, r = t.workers, t.runs
     given = dialect.elements("many")
     now = sa.bindparam("now", type_=UtcDateTime())
+    payload = sa.func.coalesce(given.c.value, w.c.payload, type_=Json)
     values: dict[str, sa.ColumnElement[Any]] = {
         "worker": w.c.name,
         "priority": sa.func.coalesce(sa.bindparam("priority", type_=sa.Integer()), w.c.priority),
         "scheduled_for": now,
         "due_at": now,
-        "payload": sa.func.coalesce(given.c.value, w.c.payload),
+        "payload": payload,
         "waits_since": now,
         "trace_context": sa.bindparam("trace_context", type_=sa.Text()),
+        "limit_key": dialect.limit_key(payload, w.c.limit_key),
+        "batch_id": sa.bindparam("batch_id", type_=sa.BigInteger()),
     }
     source = (
         sa.select(*values.values())

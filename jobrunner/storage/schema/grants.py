@@ -28,13 +28,22 @@ SAID_BY_CLIENTS = (
     "key_scope",
     "waits_since",
     "trace_context",
+    "limit_key",
+    "batch_id",
+    "flow_id",
+    "step",
 )
 _SEEN_BY_CLIENTS = ("id", "worker", "key", "key_scope", "first_started_at")
-_READ_OF_WORKERS = ("name", "priority", "payload", "payload_schema")
+_READ_OF_WORKERS = ("name", "priority", "payload", "payload_schema", "limit_key")
+_GIVEN_TO_A_BATCH = ("on_success", "on_failure", "on_finish", "payload", "created_by", "sealed_at")
 _CHANGED_BY_OPERATORS = (
     "workers",
     "worker_dependencies",
     "worker_blocks",
+    "worker_limits",
+    "limits",
+    "batches",
+    "run_after",
     "worker_state",
     "runs",
     "dead_letters",
@@ -80,6 +89,8 @@ def _rights(schema: str, purpose: Purpose) -> Iterator[str]:
         yield f"INSERT ({', '.join(SAID_BY_CLIENTS)}) ON {on('runs')}"
         yield f"SELECT ({', '.join(_SEEN_BY_CLIENTS)}) ON {on('runs')}"
         yield f"SELECT ({', '.join(_READ_OF_WORKERS)}) ON {on('workers')}"
+        yield f"SELECT, INSERT ({', '.join(_GIVEN_TO_A_BATCH)}), UPDATE (sealed_at) ON {on('batches')}"
+        yield f"INSERT ON {on('run_after')}"
         return
     every_table = [table.name for table in (*t.metadata.sorted_tables, claims)]
     yield f"SELECT ON {on(*every_table, *VIEWS, VERSION_TABLE)}"

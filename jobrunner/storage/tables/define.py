@@ -27,6 +27,7 @@ from jobrunner.storage.tables.constraints import (
     seconds,
 )
 from jobrunner.storage.tables.kept_tables import HAS_LEFT, audit_log, dead_letters, node_handlers, nodes, run_history
+from jobrunner.storage.tables.limit_tables import batches, limits, run_after
 from jobrunner.storage.tables.metadata import NOW, SCHEMA_TOKEN, metadata
 from jobrunner.storage.tables.types import Big, FirstRevision, Flag, Id, Json, Real, UtcDateTime
 
@@ -38,15 +39,19 @@ __all__ = [
     "alert_rules",
     "alerts",
     "audit_log",
+    "batches",
     "bulk_operations",
     "dead_letters",
+    "limits",
     "metadata",
     "node_handlers",
     "nodes",
+    "run_after",
     "run_history",
     "runs",
     "worker_blocks",
     "worker_dependencies",
+    "worker_limits",
     "worker_state",
     "workers",
 ]
@@ -82,6 +87,14 @@ workers = sa.Table(
     sa.Column("hidden_fields", Json, nullable=False, server_default="[]"),
     # A URL that is told of each start and end, by the protocol of Healthchecks.
     sa.Column("ping", sa.Text),
+    # A field of the payload, dotted; what each run has there is kept in `runs.limit_key`.
+    sa.Column("limit_key", sa.Text),
+    sa.Column("max_running_per_key", sa.Integer),
+    sa.Column("rate", sa.Text),  # such as 100/1m
+    sa.Column("rate_per_key", sa.Text),
+    sa.Column("smooth", Flag, nullable=False, server_default=sa.false()),
+    sa.Column("fair", Flag, nullable=False, server_default=sa.false()),
+    sa.Column("ordered", Flag, nullable=False, server_default=sa.false()),
     sa.Column("definition", Json, nullable=False, server_default="{}"),
     sa.Column("overrides", Json, nullable=False, server_default="{}"),
     sa.Column("definition_hash", sa.Text, nullable=False),
@@ -110,7 +123,11 @@ workers = sa.Table(
     sa.CheckConstraint(f"retry_backoff >= 1 AND retry_backoff <= {LONGEST_SECONDS:.0f}", name="retry_backoff"),
     *counts(0, "max_retries"),
     *counts(0, "revision", most=MAX_BIG_COUNT),
-    *counts(1, "max_consecutive_failures", "max_running", "memory_limit_mb"),
+    *counts(1, "max_consecutive_failures", "max_running", "memory_limit_mb", "max_running_per_key"),
+    sa.CheckConstraint(
+        "limit_key IS NOT NULL OR (max_running_per_key IS NULL AND rate_per_key IS NULL AND NOT fair AND NOT ordered)",
+        name="limit_key",
+    ),
     *json_object("payload"),
     *json_kind("definition"),
     *json_kind("overrides"),
@@ -141,6 +158,15 @@ worker_blocks = sa.Table(
     sa.Column("blocks", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
     sa.CheckConstraint("worker <> blocks", name="not_itself"),
     sa.Index(None, "blocks"),
+    sqlite_strict=True,
+)
+
+worker_limits = sa.Table(
+    "worker_limits",
+    metadata,
+    sa.Column("worker", sa.Text, sa.ForeignKey(workers.c.name), primary_key=True),
+    sa.Column("limit_name", sa.Text, sa.ForeignKey(limits.c.name), primary_key=True),
+    sa.Index(None, "limit_name"),
     sqlite_strict=True,
 )
 
@@ -264,6 +290,16 @@ runs = sa.Table(
     sa.Column("waits_since", UtcDateTime),
     # Of the trace that the trigger was part of: a W3C `traceparent`, and after a space its `tracestate`, if it has one.
     sa.Column("trace_context", sa.Text),
+    # What its payload has at the worker's `limit_key`, read once, when it was added.
+    sa.Column("limit_key", sa.Text),
+    sa.Column("batch_id", Big),
+    # The steps of a flow have a number in common, and each its name; `run_after` says which waits for which.
+    sa.Column("flow_id", Big),
+    sa.Column("step", sa.Text),
+    # Ours: the place that it takes among the active runs of its key, as `slot` among those of its worker.
+    sa.Column("key_slot", sa.Integer),
+    # Ours: its start counts in a rate.
+    sa.Column("is_rated", Flag, nullable=False, server_default=sa.false()),
     # Ours: a program of ours wrote the row. Of any other, a database trigger takes only what a client may say.
     sa.Column("is_ours", Flag, nullable=False, server_default=sa.false()),
     one_of("trigger", Trigger),
@@ -272,10 +308,14 @@ runs = sa.Table(
     *counts(0, "priority", most=3),
     sa.CheckConstraint(
         f"attempt BETWEEN 1 AND {MOST_ATTEMPTS} AND lost_in_a_row BETWEEN 0 AND {MOST_ATTEMPTS}"
-        f" AND slot BETWEEN 0 AND {MAX_COUNT} AND fence BETWEEN 0 AND {MAX_BIG_COUNT} AND id > 0",
+        f" AND slot BETWEEN 0 AND {MAX_COUNT} AND fence BETWEEN 0 AND {MAX_BIG_COUNT} AND id > 0"
+        f" AND key_slot BETWEEN 0 AND {MAX_COUNT}",
         name="numbers",
     ),
     sa.CheckConstraint(f"length(key) BETWEEN 1 AND {LONGEST_KEY}", name="key"),
+    sa.CheckConstraint(
+        f"length(limit_key) BETWEEN 1 AND {LONGEST_KEY} AND length(step) BETWEEN 1 AND {LONGEST_KEY}", name="names"
+    ),
     sa.CheckConstraint(f"length(trace_context) <= {LONGEST_TRACE_CONTEXT}", name="trace_context"),
     # A claim is whole or absent: fence, slot, node and start come and go together.
     sa.CheckConstraint(
@@ -319,3 +359,19 @@ partial_index(
     runs.c.key,
     where="key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'",
 )
+_KEYED = "state = 'pending' AND limit_key IS NOT NULL"
+partial_index(
+    "ix_runs_limit_key",
+    runs.c.worker,
+    runs.c.limit_key,
+    runs.c.priority,
+    runs.c.due_at,
+    runs.c.id,
+    where=_KEYED,
+)
+partial_index("ix_runs_limit_key_id", runs.c.worker, runs.c.limit_key, runs.c.id, where=_KEYED)
+partial_index(
+    "uq_runs_key_slot", runs.c.worker, runs.c.limit_key, runs.c.key_slot, where="key_slot IS NOT NULL", unique=True
+)
+partial_index("ix_runs_batch_id", runs.c.batch_id, where="batch_id IS NOT NULL")
+partial_index("ix_runs_flow_id", runs.c.flow_id, where="flow_id IS NOT NULL")

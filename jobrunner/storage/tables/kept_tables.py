@@ -45,6 +45,12 @@ run_history = sa.Table(
     sa.Column("occurrences", sa.Integer),
     sa.Column("node_id", sa.Text),
     sa.Column("trace_context", sa.Text),
+    sa.Column("limit_key", sa.Text),
+    sa.Column("batch_id", Big),
+    sa.Column("flow_id", Big),
+    sa.Column("step", sa.Text),
+    # Ours: its start counts in a rate.
+    sa.Column("is_rated", Flag, nullable=False, server_default=sa.false()),
     one_of("trigger", Trigger),
     one_of("outcome", OutcomeKind),
     one_of("ends_run", EndsRun),
@@ -62,6 +68,17 @@ run_history = sa.Table(
 
 # Nearly every row has succeeded: to find one of those needs no index, and each row less in it is time saved.
 partial_index("ix_run_history_outcome", run_history.c.outcome, run_history.c.id, where="outcome <> 'succeeded'")
+# For who counts starts, and for who asks after a batch or a flow: those who use none of it have no entry.
+partial_index("ix_run_history_rated", run_history.c.worker, run_history.c.started_at, where="is_rated")
+partial_index(
+    "ix_run_history_limit_key",
+    run_history.c.worker,
+    run_history.c.limit_key,
+    run_history.c.started_at,
+    where="limit_key IS NOT NULL",
+)
+partial_index("ix_run_history_batch_id", run_history.c.batch_id, run_history.c.id, where="batch_id IS NOT NULL")
+partial_index("ix_run_history_flow_id", run_history.c.flow_id, run_history.c.id, where="flow_id IS NOT NULL")
 
 dead_letters = sa.Table(
     "dead_letters",
@@ -72,6 +89,8 @@ dead_letters = sa.Table(
     sa.Column("trigger", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("key", sa.Text),
+    sa.Column("limit_key", sa.Text),
+    sa.Column("batch_id", Big),
     sa.Column("scheduled_for", UtcDateTime, nullable=False),
     sa.Column("payload", Json, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
@@ -169,6 +188,8 @@ AUDIT_ACTIONS = (
     "upgrade",
     "alert_add",
     "alert_remove",
+    "limit_set",
+    "limit_unset",
 )
 
 audit_log = sa.Table(

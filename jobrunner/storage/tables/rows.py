@@ -26,7 +26,8 @@ from jobrunner.storage.tables import define as t
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_EDGES = {"depends_on", "blocks"}
+_EDGES = {"depends_on", "blocks", "limits"}
+_FLAGS = ("smooth", "fair", "ordered")
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(WorkerConfig) if f.name not in _EDGES)
 STATE_FIELDS = tuple(f.name for f in dataclasses.fields(WorkerState))
 WRITTEN_STATE_FIELDS = tuple(name for name in STATE_FIELDS if name != "worker")
@@ -45,6 +46,7 @@ def config_of(values: Iterable[Any]) -> WorkerConfig:
     found["misfire"] = Misfire(found["misfire"])
     found["isolation"] = Isolation(found["isolation"])
     found["hidden_fields"] = tuple(map(str, found["hidden_fields"]))
+    found |= {flag: bool(found[flag]) for flag in _FLAGS}
     return WorkerConfig(**found)
 
 
@@ -73,6 +75,7 @@ def run_of(values: Iterable[Any]) -> Run:
     found["trigger"] = Trigger(found["trigger"])
     found["state"] = RunState(found["state"])
     found["is_forced"] = bool(found["is_forced"])
+    found["is_rated"] = bool(found["is_rated"])
     return Run(**found)
 
 

@@ -18,12 +18,13 @@ the switches (migration 0001); they are two because nobody who holds the one row
 AFTER_SUCCESS = "consecutive_failures = 0, last_run_outcome = 'succeeded', last_error = NULL"
 HISTORY_COLUMNS = (
     "run_id, fence, worker, trigger, attempt, outcome, ends_run, is_forced, scheduled_for, due_at, started_at,"
-    " finished_at, duration_ms, reason, payload, result, output, node_id, trace_context"
+    " finished_at, duration_ms, reason, payload, result, output, node_id, trace_context, limit_key,"
+    " is_rated"
 )
 HISTORY_OF_SUCCESS = (
     "r.id, r.fence, r.worker, r.trigger, r.attempt, 'succeeded', 'succeeded', r.is_forced, r.scheduled_for, r.due_at,"
     " r.started_at, e.finished_at, e.ms, e.reason, r.payload, e.result, e.output, r.node_id,"
-    " r.trace_context"
+    " r.trace_context, r.limit_key, r.is_rated"
 )
 STARTING_ORDER = "f.priority DESC, f.due_at, f.id"
 FIRED_COLUMNS = (
@@ -55,6 +56,11 @@ CLAIM = {
     "lost_in_a_row": "integer",
     "created_at": "timestamptz",
     "trace_context": "text",
+    "limit_key": "text",
+    "batch_id": "bigint",
+    "flow_id": "bigint",
+    "step": "text",
+    "is_rated": "boolean",
 }
 """What a turn answers of each claim, in this order, with PostgreSQL's types. The rest of a claimed `Run` is known."""
 CLAIMED = ", ".join(f"r.{column}" for column in CLAIM)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.runs.finishes import Ended
 
 _PAYLOAD = list(CLAIM).index("payload")
-_FLAG = list(CLAIM).index("is_forced")
+_FLAGS = [place for place, kind in enumerate(CLAIM.values()) if kind == "boolean"]
 _TIMES = [place for place, kind in enumerate(CLAIM.values()) if kind == "timestamptz"]
 
 
@@ -105,5 +105,6 @@ def _run(row: list[Any], node_id: str) -> Run:
     for place in _TIMES:
         row[place] = from_text(row[place])
     row[_PAYLOAD] = read_json(row[_PAYLOAD])
-    row[_FLAG] = bool(row[_FLAG])
+    for place in _FLAGS:
+        row[place] = bool(row[place])
     return claimed_run(row, node_id)

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode
-from jobrunner.policy.fast_path import Eligible, simple_under
+from jobrunner.policy.fast_path import Eligible, is_waited_for, simple_under
 from jobrunner.storage.runs.claims import Claim
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Turned:
 
 def is_simple(ended: Ended) -> bool:
     """Say whether an end may take the fast path; the revision, which the database looks at, has the last word."""
-    return ended.outcome.kind is OutcomeKind.SUCCEEDED and ended.simple_under is not None
+    is_counted_only = ended.outcome.kind is OutcomeKind.SUCCEEDED and ended.simple_under is not None
+    return is_counted_only and not is_waited_for(ended.run)
 
 
 def under_one_revision(ended: Sequence[Ended]) -> tuple[Sequence[Ended], Mapping[str, int]]:

@@ -266,10 +266,10 @@ def _schedule_key(config: WorkerConfig) -> tuple[object, ...]:
 async def _write_edges(
     conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], new: Collection[str]
 ) -> None:
-    d, b = t.worker_dependencies, t.worker_blocks
+    d, b, n = t.worker_dependencies, t.worker_blocks, t.worker_limits
     old = [config.name for config in configs if config.name not in new]
     if old:
-        for table in (d, b):
+        for table in (d, b, n):
             given = dialect.rows("names", name=sa.Text())
             await conn.execute(
                 sa.delete(table).where(table.c.worker.in_(sa.select(given.c.name))), {"names": names_json(old)}
@@ -285,6 +285,9 @@ async def _write_edges(
         for edge in config.depends_on
     ]
     blocks = [{"worker": config.name, "blocks": other} for config in configs for other in config.blocks]
+    limits = [{"worker": config.name, "limit_name": limit} for config in configs for limit in config.limits]
+    if limits:
+        await conn.execute(sa.insert(n), limits)
     if dependencies:
         await conn.execute(sa.insert(d), dependencies)
     if blocks:
@@ -344,7 +347,8 @@ async def read_stored(
 def _with_edges(config: WorkerConfig, definition: Mapping[str, Any]) -> WorkerConfig:
     try:
         depends_on = tuple(Dependency(**edge) for edge in definition.get("depends_on", ()))
-        return replace(config, depends_on=depends_on, blocks=tuple(definition.get("blocks", ())))
+        blocks, limits = tuple(definition.get("blocks", ())), tuple(definition.get("limits", ()))
+        return replace(config, depends_on=depends_on, blocks=blocks, limits=limits)
     except TypeError:  # somebody wrote something else there; the edges that hold are in their own tables
         return config
 

@@ -208,6 +208,7 @@ async def remove(db: Database, name: str, now: datetime, actor: str) -> None:
         d, b = t.worker_dependencies, t.worker_blocks
         await conn.execute(sa.delete(d).where(d.c.worker == name))
         await conn.execute(sa.delete(b).where(b.c.worker == name))
+        await conn.execute(sa.delete(t.worker_limits).where(t.worker_limits.c.worker == name))
         await conn.execute(sa.delete(t.worker_state).where(t.worker_state.c.worker == name))
         await conn.execute(sa.delete(t.workers).where(t.workers.c.name == name))
         await write_audits(conn, [audit_row("remove", name, {}, now, actor)])
