@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.model.facts import Gate
 from jobrunner.model.worker import CircuitState, WorkerExecutionMode
+from jobrunner.policy.limit_gates import goes_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +41,9 @@ STAYS_OPEN: Mapping[Gate, Callable[[WorkerFacts], bool]] = {
     Gate.ENABLED: lambda worker: worker.state.is_enabled and worker.state.circuit_state is CircuitState.CLOSED,
     Gate.PAUSED: lambda worker: worker.state.paused_until is None,
     Gate.HANDLER: lambda worker: worker.has_handler and worker.problem is None,
+    Gate.KEY: lambda worker: not goes_by_key(worker.config),
+    Gate.RATE: lambda worker: worker.config.rate is None,
+    Gate.LIMITS: lambda worker: not worker.config.limits,
     Gate.DEPENDENCIES: lambda worker: not worker.config.depends_on,
     Gate.BLOCKS: lambda worker: not worker.counterparts,
 }

@@ -21,6 +21,7 @@ from jobrunner.policy.gates import (
     stays_unmet,
     walk,
 )
+from jobrunner.policy.limit_gates import starting_order
 from jobrunner.policy.schedule import schedule_problem
 from jobrunner.policy.words import show_time
 
@@ -101,7 +102,8 @@ def _starting(facts: Facts) -> set[tuple[str, int | None]]:
 
 def _choose(facts: Facts, worker: WorkerFacts, starting: set[tuple[str, int | None]]) -> Candidate | None:
     """Choose whom to explain: what the next pass starts, else the first that is due, else the first to be."""
-    mine = sorted(candidates_of(worker), key=lambda candidate: candidate.order)
+    mine = list(candidates_of(worker))
+    mine.sort(key=starting_order(facts, [candidate for candidate in mine if candidate.due_at <= facts.now]))
     for candidate in mine:
         if (candidate.worker, candidate.id) in starting:
             return candidate
@@ -141,6 +143,9 @@ def _lasts(view: View, gate: Gate, worker: WorkerFacts) -> bool:
 def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
     worker = view.worker(candidate.worker)
     what = "its schedule" if candidate.id is None else f"run {candidate.id}"
+    limits = {Gate.KEY: view.limits.key_open, Gate.RATE: view.limits.rate_open, Gate.LIMITS: view.limits.shared_open}
+    if gate in limits:
+        return limits[gate](candidate)
     texts = {
         Gate.ENABLED: "enabled" if worker.state.is_enabled else PROBE_PASSES,
         Gate.PAUSED: "not paused",
