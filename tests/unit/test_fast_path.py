@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobrunner.model.facts import ActiveRun, Candidate, Gate, LimitFacts, Window, WorkerFacts
+from jobrunner.model.facts import ActiveRun, Candidate, Gate, LimitFacts, WorkerFacts
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.fast_path import JUDGED_BY_A_TURN, STAYS_OPEN, find_eligible, is_unhindered, simple_under
 from jobrunner.policy.gates import GATES
@@ -28,8 +28,7 @@ SHUT: dict[Gate, list[WorkerFacts]] = {
     Gate.ENABLED: [worker("a", RUN, **disabled()), worker("a", RUN, **tripped(probe=60))],
     Gate.PAUSED: [worker("a", RUN, paused_until=at(60))],
     Gate.HANDLER: [worker("a", RUN, has_handler=False), replace(worker("a", RUN), problem="its payload")],
-    Gate.KEY: [limited(RUN_OF_KEY, active=[replace(runs("a"), limit_key="k")], limit_key="f", max_running_per_key=1)],
-    Gate.RATE: [replace(limited(RUN, rate="1/1m"), window=Window(1, at(60)))],
+    Gate.KEY: [limited(RUN_OF_KEY, active=[replace(runs("a"), limit_key="k")], limit_key="f", ordered=True)],
     Gate.LIMITS: [limited(RUN, limits=("x",))],
     Gate.DEPENDENCIES: [worker("a", RUN, depends_on=["b"])],
     Gate.BLOCKS: [worker("a", RUN, counterparts=["b"])],
