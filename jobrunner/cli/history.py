@@ -14,8 +14,9 @@ from jobrunner.cli.output import Listing, age, short
 from jobrunner.cli.searching import Words, read_words, show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
-from jobrunner.policy.filters import OUTCOMES
+from jobrunner.policy.filters import OUTCOMES, Filter
 from jobrunner.policy.showing import show_duration, show_times_missed
+from jobrunner.storage.reading.oldest import search_oldest
 from jobrunner.storage.reading.pages import history_pages
 from jobrunner.storage.reading.search import search_history
 from jobrunner.storage.reading.status import require_trace
@@ -23,6 +24,7 @@ from jobrunner.storage.records.history import read_history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from jobrunner.storage.database.database import Database
 
@@ -42,6 +44,9 @@ def history(
     since: Since = None,
     until: Until = None,
     run_id: Annotated[int | None, typer.Option("--run", min=1, max=LARGEST_ID, help="Of this run only.")] = None,
+    is_oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="From the old end: what ended first at the top.")
+    ] = False,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -80,6 +85,10 @@ def history(
             Column("duration_ms", "took", lambda row: show_duration(row["duration_ms"]), importance=4),
             Column("error", "why", _why, longest=WHOLE),
         ]
+        if is_oldest_first:
+            meant = asked if not asked.is_empty else _as_filter(**narrowed)
+            await show_found(db, search_oldest, meant, limit, shown, _EMPTY, as_json=as_json, order="oldest")
+            return
         if not asked.is_empty:
             await show_found(db, search_history, asked, limit, shown, _EMPTY, as_json=as_json)
             return
@@ -92,6 +101,23 @@ def history(
         await listing.show(db, limit, as_json=as_json)
 
     context.with_database(ctx, database_url, read)
+
+
+def _as_filter(
+    *,
+    worker: str | None,
+    outcome: list[str] | None,
+    since: datetime | None,
+    until: datetime | None,
+    run_id: int | None,
+) -> Filter:
+    return Filter(
+        worker=() if worker is None else (worker,),
+        outcome=tuple(outcome or ()),
+        since=since,
+        until=until,
+        run=() if run_id is None else (run_id,),
+    )
 
 
 def _why(row: Mapping[str, Any]) -> str:

@@ -82,11 +82,12 @@ async def show_found(
     *,
     as_json: bool,
     screenful: int = 50,
+    order: str = "newest",
     elsewhere: str = "worker:, outcome: or until: looks elsewhere",
 ) -> None:
     """Print what a search finds: its first rows for people, all there is for a program that gave no limit.
 
-    `elsewhere` says what is looked up by an index.
+    `order` says from which end; `elsewhere` what is looked up by an index.
     """
     if as_json and limit is None:
         await show_pages(_pages(db, search, asked))
@@ -96,9 +97,9 @@ async def show_found(
         found = await search(conn, asked, most, None)
     show_rows(found.rows, shown, as_json=as_json, empty=empty)
     if found.searched is not None:
-        note(f"looked through the newest {found.searched:,} rows; {elsewhere}, --json goes through all")
+        note(f"looked through the {order} {found.searched:,} rows; {elsewhere}, --json goes through all")
     elif found.after is not None:
-        note(f"the newest {most}; --limit shows more")
+        note(f"the {order} {most}; --limit shows more")
 
 
 async def _pages(db: Database, search: Search, asked: Filter) -> AsyncIterator[Sequence[Mapping[str, Any]]]:

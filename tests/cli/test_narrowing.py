@@ -55,6 +55,25 @@ def test_several_outcomes_come_in_pages_each_row_once(told, monkeypatch):
     assert told("--since", "6h", "--until", "90m") == [4, 3, 2, 1]
 
 
+def test_history_begins_at_the_old_end_of_what_fits_when_it_is_asked_to(cli, told):
+    assert told("--oldest-first") == [1, 2, 3, 4, 5, 6]
+    assert told("--oldest-first", "--limit", "2") == [1, 2]
+    assert told("--oldest-first", "--since", "4h30m", "--until", "90m") == [2, 3, 4]
+    assert told("--oldest-first", "--outcome", "failed", "--outcome", "exhausted") == [2, 3, 4, 5]
+    assert told("--oldest-first", "fetch", "--since", "210m") == [3, 6]
+    assert told("--oldest-first", "worker:m*", "outcome:failed,lost") == [4, 5]
+    assert told("--oldest-first", "--run", "4") == [4]
+    shown = cli.ok("history", "--oldest-first", "--limit", "2")
+    assert [line.split()[1] for line in shown.lines[1:]] == ["1", "2"]
+    assert shown.err == "the oldest 2; --limit shows more\n"
+
+
+def test_all_of_history_comes_in_pages_from_the_old_end(cli, told, monkeypatch):
+    monkeypatch.setattr("jobrunner.cli.searching._PAGE_ROWS", 2)
+    assert told("--oldest-first") == [1, 2, 3, 4, 5, 6]
+    assert told("--oldest-first", "--since", "6h", "--until", "90m") == [1, 2, 3, 4]
+
+
 def test_history_takes_its_worker_either_way(cli, told):
     assert told("--worker", "mail") == told("mail") == told("mail", "--worker", "mail") == [5, 4]
     assert "two workers are given, 'mail' and 'fetch'" in cli.refused(2, "history", "mail", "--worker", "fetch")
