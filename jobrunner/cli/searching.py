@@ -13,7 +13,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.output import note, show_pages, show_rows
 from jobrunner.errors import UsageError
-from jobrunner.policy.filters import Filter, parse_filter
+from jobrunner.policy.filters import Filter, parse_filter, split_terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -65,7 +65,9 @@ def filter_text(terms: Iterable[str]) -> str:
 
 
 def _quoted(term: str) -> str:
-    """Quote a value with spaces anew: the shell has taken its quotes away."""
+    """Quote a value with spaces anew: the shell has taken its quotes away. A word that is several terms stays."""
+    if len(split_terms(term)) > 1:
+        return term
     key, colon, value = term.partition(":")
     if value and not value.startswith('"') and (set(value) & set(' "\t')):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timedelta
 
 import pytest
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 
 from jobrunner.storage.tables import define as t
 from tests.cli.conftest import NOW, triggered
+from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
 
 
@@ -67,3 +69,72 @@ def test_what_broke_first_is_at_the_top_and_who_is_well_is_left_out(broken):
 def test_where_nothing_is_broken_nothing_is_first(cli):
     cli.join("fetch", "mail")
     assert cli.ok("status", "--oldest-first").lines[0] == "no worker is in trouble"
+
+
+@pytest.fixture
+def died(cli):
+    """Three letters of one cause, of two workers, and one of another."""
+    hours = {101: 5, 102: 4, 103: 3, 104: 2}
+    cli.insert(
+        "dead_letters",
+        *(
+            letter(number, worker, error=error, error_type="OSError", died_at=NOW - timedelta(hours=hours[number]))
+            for number, worker, error in (
+                (101, "mail", "the shop's host 10.0.0.7 is gone"),
+                (102, "fetch", "the shop's host 10.0.0.8 is gone"),
+                (103, "mail", "the shop's host 10.0.0.9 is gone"),
+                (104, "mail", "no space left"),
+            )
+        ),
+    )
+    return cli
+
+
+def test_letters_of_one_cause_are_a_line_with_the_command_that_replays_them(died):
+    first, second = died("dead-letters", "list", "--by-error", "--json").json
+    assert (first["count"], first["workers"], first["error"]) == (3, ["mail", "fetch"], "the shop's host … is gone")
+    assert datetime.fromisoformat(first["oldest_at"]) == NOW - timedelta(hours=5)
+    assert datetime.fromisoformat(first["newest_at"]) == NOW - timedelta(hours=3)
+    assert (second["count"], second["workers"], second["newest_id"]) == (1, ["mail"], first["newest_id"] + 1)
+    listed = died(*shlex.split(first["list"])[1:], "--json").json
+    assert [row["run_id"] for row in listed] == [103, 102, 101]
+    shown = died.ok("dead-letters", "list", "--by-error")
+    assert [line.split()[0] for line in shown.lines] == ["LETTERS", "3", "1"]
+    command = shown.lines[1][shown.lines[0].index("REPLAY") :]
+    assert command == first["replay"]
+    died.ok(*shlex.split(command)[1:], "--yes")
+    assert {row["run_id"]: row["status"] for row in died.rows("dead_letters")} == {
+        101: "replayed",
+        102: "replayed",
+        103: "replayed",
+        104: "open",
+    }
+
+
+def test_causes_are_narrowed_by_a_worker_and_by_nothing_else(died):
+    (only,) = died("dead-letters", "list", "fetch", "--by-error", "--json").json
+    assert (only["count"], only["workers"]) == (1, ["fetch"])
+    assert len(died("dead-letters", "list", "--by-error", "--limit", "1", "--json").json) == 1
+    assert "1 cause more" in died.ok("dead-letters", "list", "--by-error", "--limit", "1").err
+    for narrowed in ("--all", "error:gone", "--status=replayed"):
+        assert "--by-error is of the open letters" in died.refused(2, "dead-letters", "list", "--by-error", narrowed)
+
+
+def test_of_many_workers_with_one_cause_none_is_named(cli):
+    names = [f"w{number}" for number in range(6)]
+    cli.register(*map(triggered, names))
+    cli.insert("dead_letters", *(letter(number, name, error="disk full") for number, name in enumerate(names, 1)))
+    (cause,) = cli("dead-letters", "list", "--by-error", "--json").json
+    assert cause["filter"] == 'status:open error:"ValueError: disk full"'
+    assert len(cli(*shlex.split(cause["list"])[1:], "--json").json) == 6
+
+
+def test_without_open_letters_there_is_no_cause(cli):
+    assert cli.ok("dead-letters", "list", "--by-error").out == "no open dead letters\n"
+    assert cli("dead-letters", "list", "--by-error", "--json").json == []
+
+
+def test_a_filter_may_be_one_word_with_all_its_terms(died):
+    word = 'worker:mail status:open error:"is gone"'
+    assert [row["run_id"] for row in died("dead-letters", "list", word, "--json").json] == [103, 101]
+    assert len(died("dead-letters", "list", "error:is gone", "--json").json) == 3
