@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
+from jobrunner.cli.by_day import show_days
 from jobrunner.cli.context import AsJson, DatabaseUrl, Limit, Since, Until, WorkerFilter
 from jobrunner.cli.inputs import read_span
 from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
@@ -47,6 +48,13 @@ def history(
     is_oldest_first: Annotated[
         bool, typer.Option("--oldest-first", help="From the old end: what ended first at the top.")
     ] = False,
+    is_by_day: Annotated[
+        bool,
+        typer.Option(
+            "--by-day",
+            help="Of a worker: how many ended on each day, and how long they took; --limit says how many days.",
+        ),
+    ] = False,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -62,6 +70,9 @@ def history(
             raise UsageError(f"--outcome: {kind!r} is none of {', '.join(OUTCOMES)}")
     worker, asked = read_words(words, of, "history", outcome=outcome or None, since=since, until=until, run=run_id)
     first, last = read_span(since, until, context.now())
+    is_narrowed = bool(outcome or since or until or run_id is not None or not asked.is_empty)
+    if is_by_day and (worker is None or is_narrowed or is_oldest_first):
+        raise UsageError("--by-day is of one worker and nothing else, such as `jobrunner history fetch-data --by-day`")
     narrowed: dict[str, Any] = {
         "worker": worker,
         "outcome": outcome or None,
@@ -74,6 +85,9 @@ def history(
         if worker is not None:
             async with db.peek() as conn:
                 await require_trace(conn, worker)
+        if is_by_day and worker is not None:
+            await show_days(db, worker, limit, as_json=as_json)
+            return
         shown = [
             *columns("id", importance=3),
             *columns("run_id", "worker", run_id="run"),

@@ -138,3 +138,42 @@ def test_a_filter_may_be_one_word_with_all_its_terms(died):
     word = 'worker:mail status:open error:"is gone"'
     assert [row["run_id"] for row in died("dead-letters", "list", word, "--json").json] == [103, 101]
     assert len(died("dead-letters", "list", "error:is gone", "--json").json) == 3
+
+
+def test_a_worker_is_shown_day_by_day(cli):
+    today = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
+    yesterday = today - timedelta(hours=12)
+    cli.insert(
+        "run_history",
+        *(ended(number, duration_ms=number * 100, finished_at=yesterday) for number in range(1, 11)),
+        ended(11, outcome="failed", finished_at=yesterday),
+        ended(12, outcome="cancelled", finished_at=yesterday),
+        ended(13, duration_ms=1900, finished_at=today),
+        ended(14, "mail", finished_at=today),
+    )
+    before, now = cli("history", "fetch", "--by-day", "--limit", "2", "--json").json
+    assert before == {
+        "date": f"{yesterday:%Y-%m-%d}",
+        "ended": 12,
+        "succeeded": 10,
+        "failed": 1,
+        "others": 1,
+        "p50_ms": 500,
+        "p95_ms": 1000,
+    }
+    assert (now["date"], now["ended"], now["p95_ms"]) == (f"{today:%Y-%m-%d}", 1, 1900)
+    lines = cli.ok("history", "fetch", "--by-day").lines
+    assert len(lines) == 15
+    assert lines[-2].split() == [f"{yesterday:%Y-%m-%d}", "12", "10", "1", "1", "500", "ms", "1.0", "s"]
+    assert lines[-3].split()[1:] == ["-"] * 6
+    assert cli.ok("history", "mail", "--by-day", "--limit", "1").lines[1].split()[1] == "1"
+
+
+def test_by_day_is_of_one_worker_and_says_where_it_could_not_read_all(cli, monkeypatch):
+    for words in ([], ["fetch", "--since", "2h"], ["fetch", "--oldest-first"], ["worker:fetch"]):
+        assert "--by-day is of one worker" in cli.refused(2, "history", *words, "--by-day")
+    cli.refused(3, "history", "nobody", "--by-day")
+    assert cli.ok("history", "fetch", "--by-day").out == "nothing of fetch ended in the last 14 days\n"
+    monkeypatch.setattr("jobrunner.storage.reading.days.MOST_ROWS", 2)
+    cli.insert("run_history", *(ended(number) for number in range(1, 4)))
+    assert cli.ok("history", "fetch", "--by-day").err.startswith("of the newest 2 attempts, since ")
