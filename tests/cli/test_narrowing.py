@@ -129,6 +129,24 @@ def test_the_audit_log_is_narrowed(cli):
     assert "--action: 'sleep' is none of enable, disable" in cli.refused(2, "admin", "audit", "--action", "sleep")
 
 
+def test_the_audit_log_is_told_in_words_and_written_to_programs_as_it_is(cli):
+    cli.ok("admin", "set", "fetch", "interval_seconds=30", "--actor", "ann")
+    cli.ok("admin", "pause", "mail", "--reason", "their maintenance", "--actor", "bob")
+    newest, other = cli.ok("admin", "audit", "--limit", "2").lines[1:]
+    assert newest.endswith("paused mail until it is resumed: their maintenance")
+    assert other.endswith("changed fetch: interval_seconds from 60 to 30")
+    (row,) = cli("admin", "audit", "fetch", "--json").json
+    assert row["detail"] == {"old": {"interval_seconds": 60.0}, "new": {"interval_seconds": 30.0}}
+
+
+def test_the_audit_log_takes_its_worker_either_way(cli):
+    cli.ok("admin", "disable", "fetch")
+    cli.ok("admin", "disable", "mail")
+    for words in (["mail"], ["--worker", "mail"], ["mail", "--worker", "mail"]):
+        assert [row["worker"] for row in cli("admin", "audit", *words, "--json").json] == ["mail"]
+    assert "two workers are given" in cli.refused(2, "admin", "audit", "mail", "--worker", "fetch")
+
+
 def test_why_times_were_missed_is_said_whole(cli):
     reason = f"paused by {'x' * 200}: it answered 503 Service Unavailable"
     missed = ended(None, "fetch", fence=None, outcome="missed", ends_run=None, occurrences=7, reason=reason)
