@@ -20,7 +20,7 @@ from jobrunner.policy.words import counted
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
-from jobrunner.storage.reading.traces import with_since
+from jobrunner.storage.reading.traces import read_told, with_since
 from jobrunner.storage.reading.worst import by_harm, count_health, read_worst
 from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
 
@@ -120,8 +120,7 @@ def _wanted(given: Sequence[str], now: datetime) -> tuple[str | None, Filter]:
 
 async def _read_one(db: Database, worker: str) -> dict[str, Any]:
     async with db.read() as conn:
-        now = context.now()
-        return (await with_since(conn, db.dialect, now, await read_standing(conn, db.dialect, now, worker)))[0]
+        return (await read_told(conn, db.dialect, context.now(), worker))[0]
 
 
 @dataclass(frozen=True, slots=True)

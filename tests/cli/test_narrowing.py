@@ -139,6 +139,17 @@ def test_the_audit_log_is_told_in_words_and_written_to_programs_as_it_is(cli):
     assert row["detail"] == {"old": {"interval_seconds": 60.0}, "new": {"interval_seconds": 30.0}}
 
 
+def test_why_a_worker_was_enabled_or_resumed_is_in_the_audit_log(cli):
+    cli.ok("admin", "disable", "fetch")
+    cli.ok("admin", "enable", "fetch", "--reason", "the API is up again")
+    cli.ok("admin", "enable", "fetch")
+    cli.ok("admin", "resume", "fetch", "mail", "--reason", "done")
+    details = [row["detail"] for row in cli("admin", "audit", "fetch", "--json").json]
+    assert [detail.get("reason") for detail in details] == ["done", None, "the API is up again", "no reason given"]
+    assert cli.row("audit_log", action="resume", worker="mail")["detail"]["reason"] == "done"
+    assert cli.ok("admin", "audit", "fetch").lines[3].endswith("enabled fetch: the API is up again")
+
+
 def test_the_audit_log_takes_its_worker_either_way(cli):
     cli.ok("admin", "disable", "fetch")
     cli.ok("admin", "disable", "mail")

@@ -15,13 +15,14 @@ from jobrunner.model.worker import Isolation, WorkerConfig
 from jobrunner.policy.filters import TROUBLE
 from jobrunner.policy.trouble import Traces, since_when
 from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.switched import read_switched
 from jobrunner.storage.records.gaps import read_gaps
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import names_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -78,9 +79,19 @@ async def read_since(
     return found
 
 
-async def with_since(conn: AsyncConnection, dialect: Dialect, now: datetime, rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of `read_standing` with `since`: since when a worker is in trouble, None of those in none."""
-    rows = list(rows)
+async def read_told(
+    conn: AsyncConnection, dialect: Dialect, now: datetime, name: str | None = None, names: Sequence[str] | None = None
+) -> list[Row]:
+    """Return the rows of `read_standing` with `since`: since when a worker is in trouble, None of those in none.
+
+    Raises:
+        WorkerNotFound: there is no worker of that name.
+    """
+    return await with_since(conn, dialect, now, await read_standing(conn, dialect, now, name, names))
+
+
+async def with_since(conn: AsyncConnection, dialect: Dialect, now: datetime, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of `read_standing` with `since`, as `read_told` does."""
     since = await read_since(conn, dialect, now, rows)
     return [{**row, "since": since.get(row["name"])} for row in rows]
 
