@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
 from jobrunner.policy.deeds import tell_deed
 from jobrunner.policy.filters import Filter
+from jobrunner.policy.liveness import short_id
 from jobrunner.policy.showing import show_health, show_schedule
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.nodes_heard import list_nodes
@@ -168,6 +170,9 @@ def nodes(
     ]
     show_rows(rows, shown, as_json=as_json, empty="no nodes" if is_all else "no live nodes")
     lost = sum(row["state"] == "lost" for row in everything)
+    if lost and is_all and not as_json:
+        newest = max((row for row in rows if row["state"] == "lost"), key=itemgetter("heartbeat_at"))
+        note(f"`jobrunner history node:{short_id(newest['id'])} outcome:lost` shows what the last that was lost held")
     if lost and not is_all and not as_json:
         note(f"{counted(lost, 'node')} lost lately; --all shows {'it' if lost == 1 else 'them'}")
 

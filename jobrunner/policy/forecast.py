@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 MOST_PLAYED = 10_000
 """So many starts are played at most."""
-_LATE = timedelta(seconds=1)
+LATE = timedelta(seconds=1)
+"""What starts so much later than it is due, or more, is late: why is said then."""
 _NODE = "forecast"
 _FIRST_ID = 2**62  # of the runs that the play makes
 
@@ -272,7 +273,7 @@ class _Play:
             self._listed.setdefault((name, self._overdue[name]), self._found[name, due_at])
 
     def _note_start(self, name: str, key: datetime | int, due_at: datetime, why: str | None) -> None:
-        self._found[name, key] = Expected(self._now, why if self._now - due_at >= _LATE else None)
+        self._found[name, key] = Expected(self._now, why if self._now - due_at >= LATE else None)
 
     def _note_passed(self, name: str, fired: Fired) -> None:
         schedule = schedules.usable_schedule(self._parts[name].facts.config) if fired.missed else None

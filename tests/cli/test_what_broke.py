@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from jobrunner.storage.tables import define as t
-from tests.cli.conftest import NOW, triggered
+from tests.cli.conftest import NODE, NOW, scheduled, triggered
 from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
 
@@ -177,3 +178,49 @@ def test_by_day_is_of_one_worker_and_says_where_it_could_not_read_all(cli, monke
     monkeypatch.setattr("jobrunner.storage.reading.days.MOST_ROWS", 2)
     cli.insert("run_history", *(ended(number) for number in range(1, 4)))
     assert cli.ok("history", "fetch", "--by-day").err.startswith("of the newest 2 attempts, since ")
+
+
+@pytest.fixture
+def crowded(cli):
+    """Three workers that are due at once, a node with one slot, and runs that take ten seconds."""
+    cli.register(scheduled("one", interval_seconds=60), scheduled("two", interval_seconds=60))
+    cli.join("one", "two", "fetch", "mail", node=replace(NODE, max_concurrent=1))
+    names = ("one", "two", "fetch")
+    cli.insert("run_history", *(ended(number, name, duration_ms=10_000) for number, name in enumerate(names, 1)))
+    _plan(cli, *names)
+    return cli
+
+
+def _plan(cli, *names):
+    """Let the workers be due in ten minutes, on a grid that has begun."""
+    now = datetime.now(UTC)
+    times = {"next_run_at": now + timedelta(seconds=600), "last_due_at": now - timedelta(seconds=60)}
+    _put(cli, sa.update(t.worker_state).where(t.worker_state.c.worker.in_(names)).values(times))
+
+
+def test_what_will_be_late_is_listed_alone_with_why(crowded):
+    everything = crowded("upcoming", "--for", "601s", "--json").json
+    assert sorted(row["worker"] for row in everything) == ["fetch", "one", "two"]
+    late = crowded("upcoming", "--for", "601s", "--late", "--json").json
+    assert late == [row for row in everything if row["starts_at"] != row["due_at"]]
+    assert [row["note"] for row in late] == ["waits for a free slot"] * 2
+    assert len(crowded.ok("upcoming", "--for", "601s", "--late").lines) == 3
+    cut = crowded.ok("upcoming", "--for", "601s", "--late", "--limit", "1")
+    assert (len(cut.lines), cut.err) == (2, "the first 1; --limit shows more\n")
+    assert len(crowded("upcoming", "two", "--for", "601s", "--late", "--json").json) == 0
+    assert "--ics and --late" in crowded.refused(2, "upcoming", "--late", "--ics")
+
+
+def test_what_will_be_in_time_is_not_late(cli):
+    cli.join("fetch", "mail")
+    _plan(cli, "fetch")
+    assert len(cli("upcoming", "--for", "20m", "--json").json) == 11
+    assert cli.ok("upcoming", "--for", "20m", "--late").out == "nothing of the next 20m will be late\n"
+
+
+def test_lost_nodes_come_with_the_question_what_they_held(cli):
+    cli.join("fetch")
+    _put(cli, sa.update(t.nodes).values(state="lost"))
+    cli.insert("run_history", ended(7, outcome="lost", node_id=NODE.id), ended(8, node_id=NODE.id))
+    command = cli.ok("admin", "nodes", "--all").err.split("`")[1]
+    assert [row["run_id"] for row in cli(*shlex.split(command)[1:], "--json").json] == [7]

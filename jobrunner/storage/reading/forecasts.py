@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobrunner.model.facts import Candidate
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.durations import show_seconds
-from jobrunner.policy.forecast import MOST_PLAYED, Forecast, play
+from jobrunner.policy.forecast import LATE, MOST_PLAYED, Forecast, play
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.status import read_schedules
@@ -61,6 +61,15 @@ class Ahead:
         is_said = expected.note is not None and expected.note not in (listed.note or "")
         said = "; ".join(filter(None, [listed.note, expected.note if is_said else None])) or None
         return {**found, "note": said, "starts_at": expected.starts_at}
+
+    def is_late(self, listed: Upcoming) -> bool:
+        """Say whether a time is listed that will start later than it is due, by a second or more, or not at all."""
+        if listed.due_at is None:
+            return False
+        expected = self.forecast.of(listed.worker, listed.due_at, listed.run_id)
+        if expected.starts_at is None:
+            return expected.note is not None
+        return expected.starts_at - listed.due_at >= LATE
 
 
 @built_once
