@@ -13,6 +13,7 @@ from jobrunner.cli.inputs import read_span
 from jobrunner.cli.layout import ERROR, WHOLE, Column, columns
 from jobrunner.cli.output import Listing, age, short
 from jobrunner.cli.searching import Words, read_words, show_found
+from jobrunner.cli.slower import show_slower
 from jobrunner.errors import UsageError
 from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.filters import OUTCOMES, Filter
@@ -55,6 +56,10 @@ def history(
             help="Of a worker: how many ended on each day, and how long they took; --limit says how many days.",
         ),
     ] = False,
+    is_slower_only: Annotated[
+        bool,
+        typer.Option("--slower", help="Of all workers: whose runs take longer than before --since (7 days ago)."),
+    ] = False,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -70,9 +75,6 @@ def history(
             raise UsageError(f"--outcome: {kind!r} is none of {', '.join(OUTCOMES)}")
     worker, asked = read_words(words, of, "history", outcome=outcome or None, since=since, until=until, run=run_id)
     first, last = read_span(since, until, context.now())
-    is_narrowed = bool(outcome or since or until or run_id is not None or not asked.is_empty)
-    if is_by_day and (worker is None or is_narrowed or is_oldest_first):
-        raise UsageError("--by-day is of one worker and nothing else, such as `jobrunner history fetch-data --by-day`")
     narrowed: dict[str, Any] = {
         "worker": worker,
         "outcome": outcome or None,
@@ -81,13 +83,21 @@ def history(
         "run_id": run_id,
     }
 
+    meant = _as_filter(**narrowed) if asked.is_empty else asked
+    _refuse_mixed(meant, is_by_day=is_by_day, is_slower_only=is_slower_only, is_oldest_first=is_oldest_first)
+
     async def read(db: Database) -> None:
         if worker is not None:
             async with db.peek() as conn:
                 await require_trace(conn, worker)
-        if is_by_day and worker is not None:
-            await show_days(db, worker, limit, as_json=as_json)
-            return
+        if is_slower_only:
+            await show_slower(db, meant.worker, meant.since, limit, as_json=as_json)
+        elif is_by_day:
+            await show_days(db, meant.worker[0], limit, as_json=as_json)
+        else:
+            await attempts(db)
+
+    async def attempts(db: Database) -> None:
         shown = [
             *columns("id", importance=3),
             *columns("run_id", "worker", run_id="run"),
@@ -100,7 +110,6 @@ def history(
             Column("error", "why", _why, longest=WHOLE),
         ]
         if is_oldest_first:
-            meant = asked if not asked.is_empty else _as_filter(**narrowed)
             await show_found(db, search_oldest, meant, limit, shown, _EMPTY, as_json=as_json, order="oldest")
             return
         if not asked.is_empty:
@@ -115,6 +124,16 @@ def history(
         await listing.show(db, limit, as_json=as_json)
 
     context.with_database(ctx, database_url, read)
+
+
+def _refuse_mixed(meant: Filter, *, is_by_day: bool, is_slower_only: bool, is_oldest_first: bool) -> None:
+    """Refuse what a form of the answer cannot be narrowed by."""
+    if is_by_day and (meant != Filter(worker=meant.worker) or meant.only_worker is None):
+        raise UsageError("--by-day is of one worker and nothing else, such as `jobrunner history fetch-data --by-day`")
+    if is_slower_only and meant != Filter(worker=meant.worker, since=meant.since):
+        raise UsageError("--slower takes workers and --since, and nothing else")
+    if is_by_day + is_slower_only + is_oldest_first > 1:
+        raise UsageError("--by-day, --slower and --oldest-first are three forms of the answer; keep one")
 
 
 def _as_filter(

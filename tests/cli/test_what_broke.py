@@ -171,7 +171,7 @@ def test_a_worker_is_shown_day_by_day(cli):
 
 
 def test_by_day_is_of_one_worker_and_says_where_it_could_not_read_all(cli, monkeypatch):
-    for words in ([], ["fetch", "--since", "2h"], ["fetch", "--oldest-first"], ["worker:fetch"]):
+    for words in ([], ["fetch", "--since", "2h"], ["worker:f*"], ["fetch", "run:7"]):
         assert "--by-day is of one worker" in cli.refused(2, "history", *words, "--by-day")
     cli.refused(3, "history", "nobody", "--by-day")
     assert cli.ok("history", "fetch", "--by-day").out == "nothing of fetch ended in the last 14 days\n"
@@ -224,3 +224,47 @@ def test_lost_nodes_come_with_the_question_what_they_held(cli):
     cli.insert("run_history", ended(7, outcome="lost", node_id=NODE.id), ended(8, node_id=NODE.id))
     command = cli.ok("admin", "nodes", "--all").err.split("`")[1]
     assert [row["run_id"] for row in cli(*shlex.split(command)[1:], "--json").json] == [7]
+
+
+@pytest.fixture
+def slowed(cli):
+    """`fetch` takes three times as long as ten days ago, `mail` as long, `new` is not known from before."""
+    cli.register(triggered("new"), triggered("seldom"))
+    lengths = {"fetch": (1000, 3000), "mail": (1000, 1010), "new": (None, 5000), "seldom": (1000, 9000)}
+    rows, number = [], 0
+    for place in range(12):
+        for worker, (before, now) in lengths.items():
+            for length, days in ((before, 10), (now, 1)):
+                if length is not None and (worker != "seldom" or place < 4):
+                    number += 1
+                    at = NOW - timedelta(days=days) + timedelta(minutes=place)
+                    rows.append(ended(number, worker, duration_ms=length + place, finished_at=at))
+    cli.insert("run_history", *sorted(rows, key=lambda row: row["finished_at"]))
+    return cli
+
+
+def test_who_became_slower_is_told_with_how_much(slowed):
+    (found,) = slowed("history", "--slower", "--json").json
+    assert found == {
+        "worker": "fetch",
+        "ratio": 2.99,
+        "p50_before_ms": 1005,
+        "p50_now_ms": 3005,
+        "p95_before_ms": 1011,
+        "p95_now_ms": 3011,
+    }
+    shown = slowed.ok("history", "--slower")
+    assert shown.lines[1].split()[:3] == ["fetch", "3.0", "times"]
+    assert shown.err == "`jobrunner history fetch --by-day` shows it day by day\n"
+
+
+def test_who_became_slower_is_narrowed_by_workers_and_a_time(slowed, monkeypatch):
+    assert slowed("history", "--slower", "worker:m*", "--json").json == []
+    assert len(slowed("history", "fetch", "--slower", "--since", "5d", "--json").json) == 1
+    assert slowed("history", "--slower", "--since", "1h", "--json").json == []
+    assert "there is no history from before" in slowed.ok("history", "--slower", "--since", "20d").err
+    for words in (["--outcome", "failed"], ["error:x"], ["--run", "7"]):
+        assert "--slower takes workers and --since" in slowed.refused(2, "history", "--slower", *words)
+    assert "keep one" in slowed.refused(2, "history", "fetch", "--slower", "--by-day")
+    monkeypatch.setattr("jobrunner.storage.reading.slower.MOST_ASKED", 1)
+    assert "looked at the first 1 workers" in slowed.ok("history", "--slower").err
