@@ -81,9 +81,10 @@ def _durations(dialect: Dialect) -> sa.Select[Any]:
 async def read_usual(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> dict[str, timedelta]:
     """Return how long the runs of workers usually take: the median of the newest 20 successes, where there are any."""
     lengths: defaultdict[str, dict[int, int]] = defaultdict(dict)
-    for row in await conn.execute(_durations(dialect), {"names": names_json(names)}):
-        if row.outcome == OutcomeKind.SUCCEEDED and row.duration_ms is not None:
-            lengths[row.worker][row.id] = row.duration_ms
+    succeeded = str(OutcomeKind.SUCCEEDED)
+    for worker, row_id, outcome, duration_ms in await conn.execute(_durations(dialect), {"names": names_json(names)}):
+        if outcome == succeeded and duration_ms is not None:
+            lengths[worker][row_id] = duration_ms
     return {
         name: timedelta(milliseconds=median(found[run_id] for run_id in sorted(found)[-_COUNTED:]))
         for name, found in lengths.items()
