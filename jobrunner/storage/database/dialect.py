@@ -84,8 +84,14 @@ class Dialect(Protocol):
     ) -> sa.Select[Any]:
         """As `kind`, the first `most` runs by `order` of each of `names` that meet `conditions`."""
 
-    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
-        """The newest `most` rows of history of each named worker, in no order."""
+    def newest_ends(
+        self,
+        parameter: str,
+        columns: Sequence[sa.Column[Any]],
+        most: int,
+        conditions: Sequence[sa.ColumnElement[bool]] = (),
+    ) -> sa.Select[Any]:
+        """The newest `most` rows of history of each named worker that meet `conditions` on the id, in no order."""
 
     def first_waiting(
         self,

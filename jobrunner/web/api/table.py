@@ -150,7 +150,7 @@ ROUTES = (
     _get("/api/alerts/rules", reads.rules, "The alert rules, by name, and how many messages wait.", _LIMIT, _AFTER),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
-    _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit."),
+    _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit.", _REASON),
     _post("/api/workers/{name}/disable", verbs.disable, "Disable a worker: nothing of it starts.", _REASON),
     _post(
         "/api/workers/{name}/pause",
@@ -160,7 +160,7 @@ ROUTES = (
         Field("until", f.TIME, "until then; UTC without a zone"),
         _REASON,
     ),
-    _post("/api/workers/{name}/resume", verbs.resume, "End a worker's pause now."),
+    _post("/api/workers/{name}/resume", verbs.resume, "End a worker's pause now.", _REASON),
     _post(
         "/api/workers/{name}/trigger",
         verbs.trigger,

@@ -18,6 +18,7 @@ from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.policy.definitions import OVERRIDABLE
 from jobrunner.storage import bulk
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.enabled import with_next_once_enabled
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.runs import dead_letters
 from jobrunner.web.answers import Forbidden, told
@@ -242,7 +243,7 @@ class Forms:
             return shown
         async with ask.desk.reading() as conn:
             if verb.subject == "worker":
-                found = await reading.read_worker(conn, ask.path["name"])
+                found = with_next_once_enabled(await reading.read_worker(conn, ask.path["name"]), ask.now)
             elif verb.subject == "letter":
                 found = dict(await dead_letters.read_letter(conn, ask.path["id"]))
             else:
