@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
     from jobrunner.runtime.options import Seconds
     from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class Triggers:
 
     _handlers: Mapping[str, Handler]
     _configs: Mapping[str, WorkerConfig]
+    _limits: dict[str, LimitConfig]
     version: int | None
     _clock: Clock
     _node: Node | None
@@ -205,7 +208,7 @@ class Triggers:
                 raise await naming_a_near_one(conn, unknown, self._configs) from None
             name = unknown.worker
         if db.is_sqlite:  # the caller may hold the file's write lock, for which another connection would wait in vain
-            await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+            await self._register_in(db, conn)
             return await add(conn, db.dialect, *arguments)
         # Not in the caller's transaction: nodes that start would wait for its end.
         registering = self._register_missing(name)
@@ -217,10 +220,14 @@ class Triggers:
                 f"worker {name!r} is registered now, but this transaction began before; trigger it in a new one"
             ) from None
 
+    async def _register_in(self, db: Database, conn: AsyncConnection) -> None:
+        configs, limits = list(self._configs.values()), list(self._limits.values())
+        await register_missing(db, conn, configs, self.version, self._clock.now(), limits)
+
     async def _register_missing(self, name: str) -> None:
         try:
             async with self._database() as db, db.write(is_long=True) as conn:
-                await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+                await self._register_in(db, conn)
         except DatabaseUnavailable:
             raise
         except DatabaseError as error:
