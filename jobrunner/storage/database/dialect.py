@@ -132,6 +132,11 @@ def links(exc: BaseException) -> Iterator[BaseException]:
             pending += [getattr(link, "orig", None), link.__cause__]
 
 
+def lacks_right(exc: BaseException) -> bool:
+    """Did the server refuse a right to the user? Only PostgreSQL has any; SQLSTATE 42501."""
+    return any(getattr(link, "sqlstate", None) == "42501" for link in links(exc))
+
+
 def first_line(exc: BaseException) -> str:
     """The first line of what an error says, without a full stop."""
     return (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".")

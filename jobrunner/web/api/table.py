@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jobrunner.policy.duplicates import CHOICES, KEEP
 from jobrunner.policy.filters import LETTER_STATES, OUTCOMES
 from jobrunner.storage.bulk import DEFAULT_RATE
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
@@ -171,6 +172,8 @@ ROUTES = (
         Field("priority", f.PRIORITY, "else the worker's"),
         Field("at", f.TIME, "when; UTC without a zone"),
         Field("in", f.LENGTH, "after so long, such as 15m"),
+        Field("on_duplicate", f.TEXT, "what becomes of the waiting run with that key", KEEP, CHOICES),
+        Field("at_most", f.LENGTH, "with postpone: no later than so long after the first trigger"),
         Field("force", f.FLAG, "start it even if disabled, paused, or waiting for another worker", False),
     ),
     _post(
