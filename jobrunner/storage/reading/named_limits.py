@@ -69,5 +69,5 @@ async def _read(conn: AsyncConnection, statement: sa.Select[Any]) -> list[dict[s
 async def _workers(conn: AsyncConnection, names: list[str]) -> dict[str, int]:
     n = t.worker_limits
     counts = sa.select(n.c.limit_name, sa.func.count().label("n")).where(n.c.limit_name.in_(names))
-    rows = await conn.execute(counts.group_by(n.c.limit_name))
+    rows = await conn.execute(counts.group_by(n.c.limit_name)) if names else ()
     return {row.limit_name: row.n for row in rows}
