@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.storage.reading.incidents import count_waiting
-from jobrunner.storage.reading.named_limits import list_limits
+from jobrunner.storage.reading.named_limits import read_fill
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.one_page import names_after
 from jobrunner.storage.reading.status import MOST_COUNTED, read_status
@@ -87,7 +87,7 @@ async def read_gauges(conn: AsyncConnection, dialect: Dialect, now: datetime, af
         nodes=nodes,
         beat_age=beat_age,
         messages=await count_waiting(conn, MOST_COUNTED + 1),
-        limits=[(row["name"], row["running"], row["max_running"]) for row in await list_limits(conn, MOST_NAMED)],
+        limits=await read_fill(conn, MOST_NAMED),
         missed=missed,
         last_missed=last_missed,
     )

@@ -40,29 +40,36 @@ async def read_limit(conn: AsyncConnection, name: str) -> dict[str, Any]:
     await require_limit(conn, name)
     (row,) = await _read(conn, sa.select(*_COLUMNS).where(limits.c.name == name))
     n = t.worker_limits
-    its_workers = sa.select(n.c.worker).where(n.c.limit_name == name)
-    held = sa.select(claims.c.run_id, claims.c.worker).where(claims.c.worker.in_(its_workers))
-    holders = (await conn.execute(held.order_by(claims.c.run_id).limit(MOST_NAMED))).mappings()
-    names = (await conn.execute(its_workers.order_by(n.c.worker).limit(MOST_NAMED))).scalars()
+    is_named = sa.exists().where(n.c.worker == claims.c.worker, n.c.limit_name == name)
+    held = sa.select(claims.c.run_id, claims.c.worker).where(is_named).order_by(claims.c.run_id).limit(MOST_NAMED)
+    holders = (await conn.execute(held)).mappings()
+    its_workers = sa.select(n.c.worker).where(n.c.limit_name == name).order_by(n.c.worker).limit(MOST_NAMED)
+    names = (await conn.execute(its_workers)).scalars()
     return {**row, "holders": [dict(each) for each in holders], "worker_names": list(names)}
 
 
-async def count_running(conn: AsyncConnection, names: list[str]) -> dict[str, int]:
-    """Return the number of active runs under each of these limits that has any."""
+async def read_fill(conn: AsyncConnection, most: int) -> list[tuple[str, int, int | None]]:
+    """Return of the first limits by name the number of active runs, and how many there may be."""
+    rows = (
+        await conn.execute(sa.select(limits.c.name, limits.c.max_running).order_by(limits.c.name).limit(most))
+    ).all()
+    running = await _running(conn) if rows else {}
+    return [(row.name, running.get(row.name, 0), row.max_running) for row in rows]
+
+
+async def _running(conn: AsyncConnection) -> dict[str, int]:
+    """Return the number of active runs under each limit that has any: from those that are active, who are few."""
     n = t.worker_limits
-    counts = (
-        sa.select(n.c.limit_name, sa.func.count().label("n"))
-        .join_from(claims, n, n.c.worker == claims.c.worker)
-        .where(n.c.limit_name.in_(names))
-        .group_by(n.c.limit_name)
-    )
-    return {row.limit_name: row.n for row in await conn.execute(counts)} if names else {}
+    active = sa.select(claims.c.worker, sa.func.count().label("n")).group_by(claims.c.worker).subquery()
+    counts = sa.select(n.c.limit_name, sa.func.sum(active.c.n).label("n"))
+    counts = counts.join_from(active, n, n.c.worker == active.c.worker).group_by(n.c.limit_name)
+    return {row.limit_name: int(row.n) for row in await conn.execute(counts)}
 
 
 async def _read(conn: AsyncConnection, statement: sa.Select[Any]) -> list[dict[str, Any]]:
     rows = [dict(row) for row in (await conn.execute(statement)).mappings()]
     names = [row["name"] for row in rows]
-    workers, running = await _workers(conn, names), await count_running(conn, names)
+    workers, running = await _workers(conn, names), await _running(conn) if rows else {}
     return [{**row, "workers": workers.get(row["name"], 0), "running": running.get(row["name"], 0)} for row in rows]
 
 

@@ -136,7 +136,7 @@ async def set_limit(
     checked = checked_values(check_limit_name(name), values)
     if not checked:
         raise InvalidSetting(f"limit {name!r}: nothing is set; give max_running, rate or both")
-    async with db.write() as conn:
+    async with db.write(is_long=True) as conn:  # 100,000 workers may name it
         known = await _hold(conn, db.dialect, name)
         if known is None and not is_new:
             raise await _not_found(conn, name)
@@ -160,7 +160,7 @@ async def unset_limit(
     wanted = list(checked_values(check_limit_name(name), dict.fromkeys(fields)))
     if not wanted:
         raise InvalidSetting(f"limit {name!r}: no field is named; there are {', '.join(FIELDS)}")
-    async with db.write() as conn:
+    async with db.write(is_long=True) as conn:  # 100,000 workers may name it
         known = await _hold(conn, db.dialect, name)
         if known is None:
             raise await _not_found(conn, name)
