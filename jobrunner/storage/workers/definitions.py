@@ -60,6 +60,7 @@ class Registered:
     added: tuple[str, ...]
     changed: tuple[str, ...]
     kept_newer: tuple[str, ...]  # another version= is higher in the database; its definition stays
+    limits: tuple[str, ...] = ()  # named limits that were written
     unused: tuple[str, ...] = ()  # `worker.field`: overrides in the database that cannot be used with this code
 
 
@@ -101,7 +102,7 @@ async def register(
     await hold_states(conn, dialect, {*hashes, *await named_limits.read_workers(conn, dialect, limits)})
     stored = await read_stored(conn, dialect, hashes)
     kept = {name for name in stored if _is_older(version, stored[name].definition_version)}
-    await named_limits.register_limits(conn, dialect, limits, now, only_missing=keeps_limits or bool(kept))
+    set_limits = await named_limits.register_limits(conn, dialect, limits, now, only_missing=keeps_limits or bool(kept))
     wanted = [
         config
         for config in configs
@@ -129,7 +130,7 @@ async def register(
         await _update(conn, [row(name) for name in changed[start : start + _CHUNK]])
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
     await write_edges(conn, dialect, list(merged.values()), new=frozenset(added))
-    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(unused))
+    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(set_limits), tuple(unused))
 
 
 def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:

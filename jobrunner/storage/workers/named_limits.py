@@ -88,13 +88,14 @@ async def read_workers(conn: AsyncConnection, dialect: Dialect, limits: Sequence
 
 async def register_limits(
     conn: AsyncConnection, dialect: Dialect, limits: Sequence[LimitConfig], now: datetime, *, only_missing: bool = False
-) -> None:
-    """Write the definitions that changed; with `only_missing`, those that the database does not have.
+) -> list[str]:
+    """Write the definitions that changed, and return their names; with `only_missing`, those that are not there.
 
     The caller holds the lock of registering, and the state rows of `read_workers`.
     """
     if not limits:
-        return
+        return []
+    written = []
     stored = await _read_stored(conn, dialect, [limit.name for limit in limits], lock=True)
     for limit in sorted(limits, key=lambda each: each.name):
         known, document = stored.get(limit.name), to_document(limit)
@@ -102,6 +103,10 @@ async def register_limits(
             await _insert(conn, limit, document, {}, now)
         elif known.definition != document and not only_missing:
             await _write(conn, known, document, known.overrides, now)
+        else:
+            continue
+        written.append(limit.name)
+    return written
 
 
 async def refuse_unknown_limits(conn: AsyncConnection, dialect: Dialect, configs: Iterable[WorkerConfig]) -> None:
