@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,12 +14,14 @@ from jobrunner.cli.admin_limit import limit as named_limit
 from jobrunner.cli.admin_switches import disable, enable, pause, resume
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_past
-from jobrunner.cli.layout import Column, columns
+from jobrunner.cli.layout import WHOLE, Column, columns
 from jobrunner.cli.output import age, note, priority, say, show_field, show_one, show_rows
 from jobrunner.cli.searching import show_found
 from jobrunner.errors import UsageError
 from jobrunner.policy import definitions
+from jobrunner.policy.deeds import tell_deed
 from jobrunner.policy.filters import Filter
+from jobrunner.policy.liveness import short_id
 from jobrunner.policy.showing import show_health, show_schedule
 from jobrunner.policy.words import counted
 from jobrunner.storage.reading.nodes_heard import list_nodes
@@ -28,7 +31,7 @@ from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jobrunner.storage.database.database import Database
 
@@ -169,6 +172,9 @@ def nodes(
     ]
     show_rows(rows, shown, as_json=as_json, empty="no nodes" if is_all else "no live nodes")
     lost = sum(row["state"] == "lost" for row in everything)
+    if lost and is_all and not as_json:
+        newest = max((row for row in rows if row["state"] == "lost"), key=itemgetter("heartbeat_at"))
+        note(f"`jobrunner history node:{short_id(newest['id'])} outcome:lost` shows what the last that was lost held")
     if lost and not is_all and not as_json:
         note(f"{counted(lost, 'node')} lost lately; --all shows {'it' if lost == 1 else 'them'}")
 
@@ -176,7 +182,8 @@ def nodes(
 @app.command("audit")
 def audit(
     ctx: typer.Context,
-    worker: WorkerFilter = None,
+    name: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
+    of: WorkerFilter = None,
     since: Since = None,
     action: Annotated[
         list[str] | None,
@@ -189,7 +196,10 @@ def audit(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show who decided what, the newest first."""
+    """Show who decided what, the newest first; in words, and with --json as it was written."""
+    if name is not None and of not in {None, name}:
+        raise UsageError(f"two workers are given, {name!r} and {of!r}; keep one")
+    worker = of if name is None else name
     for given in action or ():
         if given not in AUDIT_ACTIONS:
             raise UsageError(f"--action: {given!r} is none of {', '.join(AUDIT_ACTIONS)}")
@@ -207,10 +217,19 @@ def audit(
             lambda conn, _, most, after: search_audits(conn, most, after, **narrowed),
             Filter(),
             limit,
-            [*columns("at", "actor", "action", "worker"), Column("detail", "detail", longest=300)],
+            [
+                *columns("at", "actor"),
+                *columns("action", importance=3),
+                *columns("worker", importance=4),
+                Column("detail", "what was done", _deed, longest=WHOLE),
+            ],
             "nothing decided that fits" if is_narrowed else "nothing decided yet",
             as_json=as_json,
             elsewhere="--worker looks elsewhere",
         )
 
     context.with_database(ctx, database_url, read)
+
+
+def _deed(row: Mapping[str, Any]) -> str:
+    return tell_deed(row["action"], row["detail"]).told(row["worker"])

@@ -14,6 +14,7 @@ from jobrunner.errors import UsageError, WorkerNotFound
 from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.switches import end_of_pause
 from jobrunner.policy.words import counted, show_time, some_of
+from jobrunner.runtime.reasons import with_reason
 from jobrunner.storage.reading.status import all_names, chosen_names
 from jobrunner.storage.workers import switching
 
@@ -36,12 +37,13 @@ def enable(
     names: Workers = None,
     is_all: All = False,
     yes: Yes = False,
+    reason: Reason = None,
     actor: Actor = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Enable workers: zero the failure streak, close the circuit."""
     chosen = _Chosen(names, is_all, yes, "enable")
-    chosen.switch(ctx, database_url, actor, switching.enabling(), "enabled")
+    chosen.switch(ctx, database_url, actor, with_reason(switching.enabling(), reason), "enabled")
 
 
 def disable(
@@ -90,12 +92,13 @@ def resume(
     names: Workers = None,
     is_all: All = False,
     yes: Yes = False,
+    reason: Reason = None,
     actor: Actor = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """End the pause of workers now."""
     chosen = _Chosen(names, is_all, yes, "resume")
-    chosen.switch(ctx, database_url, actor, switching.resuming(), "resumed")
+    chosen.switch(ctx, database_url, actor, with_reason(switching.resuming(), reason), "resumed")
 
 
 class _Chosen:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobrunner.cli import context
+from jobrunner.cli.causes import show_causes
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, WorkerFilter
 from jobrunner.cli.inputs import read_payload, require_one
 from jobrunner.cli.layout import ERROR, Column, columns
@@ -49,6 +50,10 @@ def list_letters(
     of: WorkerFilter = None,
     status: Annotated[str, typer.Option(metavar="STATUS", help=f"One of {', '.join(_STATUSES)}.")] = "open",
     is_all: Annotated[bool, typer.Option("--all", help="Of every status.")] = False,
+    is_by_error: Annotated[
+        bool,
+        typer.Option("--by-error", help="A line for each cause: how many died of it, and the command to replay them."),
+    ] = False,
     limit: Limit = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
@@ -64,10 +69,17 @@ def list_letters(
     is_said = any(word.startswith("status:") for word in words or ())
     worker, asked = read_words(words, of, "letters", status=None if is_said else wanted)
 
+    if is_by_error and (wanted != "open" or not asked.is_empty):
+        raise UsageError("--by-error is of the open letters, of all or of one worker; leave the other narrowing out")
+
     async def read(db: Database) -> None:
         async with db.peek() as conn:
             if worker is not None:
                 await require_trace(conn, worker)
+        if is_by_error:
+            await show_causes(db, worker, limit, as_json=as_json)
+            return
+        async with db.peek() as conn:
             opened = await letters.count_open(conn, worker) if wanted in {None, "open"} and not as_json else None
         shown = [
             *columns("id", "worker"),

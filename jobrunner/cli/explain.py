@@ -18,6 +18,7 @@ from jobrunner.policy.liveness import short_id
 from jobrunner.policy.showing import show_duration
 from jobrunner.policy.words import first_line, show_time
 from jobrunner.storage.reading import explain as explaining
+from jobrunner.storage.reading.enabled import with_next_once_enabled
 from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.reading.status import read_worker
@@ -67,7 +68,7 @@ def explain(
             return await explain_at(db, worker, moment, now), None
         found = await explaining.explain(db, worker, now)
         async with db.peek() as conn:
-            return found, await read_worker(conn, worker)
+            return found, with_next_once_enabled(await read_worker(conn, worker), now)
 
     found, row = context.with_database(ctx, database_url, read)
     if as_json:

@@ -13,7 +13,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.output import note, show_pages, show_rows
 from jobrunner.errors import UsageError
-from jobrunner.policy.filters import Filter, parse_filter
+from jobrunner.policy.filters import Filter, parse_filter, split_terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -65,7 +65,9 @@ def filter_text(terms: Iterable[str]) -> str:
 
 
 def _quoted(term: str) -> str:
-    """Quote a value with spaces anew: the shell has taken its quotes away."""
+    """Quote a value with spaces anew: the shell has taken its quotes away. A word that is several terms stays."""
+    if len(split_terms(term)) > 1:
+        return term
     key, colon, value = term.partition(":")
     if value and not value.startswith('"') and (set(value) & set(' "\t')):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -82,11 +84,12 @@ async def show_found(
     *,
     as_json: bool,
     screenful: int = 50,
+    order: str = "newest",
     elsewhere: str = "worker:, outcome: or until: looks elsewhere",
 ) -> None:
     """Print what a search finds: its first rows for people, all there is for a program that gave no limit.
 
-    `elsewhere` says what is looked up by an index.
+    `order` says from which end; `elsewhere` what is looked up by an index.
     """
     if as_json and limit is None:
         await show_pages(_pages(db, search, asked))
@@ -96,9 +99,9 @@ async def show_found(
         found = await search(conn, asked, most, None)
     show_rows(found.rows, shown, as_json=as_json, empty=empty)
     if found.searched is not None:
-        note(f"looked through the newest {found.searched:,} rows; {elsewhere}, --json goes through all")
+        note(f"looked through the {order} {found.searched:,} rows; {elsewhere}, --json goes through all")
     elif found.after is not None:
-        note(f"the newest {most}; --limit shows more")
+        note(f"the {order} {most}; --limit shows more")
 
 
 async def _pages(db: Database, search: Search, asked: Filter) -> AsyncIterator[Sequence[Mapping[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from jobrunner.policy.words import counted
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.standing import read_standing
+from jobrunner.storage.reading.traces import read_told, with_since
 from jobrunner.storage.reading.worst import by_harm, count_health, read_worst
 from jobrunner.storage.runs.dead_letters import OpenLetters, count_open
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 _MOST_WORKERS, _SCREENFUL = 1000, 25
+_MOST_SORTED = 1000
+"""Of so many workers in trouble, the worst, it is read since when, to sort them by that."""
 
 
 def standing_columns(told: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime) -> list[Column]:
@@ -56,6 +60,12 @@ def standing_columns(told: Mapping[str, Sequence[Mapping[str, Any]]], now: datet
     ]
 
 
+def _columns(told: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime) -> list[Column]:
+    name, health, schedule, *others = standing_columns(told, now)
+    at = Column("since", "at", lambda row: in_zone(row["since"], row["timezone"]), importance=2)
+    return [name, health, schedule, age("since", "since", now, importance=8), at, *others]
+
+
 @app.command("status")
 def status(
     ctx: typer.Context,
@@ -70,6 +80,9 @@ def status(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, max=10_000, help="Show so many workers, the worst first.")
     ] = None,
+    is_oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="Only those in trouble, what broke first at the top.")
+    ] = False,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -77,14 +90,20 @@ def status(
 
     On a terminal it is the 25 worst unless --limit is given, elsewhere 1,000 at most, and with --json all. The worst
     are those that are disabled, then those that are paused, failing, stalled, late, slow, without a node, degraded,
-    healthy, and last those of which nothing is known.
+    healthy, and last those of which nothing is known. `since` is when the trouble began: of one that fails or that its
+    circuit has disabled, its first failure since the last success.
     """
     worker, wanted = _wanted(terms or (), context.now())
     if worker is not None:
+        if is_oldest_first:
+            raise UsageError(f"--oldest-first sorts several workers; leave out {worker!r} or the option")
         row = context.with_database(ctx, database_url, lambda db: _read_one(db, worker))
         show_one(row, as_json=as_json, timezone=row["timezone"])
         return
-    _show_all(context.with_database(ctx, database_url, lambda db: _read(db, wanted, limit, as_json)), as_json, wanted)
+    if is_oldest_first and not wanted.health:
+        wanted = replace(wanted, health=TROUBLE)
+    asked = _Asked(wanted, limit, is_oldest_first, as_json)
+    _show_all(context.with_database(ctx, database_url, lambda db: _read(db, asked)), asked)
 
 
 def _wanted(given: Sequence[str], now: datetime) -> tuple[str | None, Filter]:
@@ -101,7 +120,29 @@ def _wanted(given: Sequence[str], now: datetime) -> tuple[str | None, Filter]:
 
 async def _read_one(db: Database, worker: str) -> dict[str, Any]:
     async with db.read() as conn:
-        return (await read_standing(conn, db.dialect, context.now(), worker))[0]
+        return (await read_told(conn, db.dialect, context.now(), worker))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Which workers are asked for, how many of them at most, and in which order."""
+
+    wanted: Filter
+    limit: int | None
+    is_oldest_first: bool
+    as_json: bool
+
+    @property
+    def order(self) -> str:
+        return "what broke first at the top" if self.is_oldest_first else "the worst first"
+
+    def key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what the rows are sorted by."""
+        by_worst = by_harm(row["health"], row["name"])
+        if not self.is_oldest_first:
+            return by_worst
+        since = row["since"]
+        return (since is None, *([] if since is None else [since]), by_worst)
 
 
 class _All:
@@ -118,22 +159,24 @@ class _All:
         self.health: dict[str, int] = {}
 
 
-async def _read(db: Database, wanted: Filter, limit: int | None, as_json: bool) -> _All:
-    now = context.now()
+async def _read(db: Database, asked: _Asked) -> _All:
+    now, wanted = context.now(), asked.wanted
     async with db.read() as conn:
         totals = await reading.read_totals(conn)
-        most = limit or (totals.workers if as_json else _SCREENFUL if sys.stdout.isatty() else _MOST_WORKERS)
-        names, asked = None, None
+        screenful = _SCREENFUL if sys.stdout.isatty() else _MOST_WORKERS
+        most = asked.limit or (totals.workers if asked.as_json else screenful)
+        names, were_asked = None, None
         if totals.workers > most:
-            found = await read_worst(conn, now, most, wanted)
-            names, asked = found.names, found.asked
+            worst = await read_worst(conn, now, max(most, _MOST_SORTED) if asked.is_oldest_first else most, wanted)
+            names, were_asked = worst.names, worst.asked
         rows = await read_standing(conn, db.dialect, now, names=names)
-        rows = sorted((row for row in rows if _fits(row, wanted)), key=lambda row: by_harm(row["health"], row["name"]))
-        everything = _All(rows, totals, asked, names is not None and len(names) >= most)
+        rows = await with_since(conn, db.dialect, now, [row for row in rows if _fits(row, wanted)])
+        is_cut = names is not None and (len(names) >= most or len(rows) > most)
+        everything = _All(sorted(rows, key=asked.key)[:most], totals, were_asked, is_cut)
         everything.nodes, _ = await read_nodes_heard(conn, now)
         everything.letters = await count_open(conn)
         everything.told = await reading.read_progress(conn)
-        if not as_json and totals.workers <= _MOST_WORKERS:
+        if not asked.as_json and totals.workers <= _MOST_WORKERS:
             everything.health = await count_health(conn)
     return everything
 
@@ -146,17 +189,19 @@ def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
     )
 
 
-def _show_all(found: _All, as_json: bool, wanted: Filter) -> None:
+def _show_all(found: _All, asked: _Asked) -> None:
     empty = "no workers yet; `jobrunner run MODULE` registers those of a module"
-    if not wanted.is_empty:
+    if not asked.wanted.is_empty:
         empty = "no worker fits"
-    show_rows(found.rows, standing_columns(found.told, context.now()), as_json=as_json, empty=empty)
-    if as_json:
+    if asked.is_oldest_first and asked.wanted == Filter(health=TROUBLE):
+        empty = "no worker is in trouble"
+    show_rows(found.rows, _columns(found.told, context.now()), as_json=asked.as_json, empty=empty)
+    if asked.as_json:
         return
     say("")
     totals = found.totals
     if found.is_cut:
-        note(f"{len(found.rows):,} of {totals.workers:,} workers are shown, the worst first; --limit shows more")
+        note(f"{len(found.rows):,} of {totals.workers:,} workers are shown, {asked.order}; --limit shows more")
     elif found.asked is not None:
         note(f"{found.asked:,} workers were asked how they are, in the order of names; others may fit, too")
     trouble = [f"{found.health[each]} {each.replace('_', ' ')}" for each in TROUBLE if found.health.get(each)]

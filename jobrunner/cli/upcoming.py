@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
     from datetime import datetime
 
-    from jobrunner.policy.upcoming import Few
+    from jobrunner.policy.upcoming import Few, Upcoming
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.reading.forecasts import Ahead
     from jobrunner.storage.runs.transaction import AsyncConnection
@@ -44,6 +44,9 @@ def upcoming(
     ctx: typer.Context,
     worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Of this worker only.")] = None,
     horizon: Annotated[str, typer.Option("--for", metavar="DURATION", help="How far to look ahead.")] = "24h",
+    is_late_only: Annotated[
+        bool, typer.Option("--late", help="Only what will start later than it is due, or not at all, and why.")
+    ] = False,
     limit: Limit = None,
     as_calendar: Annotated[
         bool, typer.Option("--ics", help="Write an iCalendar file, for a calendar, to standard output.")
@@ -57,8 +60,8 @@ def upcoming(
     the clock of a worker's time zone changes are marked, and workers that are disabled or paused. When each will start
     is found by playing the time ahead: with dependencies, blocks, limits, and as long as runs usually take.
     """
-    if as_calendar and as_json:
-        raise UsageError("--ics and --json are two forms of the same; keep one")
+    if as_calendar and (as_json or is_late_only):
+        raise UsageError(f"--ics and {'--json' if as_json else '--late'} are two forms of the same; keep one")
     seconds = read_duration("--for", horizon) or 0.0
     now = context.now()
     asked = _Asked(worker, horizon, now, now + timedelta(seconds=seconds), limit)
@@ -68,16 +71,14 @@ def upcoming(
             async with db.peek() as conn:
                 await reading.require_workers(conn, db.dialect, [worker])
         async with db.read() as conn:
-            ahead = await read_ahead(conn, db.dialect, now, asked.until, worker, limit)
+            rows = None if is_late_only else limit
+            ahead = await read_ahead(conn, db.dialect, now, asked.until, worker, rows)
             heard, _ = await read_nodes_heard(conn, now)
         if as_calendar:
             async with db.read() as conn:
                 show_calendar(await asked.first(conn, limit or _MOST_EVENTS, ahead), now)
             return
-        if worker is None and limit is None and not as_json and sys.stdout.isatty():
-            await asked.show_few(db, ahead)
-        else:
-            await asked.show_all(db, ahead, as_json=as_json)
+        await asked.show(db, ahead, is_late_only=is_late_only, as_json=as_json)
         if not heard.active and not as_json:
             note(f"{heard.why_no_handler()}: until then nothing starts; the times of starts take one to start now")
         for said in (ahead.cut, None if as_json else ahead.loops):
@@ -116,12 +117,37 @@ class _Asked:
         found, _ = await reading.read_upcoming(conn, self.now, self.until, most, self.worker, ahead.forecast.begins)
         return [ahead.row(row) for row in found]
 
+    async def show(self, db: Database, ahead: Ahead, *, is_late_only: bool, as_json: bool) -> None:
+        if is_late_only:
+            await self.show_late(db, ahead, as_json=as_json)
+        elif self.worker is None and self.limit is None and not as_json and sys.stdout.isatty():
+            await self.show_few(db, ahead)
+        else:
+            await self.show_all(db, ahead, as_json=as_json)
+
     async def show_few(self, db: Database, ahead: Ahead) -> None:
         async with db.read() as conn:
             few = await read_few(conn, self.now, self.until, _SCREENFUL, ahead.forecast.begins)
         show_rows([ahead.row(row) for row in few.rows], self.shown, as_json=False, empty=self.empty)
         for line in _more(few):
             note(line)
+
+    async def show_late(self, db: Database, ahead: Ahead, *, as_json: bool) -> None:
+        """Print what will be late: the first so many, and with JSON all, of the first `_MOST_EVENTS` that are due."""
+        most = self.limit or (_MOST_EVENTS if as_json else _SCREENFUL)
+        late: list[Upcoming] = []
+        looked_at = 0
+        async for page in upcoming_pages(db, self.now, self.until, self.worker, ahead.forecast.begins):
+            late += [each for each in page if ahead.is_late(each)]
+            looked_at += len(page)
+            if len(late) > most or looked_at >= _MOST_EVENTS:
+                break
+        empty = f"nothing of the next {self.horizon} will be late"
+        show_rows([ahead.row(each) for each in late[:most]], self.shown, as_json=as_json, empty=empty)
+        if len(late) > most:
+            note(f"the first {most}; --limit shows more")
+        elif looked_at >= _MOST_EVENTS:
+            note(f"looked through the first {looked_at:,} times; a worker's name or a shorter --for looks at fewer")
 
     async def show_all(self, db: Database, ahead: Ahead, *, as_json: bool) -> None:
         async def pages() -> AsyncIterator[list[dict[str, Any]]]:

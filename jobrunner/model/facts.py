@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from jobrunner.model.run import Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from jobrunner.model.worker import WorkerConfig, WorkerState
 
@@ -26,6 +26,9 @@ class Gate(StrEnum):
     DUE = "due"
     HANDLER = "handler"
     MAX_RUNNING = "max_running"
+    KEY = "key"
+    RATE = "rate"
+    LIMITS = "limits"
     DEPENDENCIES = "dependencies"
     BLOCKS = "blocks"
     SLOT = "slot"
@@ -41,6 +44,8 @@ class ActiveRun:
     node_id: str
     started_at: datetime
     trigger: Trigger = Trigger.MANUAL
+    limit_key: str | None = None
+    key_slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,50 @@ class Candidate:
     attempt: int = 1
     is_forced: bool = False
     has_started_before: bool = False
+    limit_key: str | None = None
 
     @property
     def order(self) -> tuple[int, datetime, int, str]:
         """Sort key of starting order; firings, which have no row yet, come after the runs of the same time, by name."""
         return (-self.priority, self.due_at, 2**63 if self.id is None else self.id, self.worker)
+
+
+NO_STARTS = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a rate's window holds: how many starts, at most as many as the rate allows.
+
+    `opens_at`: when one more may start, if it is full.
+    """
+
+    used: int = 0
+    opens_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFacts:
+    """What is known of one key among a worker's runs.
+
+    `window` is that of `rate_per_key`. `first`, of a worker that is ordered: the oldest of its waiting runs that are
+    due or have been tried. `last_started_at`, of one that is fair: when one of its runs last started.
+    """
+
+    window: Window = Window()
+    first: int | None = None
+    last_started_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitFacts:
+    """A limit that workers share: what it allows, the runs that hold it, and what its rate's window holds."""
+
+    name: str
+    max_running: int | None = None
+    rate: str | None = None
+    active: tuple[ActiveRun, ...] = ()
+    window: Window = Window()
 
 
 MOST_LATER = 100
@@ -92,16 +136,23 @@ class WorkerFacts:
     scheduled_run: int | None = None  # the live run that came from the schedule or loop
     revision: int = 0  # raised by every change of the definition, of relations and of switches
     problem: str | None = None  # what of its rows cannot be read or used; nothing of it starts meanwhile
+    window: Window = Window()  # of its rate
+    keys: Mapping[str, KeyFacts] = field(default_factory=dict)  # of those that its runs have
     later: Later | None = None  # what waits for its time: read for those who ask why, never for a tick
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A snapshot: the workers concerned and everything they are related to."""
+    """A snapshot: the workers concerned and everything they are related to.
+
+    `limits` are those that the workers share. `rated_at` is the time by which rates were read: the database's.
+    """
 
     now: datetime
     workers: Mapping[str, WorkerFacts]
     free_slots: int
+    limits: Mapping[str, LimitFacts] = field(default_factory=dict)
+    rated_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +163,8 @@ class Start:
     run_id: int | None
     slot: int
     is_probe: bool
+    key_slot: int | None = None
+    limit_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

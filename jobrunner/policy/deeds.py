@@ -26,6 +26,12 @@ class Deed:
     before: str
     after: str = ""
 
+    def told(self, worker: str | None) -> str:
+        """Return it as a sentence without a subject; a deed that is of no worker says so by itself."""
+        if worker is None:
+            return f"{self.before.removesuffix(' of')}{self.after}"
+        return f"{self.before} {worker}{self.after}"
+
 
 _PLAIN = {
     "enable": "enabled",
@@ -82,7 +88,8 @@ def _fields(said: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    text = "nothing" if value is None else str(whole)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 

@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 GAP = "…"
 """What stands for whatever differs."""
 LONGEST_READ, LONGEST_SHOWN = 1000, 200
 """So much of a message's first line is looked at, and so much of what it is made into is kept. In characters."""
+
+MOST_NAMED = 5
+"""So many workers are named in a filter."""
 
 # One after the other: one pattern of them all takes twice as long.
 _DIFFERS = (
@@ -54,14 +61,16 @@ def _settled(line: str) -> str:
         line = made
 
 
-def filter_of(worker: str, error_type: str | None, normalised: str) -> str:
-    """Return the filter (`policy.filters`) of the open letters of one group, or of little more than those.
+def filter_of(workers: Sequence[str], error_type: str | None, normalised: str) -> str:
+    """Return the filter (`policy.filters`) of the open letters of one error, or of little more than those.
 
-    A filter looks for one piece of text in `type: message`: that is the longest that has no gap.
+    Of more than `MOST_NAMED` workers none is named: then it is of all that have the error. A filter looks for one piece
+    of text in `type: message`: that is the longest that has no gap.
     """
     head = f"{error_type}: " if error_type is not None else ""
     pieces = [piece for piece in _printable(head + normalised).split(GAP) if piece.strip()]
-    terms = [f"worker:{worker}", "status:open"]
+    terms = [f"worker:{','.join(workers)}"] if len(workers) <= MOST_NAMED else []
+    terms.append("status:open")
     if pieces:
         terms.append(f'error:"{_quoted(max(pieces, key=len))}"')
     return " ".join(terms)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.model.facts import Gate
 from jobrunner.model.worker import CircuitState, WorkerExecutionMode
+from jobrunner.policy.limit_gates import goes_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,11 +36,13 @@ MOST_STUCK = 1000
 MOST_FIRED = 1000
 """In one turn: of 1,000 due at the same moment the last is 25 ms late on PostgreSQL, and 150 ms in turns of 100."""
 
-JUDGED_BY_A_TURN = frozenset({Gate.DUE, Gate.MAX_RUNNING, Gate.SLOT})
+JUDGED_BY_A_TURN = frozenset({Gate.DUE, Gate.MAX_RUNNING, Gate.RATE, Gate.SLOT})
 STAYS_OPEN: Mapping[Gate, Callable[[WorkerFacts], bool]] = {
     Gate.ENABLED: lambda worker: worker.state.is_enabled and worker.state.circuit_state is CircuitState.CLOSED,
     Gate.PAUSED: lambda worker: worker.state.paused_until is None,
     Gate.HANDLER: lambda worker: worker.has_handler and worker.problem is None,
+    Gate.KEY: lambda worker: not is_beyond_turns(worker.config),  # `max_running_per_key` a turn judges
+    Gate.LIMITS: lambda worker: not worker.config.limits,
     Gate.DEPENDENCIES: lambda worker: not worker.config.depends_on,
     Gate.BLOCKS: lambda worker: not worker.counterparts,
 }
@@ -86,6 +89,22 @@ class Eligible:
         return Eligible(configs, revisions, self.stuck)
 
 
+def is_beyond_turns(config: WorkerConfig) -> bool:
+    """Say whether no turn judges the worker's keys: their order, their turns, or their rates."""
+    return config.ordered or config.fair or config.rate_per_key is not None
+
+
+def most_of_a_key(config: WorkerConfig) -> int | None:
+    """Return how many runs of one key a turn may have active at once; None: it matters to none which key a run has."""
+    return config.max_running_per_key if config.limit_key is not None else None
+
+
+def is_passed_by(worker: WorkerFacts) -> bool:
+    """Say whether a worker that has just given runs may wait for the next look: its limits alone are beyond turns."""
+    is_else_open = all(is_open(worker) for gate, is_open in STAYS_OPEN.items() if gate not in {Gate.KEY, Gate.LIMITS})
+    return worker.state.missed_from is None and is_else_open
+
+
 def is_unhindered(worker: WorkerFacts) -> bool:
     """Say whether a worker is eligible but for its schedule, which may be due."""
     return worker.state.missed_from is None and all(is_open(worker) for is_open in STAYS_OPEN.values())
@@ -95,14 +114,17 @@ def find_eligible(facts: Facts, started: set[str]) -> Eligible | None:
     """Return the workers of `facts` that may take the fast path, or None when the next tick must go the long way.
 
     `started` are the workers that gave runs at this tick. One of them that is not eligible, and was not merely fired,
-    keeps all on the long way.
+    keeps all on the long way. But if its limits alone are why, it waits for the next look where others are eligible.
     """
     unhindered = {name for name, worker in facts.workers.items() if is_unhindered(worker)}
     eligible = {
         name: facts.workers[name] for name in unhindered if not _is_schedule_due(facts.workers[name], facts.now)
     }
     fired = {name for name in started & unhindered if not facts.workers[name].waiting}
-    if len(eligible) > MOST_ELIGIBLE or started - eligible.keys() - fired:
+    beyond = started - eligible.keys() - fired
+    if any(worker.waiting for worker in eligible.values()):
+        beyond = {name for name in beyond if not is_passed_by(facts.workers[name])}
+    if len(eligible) > MOST_ELIGIBLE or beyond:
         return None
     due = {name for name, worker in facts.workers.items() if worker.waiting or _is_schedule_due(worker, facts.now)}
     stuck = due - eligible.keys() - fired
@@ -121,7 +143,8 @@ def find_planned(facts: Facts, after: Mapping[str, WorkerState]) -> tuple[Planne
     for name, state in after.items():
         worker = facts.workers[name]
         is_scheduled = worker.config.execution_mode is WorkerExecutionMode.SCHEDULED
-        if is_scheduled and state.next_run_at is not None and is_unhindered(worker):
+        is_limited = worker.config.rate is not None or goes_by_key(worker.config)
+        if is_scheduled and state.next_run_at is not None and is_unhindered(worker) and not is_limited:
             found.append(Planned(worker.config, worker.revision, state))
     return tuple(found)
 

@@ -157,6 +157,17 @@ def _terms(text: str, kind: str) -> Iterable[tuple[str, str]]:
             place += 1
 
 
+def split_terms(text: str) -> list[str]:
+    """Return the terms of a filter as they stand in it; none of a text that cannot be read."""
+    place, found, rest = 0, [], text.strip()
+    while term := _TERM.match(rest, place):
+        found.append(term[0])
+        place = term.end()
+        while place < len(rest) and rest[place].isspace():
+            place += 1
+    return found if place == len(rest) else []
+
+
 def _path(key: str) -> tuple[str, ...]:
     parts = tuple(key[len(_PAYLOAD) :].split("."))
     if "" in parts:

@@ -12,28 +12,31 @@ import heapq
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.facts import ActiveRun, Facts, Gate, Verdict, WorkerFacts
 from jobrunner.model.run import FROM_SCHEDULE, EndsRun, Outcome, OutcomeKind, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerExecutionMode
 from jobrunner.policy import schedule as schedules
+from jobrunner.policy.due_queue import DueQueue, Order
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.expected import expected_end
 from jobrunner.policy.firing import Fired, after_starts, fire
-from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.gates import candidates_of, decide_starts
+from jobrunner.policy.ties import related, tied_groups
 from jobrunner.policy.transitions import after_end
-from jobrunner.policy.verdicts import explain_due
+from jobrunner.policy.verdicts import first_shut_due
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Iterable, Mapping
 
-    from jobrunner.model.facts import Start
+    from jobrunner.model.facts import Candidate, Start
     from jobrunner.model.worker import WorkerState
 
 MOST_PLAYED = 10_000
 """So many starts are played at most."""
-_LATE = timedelta(seconds=1)
+LATE = timedelta(seconds=1)
+"""What starts so much later than it is due, or more, is late: why is said then."""
 _NODE = "forecast"
 _FIRST_ID = 2**62  # of the runs that the play makes
 
@@ -123,16 +126,18 @@ class _Play:
         self._last_id = _FIRST_ID
         self._agenda: list[tuple[datetime, str]] = []
         self._touched = set(workers)  # something has happened since they were judged
-        self._all_due: set[str] = set()
+        self._has_freed = False  # or a slot has become free, so that all may be judged otherwise
+        self._queue = DueQueue()
+        self._unexplained: set[str] = set()  # due, and nobody has said yet why it did not start
         self._parts: dict[str, _Part] = {}
         self._overdue = {
             name: worker.state.next_run_at
             for name, worker in workers.items()
             if worker.state.next_run_at is not None and worker.state.next_run_at <= now
         }
-        tied = _tied(workers)
+        tied = tied_groups(workers)
         for name, worker in workers.items():
-            part = _Part(_as_played(worker, now), usual.get(name), _related(name, workers), tied[name])
+            part = _Part(_as_played(worker, now), usual.get(name), related(name, workers), tied[name])
             self._parts[name] = part
             part.ends = {run.id: expected_end(worker, run.started_at, part.usual, now) for run in worker.active}
             self._plan(name)
@@ -144,6 +149,7 @@ class _Play:
                 continue
             self._note_why()
             self._touched.clear()
+            self._has_freed = False
             moment = self._next_moment()
             if moment is None or moment > until:
                 return self._forecast(until)
@@ -172,7 +178,9 @@ class _Play:
         ahead += part.ends.values()
         if ahead:
             heapq.heappush(self._agenda, (min(ahead), name))
-        (self._all_due.add if _is_due(part.facts, self._now) else self._all_due.discard)(name)
+        due = [each.order for each in candidates_of(part.facts) if each.due_at <= self._now]
+        is_told = not self._queue.put(name, due, part.tied) or _is_explained(part, self._now)
+        (self._unexplained.discard if is_told else self._unexplained.add)(name)
         self._touched.update(part.tied)
 
     def _next_moment(self) -> datetime | None:
@@ -197,54 +205,58 @@ class _Play:
                 part.facts = _ended(part.facts, run_id, self._now)
             self._plan(name)
         if is_full and self._active < self._slots:  # whoever waited for a slot
-            self._touched |= self._all_due
+            self._has_freed = True
 
-    def _facts(self, names: Collection[str]) -> Facts:
+    def _facts(self, names: Iterable[str]) -> Facts:
         around = frozenset[str]().union(*(self._parts[name].related for name in names))
         free = max(self._slots - self._active, 0)
         return Facts(self._now, {name: self._parts[name].facts for name in around}, free)
 
-    def _due(self) -> set[str]:
-        """Return the workers of which something is due, and that may be judged otherwise than before."""
-        return self._all_due & self._touched
-
     def _start(self) -> bool:
         """Start what may start; say whether anything has changed, be it only that a time was passed over."""
-        due = self._due()
-        starts = decide_starts(self._facts(due)) if due else []
+        free = self._slots - self._active
+        if free <= 0:
+            return False
+        due = self._queue.open(None if self._has_freed else self._touched)
+        starts = self._queue.decide(due, free, lambda names: decide_starts(self._facts(names)), self._place)
         for start in starts:
             self._played += 1
             self._start_one(start)
         return bool(starts)
 
+    def _place(self, start: Start) -> Order:
+        worker = self._parts[start.worker].facts
+        return next(each.order for each in candidates_of(worker) if each.id == start.run_id)
+
     def _start_one(self, start: Start) -> None:
         part = self._parts[start.worker]
         worker = part.facts
-        run_id, trigger, begins = start.run_id, Trigger.MANUAL, True
+        run_id, trigger, begins, state = start.run_id, Trigger.MANUAL, True, worker.state
+        changed: dict[str, Any]
         if run_id is None:
             fired = fire(worker.config, worker.state, self._now)
             self._note_passed(start.worker, fired)
-            worker = replace(worker, state=fired.state)
+            state = fired.state
             if fired.trigger is None or fired.scheduled_for is None:
-                part.facts = worker
+                part.facts = replace(worker, state=state)
                 part.why.pop(None, None)
                 self._plan(start.worker)
                 return
             self._last_id += 1
             run_id, trigger = self._last_id, fired.trigger
-            worker = replace(worker, scheduled_run=run_id)
+            changed = {"scheduled_run": run_id}
             self._note_firing(part.facts.state, fired.scheduled_for, part.why.pop(None, None))
         else:
             run = next(each for each in worker.waiting if each.id == run_id)
-            worker = replace(worker, waiting=tuple(each for each in worker.waiting if each.id != run_id))
-            worker = replace(worker, waiting_retry=_first_retry(worker))
+            waiting = tuple(each for each in worker.waiting if each.id != run_id)
+            changed = {"waiting": waiting, "waiting_retry": _first_retry(waiting)}
             trigger = Trigger.SCHEDULE if worker.scheduled_run == run_id else trigger
             begins = not run.has_started_before
             self._note_start(start.worker, run_id, run.due_at, part.why.pop(run_id, None))
         probe = run_id if start.is_probe else None
-        state = after_starts(worker.state, worker.state.last_fence + 1, self._now if begins else None, probe)
+        state = after_starts(state, state.last_fence + 1, self._now if begins else None, probe)
         active = ActiveRun(run_id, start.worker, start.slot, _NODE, self._now, trigger)
-        part.facts = replace(worker, state=state, active=(*worker.active, active))
+        part.facts = replace(worker, state=state, active=(*worker.active, active), **changed)
         self._active += 1
         part.ends[run_id] = self._now + (part.usual or timedelta())
         self._plan(start.worker)
@@ -261,10 +273,10 @@ class _Play:
             self._listed.setdefault((name, self._overdue[name]), self._found[name, due_at])
 
     def _note_start(self, name: str, key: datetime | int, due_at: datetime, why: str | None) -> None:
-        self._found[name, key] = Expected(self._now, why if self._now - due_at >= _LATE else None)
+        self._found[name, key] = Expected(self._now, why if self._now - due_at >= LATE else None)
 
     def _note_passed(self, name: str, fired: Fired) -> None:
-        schedule = schedules.usable_schedule(self._parts[name].facts.config)
+        schedule = schedules.usable_schedule(self._parts[name].facts.config) if fired.missed else None
         for missed in fired.missed if schedule is not None else ():
             assert schedule is not None  # noqa: S101 - the loop's condition, for the type checker
             times = chain([missed.first], schedules.occurrences(schedule, missed.first, missed.last))
@@ -273,15 +285,15 @@ class _Play:
 
     def _note_why(self) -> None:
         """Note of what is due and could not start why that is, the first time that it could not."""
-        new = {name for name in self._due() if not _is_explained(self._parts[name], self._now)}
+        new = self._unexplained if self._has_freed else self._unexplained & self._touched
         if not new:
             return
-        for name, verdicts in explain_due(self._facts(new), new).items():
+        for name, shut in first_shut_due(self._facts(new), new).items():
             part = self._parts[name]
-            shut = next((verdict for verdict in verdicts if not verdict.is_open), None)
             said = "waits" if shut is None else self._show(part, shut)
             for run_id in _due_ids(part.facts, self._now):
                 part.why.setdefault(run_id, said)
+            self._unexplained.discard(name)
 
     def _show(self, part: _Part, shut: Verdict) -> str:
         """Say what is waited for, with how long that usually takes."""
@@ -321,37 +333,6 @@ def _as_played(worker: WorkerFacts, now: datetime) -> WorkerFacts:
     return worker
 
 
-def _related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:
-    """Return the worker and all that its dependencies and blocks lead to."""
-    found, to_visit = {name}, [name]
-    while to_visit:
-        worker = workers[to_visit.pop()]
-        new = {edge.depends_on for edge in worker.config.depends_on} | set(worker.counterparts)
-        to_visit += new - found
-        found |= new
-    return frozenset(found)
-
-
-def _tied(workers: Mapping[str, WorkerFacts]) -> dict[str, frozenset[str]]:
-    """Return for each worker all that are connected with it, in any direction."""
-    near: dict[str, set[str]] = {name: set(worker.counterparts) for name, worker in workers.items()}
-    for name, worker in workers.items():
-        for edge in worker.config.depends_on:
-            near[name].add(edge.depends_on)
-            near[edge.depends_on].add(name)
-    found: dict[str, frozenset[str]] = {}
-    for name in workers:
-        if name in found:
-            continue
-        group, to_visit = {name}, [name]
-        while to_visit:
-            new = near[to_visit.pop()] - group
-            group |= new
-            to_visit += new
-        found |= dict.fromkeys(group, frozenset(group))
-    return found
-
-
 def _due_ids(worker: WorkerFacts, now: datetime) -> list[int | None]:
     """Return the ids of the runs that are due, and None if its schedule is."""
     found: list[int | None] = [run.id for run in worker.waiting if run.due_at <= now]
@@ -359,17 +340,12 @@ def _due_ids(worker: WorkerFacts, now: datetime) -> list[int | None]:
     return [*found, None] if next_run_at is not None and next_run_at <= now else found
 
 
-def _is_due(worker: WorkerFacts, now: datetime) -> bool:
-    next_run_at = worker.state.next_run_at
-    return (next_run_at is not None and next_run_at <= now) or any(run.due_at <= now for run in worker.waiting)
-
-
 def _is_explained(part: _Part, now: datetime) -> bool:
     return all(run_id in part.why for run_id in _due_ids(part.facts, now))
 
 
-def _first_retry(worker: WorkerFacts) -> datetime | None:
-    return min((run.due_at for run in worker.waiting if run.attempt > 1), default=None)
+def _first_retry(waiting: tuple[Candidate, ...]) -> datetime | None:
+    return min((run.due_at for run in waiting if run.attempt > 1), default=None)
 
 
 def _ended(worker: WorkerFacts, run_id: int, now: datetime) -> WorkerFacts:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Facts, Gate, Start, WorkerFacts
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
+from jobrunner.policy.limit_gates import Limits, starting_order
+from jobrunner.policy.limit_options import limit_key_of
 from jobrunner.policy.missed import show_pause, why_disabled
 from jobrunner.policy.words import counted, first_line, show_time
 
@@ -42,6 +44,10 @@ class View:
     held_by: dict[str, Candidate] = field(default_factory=dict)
     can_start: dict[str, bool] = field(default_factory=dict)  # `could_start` since the last decision
     free_slots: int = 0
+    limits: Limits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = Limits(self.facts)
 
     @classmethod
     def of(cls, facts: Facts) -> View:
@@ -70,7 +76,7 @@ class View:
         is_probe = _would_probe(self, candidate)
         if is_probe:
             self.probing.add(name)
-        return Start(name, candidate.id, slot, is_probe)
+        return Start(name, candidate.id, slot, is_probe, self.limits.start(candidate), candidate.limit_key)
 
 
 def _would_probe(view: View, candidate: Candidate) -> bool:
@@ -290,11 +296,14 @@ GATES: tuple[tuple[Gate, Callable[[View, Candidate], str | None]], ...] = (
     (Gate.DUE, _due),
     (Gate.HANDLER, _handler),
     (Gate.MAX_RUNNING, _max_running),
+    (Gate.KEY, lambda view, candidate: view.limits.key_shut(candidate)),
+    (Gate.RATE, lambda view, candidate: view.limits.rate_shut(candidate)),
+    (Gate.LIMITS, lambda view, candidate: view.limits.shared_shut(candidate)),
     (Gate.DEPENDENCIES, _dependencies),
     (Gate.BLOCKS, _blocks),
     (Gate.SLOT, _slot),
 )
-OPENED_BY_FORCE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES})
+OPENED_BY_FORCE = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.RATE, Gate.DEPENDENCIES})
 PROBE_PASSES = "the circuit lets its probe through"
 _NO_SLOT = frozenset({Gate.SLOT})
 _ELSEWHERE = frozenset({Gate.SLOT, Gate.HANDLER})
@@ -337,7 +346,8 @@ def candidates_of(worker: WorkerFacts) -> Iterator[Candidate]:
     yield from worker.waiting
     next_run_at = worker.state.next_run_at
     if next_run_at is not None:
-        yield Candidate(worker.config.name, None, int(worker.config.priority), next_run_at)
+        key = limit_key_of(worker.config)
+        yield Candidate(worker.config.name, None, int(worker.config.priority), next_run_at, limit_key=key)
 
 
 def decide_starts(facts: Facts) -> list[Start]:
@@ -354,8 +364,9 @@ def walk(
     """
     now = view.facts.now
     due = [c for worker in view.facts.workers.values() for c in candidates_of(worker) if c.due_at <= now]
-    for candidate in sorted(due, key=lambda candidate: candidate.order):
-        if until is not None and candidate.order >= until.order:
+    place = starting_order(view.facts, due)
+    for candidate in sorted(due, key=place):
+        if until is not None and place(candidate) >= place(until):
             return
         if look is not None:
             look(candidate)

@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from jobrunner.errors import InvalidSetting
+from jobrunner.model.facts import Window
 from jobrunner.policy.durations import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from jobrunner.model.worker import WorkerConfig
@@ -76,25 +76,22 @@ def rate_of(text: str | None, *, smooth: bool = False) -> Rate | None:
     return Rate(1, rate.seconds / rate.count) if smooth else rate
 
 
+def unreadable_rate(config: WorkerConfig) -> str | None:
+    """Say which of a worker's rates cannot be read, as none that was registered is; None if there is none."""
+    for field in ("rate", "rate_per_key"):
+        text = getattr(config, field)
+        if text is not None and rate_of(text) is None:
+            return f"its {field} {text!r} is no rate such as 100/1m"
+    return None
+
+
 def rates_of(config: WorkerConfig) -> tuple[Rate | None, Rate | None]:
     """Return a worker's rate, and its rate per key."""
     return rate_of(config.rate, smooth=config.smooth), rate_of(config.rate_per_key, smooth=config.smooth)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What a rate's window holds: the starts in it, as far as they count.
-
-    `used`: how many, at most as many as the rate allows; `opens_at`: when one more may start if it is full.
-    """
-
-    used: int = 0
-    opens_at: datetime | None = None
-
-
-def window_of(rate: Rate, starts: Sequence[datetime], now: datetime) -> Window:
-    """Judge a window by the newest `rate.count` starts, the newest first; more of them do no harm."""
-    counted = [at for at in starts[: rate.count] if at + rate.window > now]
-    if len(counted) < rate.count:
-        return Window(len(counted))
-    return Window(rate.count, counted[-1] + rate.window)
+def window_of(rate: Rate, count: int, oldest: datetime | None) -> Window:
+    """Return what a window holds: `count` starts in it, of which `oldest` is the last that the rate counts."""
+    if count < rate.count or oldest is None:
+        return Window(count)
+    return Window(rate.count, oldest + rate.window)

@@ -8,7 +8,7 @@ opens by itself (not due, running, no slot).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jobrunner.model.facts import Candidate, Facts, Gate, Verdict, WorkerFacts
 from jobrunner.policy.gates import (
@@ -21,12 +21,15 @@ from jobrunner.policy.gates import (
     stays_unmet,
     walk,
 )
+from jobrunner.policy.limit_gates import starting_order
 from jobrunner.policy.schedule import schedule_problem
 from jobrunner.policy.words import show_time
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
+
+T = TypeVar("T")
 
 _LASTING = frozenset({Gate.ENABLED, Gate.PAUSED, Gate.HANDLER})
 
@@ -53,6 +56,19 @@ def explain(facts: Facts, name: str) -> tuple[Candidate | None, list[Verdict]]:
 
 def explain_due(facts: Facts, names: Collection[str]) -> dict[str, list[Verdict]]:
     """Judge those of `names` that have something due as `explain` does, all in one pass."""
+    return _judge_due(facts, names, _verdicts)
+
+
+def first_shut_due(facts: Facts, names: Collection[str]) -> dict[str, Verdict | None]:
+    """Return the first shut gate of each that `explain_due` would judge; None where all are open."""
+
+    def judge(view: View, name: str, chosen: Candidate) -> Verdict | None:
+        return next((verdict for verdict in _judged(view, name, chosen, is_shut_only=True)), None)
+
+    return _judge_due(facts, names, judge)
+
+
+def _judge_due(facts: Facts, names: Collection[str], judge: Callable[[View, str, Candidate], T]) -> dict[str, T]:
     view = View.of(facts)
     starting = _starting(facts)
     chosen: dict[str, Candidate] = {}
@@ -60,15 +76,15 @@ def explain_due(facts: Facts, names: Collection[str]) -> dict[str, list[Verdict]
         first = _choose(facts, facts.workers[name], starting)
         if first is not None and first.due_at <= facts.now:
             chosen[name] = first
-    found: dict[str, list[Verdict]] = {}
+    found: dict[str, T] = {}
 
     def look(candidate: Candidate) -> None:
         if candidate == chosen.get(candidate.worker):
-            found[candidate.worker] = _verdicts(view, candidate.worker, candidate)
+            found[candidate.worker] = judge(view, candidate.worker, candidate)
 
     for _ in walk(view, look=look):
         pass
-    return found | {name: _verdicts(view, name, first) for name, first in chosen.items() if name not in found}
+    return found | {name: judge(view, name, first) for name, first in chosen.items() if name not in found}
 
 
 def why_not(facts: Facts, candidate: Candidate) -> Verdict | None:
@@ -96,12 +112,15 @@ def show_overdue(name: str, since: datetime, timezone: str) -> str:
 
 
 def _starting(facts: Facts) -> set[tuple[str, int | None]]:
+    if facts.free_slots <= 0:
+        return set()
     return {(start.worker, start.run_id) for start in decide_starts(facts)}
 
 
 def _choose(facts: Facts, worker: WorkerFacts, starting: set[tuple[str, int | None]]) -> Candidate | None:
     """Choose whom to explain: what the next pass starts, else the first that is due, else the first to be."""
-    mine = sorted(candidates_of(worker), key=lambda candidate: candidate.order)
+    mine = list(candidates_of(worker))
+    mine.sort(key=starting_order(facts, [candidate for candidate in mine if candidate.due_at <= facts.now]))
     for candidate in mine:
         if (candidate.worker, candidate.id) in starting:
             return candidate
@@ -115,22 +134,26 @@ def _choose(facts: Facts, worker: WorkerFacts, starting: set[tuple[str, int | No
 
 
 def _verdicts(view: View, name: str, chosen: Candidate | None) -> list[Verdict]:
+    return list(_judged(view, name, chosen))
+
+
+def _judged(view: View, name: str, chosen: Candidate | None, *, is_shut_only: bool = False) -> Iterator[Verdict]:
     # With nothing waiting and no schedule, the other gates are judged for a run that would be due now.
     worker = view.worker(name)
     candidate = chosen or Candidate(name, None, int(worker.config.priority), view.facts.now)
-    verdicts = []
     for gate, judge in GATES:
         reason = judge(view, candidate)
         if gate is Gate.DUE and chosen is None:
             reason = schedule_problem(worker.config) or "nothing is waiting: no trigger, and no next time"
         if reason is None:
-            verdicts.append(Verdict(gate, is_open=True, reason=_open_reason(view, gate, candidate)))
+            if not is_shut_only:
+                yield Verdict(gate, is_open=True, reason=_open_reason(view, gate, candidate))
         elif candidate.is_forced and gate in OPENED_BY_FORCE:
-            verdicts.append(Verdict(gate, is_open=True, reason=f"forced, although {reason}", is_forced=True))
+            if not is_shut_only:
+                yield Verdict(gate, is_open=True, reason=f"forced, although {reason}", is_forced=True)
         else:
             is_lasting = gate in _LASTING or (gate is Gate.DUE and chosen is None) or _lasts(view, gate, worker)
-            verdicts.append(Verdict(gate, is_open=False, reason=reason, is_lasting=is_lasting))
-    return verdicts
+            yield Verdict(gate, is_open=False, reason=reason, is_lasting=is_lasting)
 
 
 def _lasts(view: View, gate: Gate, worker: WorkerFacts) -> bool:
@@ -141,6 +164,9 @@ def _lasts(view: View, gate: Gate, worker: WorkerFacts) -> bool:
 def _open_reason(view: View, gate: Gate, candidate: Candidate) -> str:
     worker = view.worker(candidate.worker)
     what = "its schedule" if candidate.id is None else f"run {candidate.id}"
+    limits = {Gate.KEY: view.limits.key_open, Gate.RATE: view.limits.rate_open, Gate.LIMITS: view.limits.shared_open}
+    if gate in limits:
+        return limits[gate](candidate)
     texts = {
         Gate.ENABLED: "enabled" if worker.state.is_enabled else PROBE_PASSES,
         Gate.PAUSED: "not paused",

@@ -19,6 +19,7 @@ from jobrunner.runtime.alerting import Alerting
 from jobrunner.runtime.aside import SetAside
 from jobrunner.runtime.attempt import StopReason
 from jobrunner.runtime.blockers import LoopWatch
+from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.executors.code import LONGEST_GRACE_SECONDS
 from jobrunner.runtime.executors.launcher import Launcher
 from jobrunner.runtime.heartbeat import Heartbeat, Hooks, posting
@@ -215,7 +216,8 @@ class Node:
         return Claimer(self.identity.id, self._here())
 
     def _here(self) -> Here:
-        return Here(frozenset(self._handlers), self._settings.allow_commands)
+        asks_time = not self.db.is_sqlite and isinstance(self._clock, SystemClock)
+        return Here(frozenset(self._handlers), self._settings.allow_commands, asks_time)
 
     def _new_heartbeat(self) -> Heartbeat:
         post, settings = partial(posting, self.loop), self._settings

@@ -17,13 +17,14 @@ from jobrunner.policy.arguments import check_actor, check_id, check_limit, check
 from jobrunner.policy.filters import OUTCOMES
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.moments import read_aware, read_length, read_span
+from jobrunner.runtime.reasons import with_reason
 from jobrunner.runtime.requests import read_request
 from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
-from jobrunner.storage.workers import operations
+from jobrunner.storage.workers import operations, switching
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -174,15 +175,14 @@ class Operator(Triggers):
         who = check_actor("actor", actor)
         await self._change(lambda db: dead_letters.discard(db, chosen, self._clock.now(), who))
 
-    async def enable_worker(self, name: str, *, actor: str = API) -> WorkerState:
-        """Enable a worker, zero its streak and close its circuit.
+    async def enable_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
+        """Enable a worker, zero its streak and close its circuit; the audit log keeps the reason.
 
         Raises:
             WorkerNotFound: the database knows no such worker.
             InvalidSetting: an argument cannot be used.
         """
-        who = _checked(name, actor)
-        return await self._change(lambda db: operations.enable(db, name, self._clock.now(), who))
+        return await self._turn_back(switching.enabling(), name, reason, actor)
 
     async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
         """Disable a worker: no claim commits after this has. Raises as `enable_worker`."""
@@ -214,10 +214,14 @@ class Operator(Triggers):
         end = switches.end_of_pause(now, seconds, None if until is None else read_aware("until", until))
         return await self._change(lambda db: operations.pause(db, name, now, who, end, reason, is_length=is_length))
 
-    async def resume_worker(self, name: str, *, actor: str = API) -> WorkerState:
-        """End a worker's pause now. Raises as `enable_worker`."""
+    async def resume_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
+        """End a worker's pause now; the audit log keeps the reason. Raises as `enable_worker`."""
+        return await self._turn_back(switching.resuming(), name, reason, actor)
+
+    async def _turn_back(self, switch: switching.Switch, name: str, reason: str | None, actor: str) -> WorkerState:
         who = _checked(name, actor)
-        return await self._change(lambda db: operations.resume(db, name, self._clock.now(), who))
+        turn = with_reason(switch, check_reason(reason))
+        return await self._change(lambda db: switching.switch_one(db, name, self._clock.now(), who, turn))
 
     async def set_override(self, name: str, *, actor: str = API, **values: Any) -> WorkerConfig:
         """Lay values over a worker's definition, which no deploy undoes; return the definition that holds now.

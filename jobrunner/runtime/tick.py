@@ -74,7 +74,7 @@ class Ticker:
         self._claimer = claimer
         self._recorder = recorder
         self._outbox = recorder.outbox
-        self._fast_path = open_fast_path(db)
+        self._fast_path = open_fast_path(db, asks_time=claimer.here.asks_time)
         if self._fast_path is not None:
             self._outbox.keep_simple(self.wake)
         self._tick_interval = tick_interval

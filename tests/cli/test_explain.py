@@ -185,3 +185,13 @@ def test_of_a_disabled_worker_it_says_what_enabling_leads_to(cli):
     assert "once enabled: It stays paused, if its pause is not over. No live node has its code" in said
     cli.ok("admin", "enable", "nightly")
     assert "once enabled" not in " ".join(cli.ok("explain", "nightly").lines)
+
+
+def test_of_a_disabled_worker_it_says_when_enabling_would_let_it_run(cli):
+    cli.register(scheduled("nightly", cron="0 3 * * *"))
+    cli.join("nightly")
+    cli.ok("admin", "disable", "nightly")
+    said = " ".join(cli.ok("explain", "nightly").lines)
+    cli.ok("admin", "enable", "nightly")
+    (row,) = [row for row in cli.rows("worker_state") if row["worker"] == "nightly"]
+    assert f"It runs at the next time of its schedule, {row['next_run_at']:%Y-%m-%d %H:%M:%S} UTC; " in said

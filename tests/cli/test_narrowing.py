@@ -55,6 +55,25 @@ def test_several_outcomes_come_in_pages_each_row_once(told, monkeypatch):
     assert told("--since", "6h", "--until", "90m") == [4, 3, 2, 1]
 
 
+def test_history_begins_at_the_old_end_of_what_fits_when_it_is_asked_to(cli, told):
+    assert told("--oldest-first") == [1, 2, 3, 4, 5, 6]
+    assert told("--oldest-first", "--limit", "2") == [1, 2]
+    assert told("--oldest-first", "--since", "4h30m", "--until", "90m") == [2, 3, 4]
+    assert told("--oldest-first", "--outcome", "failed", "--outcome", "exhausted") == [2, 3, 4, 5]
+    assert told("--oldest-first", "fetch", "--since", "210m") == [3, 6]
+    assert told("--oldest-first", "worker:m*", "outcome:failed,lost") == [4, 5]
+    assert told("--oldest-first", "--run", "4") == [4]
+    shown = cli.ok("history", "--oldest-first", "--limit", "2")
+    assert [line.split()[1] for line in shown.lines[1:]] == ["1", "2"]
+    assert shown.err == "the oldest 2; --limit shows more\n"
+
+
+def test_all_of_history_comes_in_pages_from_the_old_end(cli, told, monkeypatch):
+    monkeypatch.setattr("jobrunner.cli.searching._PAGE_ROWS", 2)
+    assert told("--oldest-first") == [1, 2, 3, 4, 5, 6]
+    assert told("--oldest-first", "--since", "6h", "--until", "90m") == [1, 2, 3, 4]
+
+
 def test_history_takes_its_worker_either_way(cli, told):
     assert told("--worker", "mail") == told("mail") == told("mail", "--worker", "mail") == [5, 4]
     assert "two workers are given, 'mail' and 'fetch'" in cli.refused(2, "history", "mail", "--worker", "fetch")
@@ -108,6 +127,35 @@ def test_the_audit_log_is_narrowed(cli):
     assert actions("--since", "3d", "--worker", "mail") == ["set", "pause"]
     assert cli.ok("admin", "audit", "--actor", "an").out == "nothing decided that fits\n"
     assert "--action: 'sleep' is none of enable, disable" in cli.refused(2, "admin", "audit", "--action", "sleep")
+
+
+def test_the_audit_log_is_told_in_words_and_written_to_programs_as_it_is(cli):
+    cli.ok("admin", "set", "fetch", "interval_seconds=30", "--actor", "ann")
+    cli.ok("admin", "pause", "mail", "--reason", "their maintenance", "--actor", "bob")
+    newest, other = cli.ok("admin", "audit", "--limit", "2").lines[1:]
+    assert newest.endswith("paused mail until it is resumed: their maintenance")
+    assert other.endswith("changed fetch: interval_seconds from 60 to 30")
+    (row,) = cli("admin", "audit", "fetch", "--json").json
+    assert row["detail"] == {"old": {"interval_seconds": 60.0}, "new": {"interval_seconds": 30.0}}
+
+
+def test_why_a_worker_was_enabled_or_resumed_is_in_the_audit_log(cli):
+    cli.ok("admin", "disable", "fetch")
+    cli.ok("admin", "enable", "fetch", "--reason", "the API is up again")
+    cli.ok("admin", "enable", "fetch")
+    cli.ok("admin", "resume", "fetch", "mail", "--reason", "done")
+    details = [row["detail"] for row in cli("admin", "audit", "fetch", "--json").json]
+    assert [detail.get("reason") for detail in details] == ["done", None, "the API is up again", "no reason given"]
+    assert cli.row("audit_log", action="resume", worker="mail")["detail"]["reason"] == "done"
+    assert cli.ok("admin", "audit", "fetch").lines[3].endswith("enabled fetch: the API is up again")
+
+
+def test_the_audit_log_takes_its_worker_either_way(cli):
+    cli.ok("admin", "disable", "fetch")
+    cli.ok("admin", "disable", "mail")
+    for words in (["mail"], ["--worker", "mail"], ["mail", "--worker", "mail"]):
+        assert [row["worker"] for row in cli("admin", "audit", *words, "--json").json] == ["mail"]
+    assert "two workers are given" in cli.refused(2, "admin", "audit", "mail", "--worker", "fetch")
 
 
 def test_why_times_were_missed_is_said_whole(cli):

@@ -24,7 +24,7 @@ def test_normalising_never_fails_and_changes_nothing_twice(message: str | None):
 @given(messages, messages | st.none())
 def test_the_filter_of_a_group_can_be_read_and_holds_what_it_looks_for(message: str, error_type: str | None):
     line = normalise(message)
-    asked = parse_filter(filter_of("mail", error_type, line), "letters", T0)
+    asked = parse_filter(filter_of(["mail"], error_type, line), "letters", T0)
     said = message if error_type is None else f"{error_type}: {message}"
     if asked.error is not None:
         assert GAP not in asked.error

@@ -23,6 +23,7 @@ from jobrunner.errors import (
 )
 from jobrunner.model.run import OutcomeKind
 from jobrunner.model.worker import JobPriority, Misfire
+from jobrunner.storage.reading.search import search_audits
 from jobrunner.storage.tables import define as t
 from tests.runtime.conftest import House
 
@@ -311,6 +312,20 @@ async def test_enabling_and_disabling_return_the_state(api: WorkerOrchestrator):
     state = await api.disable_worker("add", "broken", actor="ann")
     assert (state.is_enabled, state.disabled_reason) == (False, "broken")
     assert (await api.enable_worker("add")).is_enabled
+
+
+async def test_why_a_worker_was_enabled_or_resumed_is_in_the_audit_log_alone(api: WorkerOrchestrator, house: House):
+    await api.enable_worker("add", "it is mended", actor="ann")
+    await api.resume_worker("add", "they are back", actor="ann")
+    async with house.db.read() as conn:
+        found = (await search_audits(conn, 10, worker="add")).rows
+    assert [(row["action"], row["detail"]["reason"]) for row in found] == [
+        ("resume", "they are back"),
+        ("enable", "it is mended"),
+    ]
+    for change in (api.enable_worker, api.resume_worker):
+        with pytest.raises(InvalidSetting):
+            await change("add", 5)  # type: ignore[arg-type]  # what is refused
 
 
 async def test_overrides_are_set_and_unset(api: WorkerOrchestrator, house: House):

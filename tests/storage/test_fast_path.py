@@ -67,16 +67,24 @@ async def turn(stage: Stage, fast_path: FastPath, eligible: Eligible | None, fre
     return turned
 
 
-@pytest.mark.parametrize("seed", range(12))
+def limits(draw: random.Random) -> dict[str, Any]:
+    """Limits that a turn judges for itself, or none."""
+    key = {"limit_key": "key", "max_running_per_key": draw.randint(1, 3)}
+    rate = {"rate": f"{draw.randint(1, 9)}/{draw.choice(['1s', '3s'])}", "smooth": draw.random() < 0.2}
+    return draw.choice([{}, key, rate, key | rate])
+
+
+@pytest.mark.parametrize("seed", range(24))
 async def test_it_starts_what_the_gates_would_start(stage: Stage, fast_path: FastPath, seed: int):
     draw = random.Random(seed)
     names = [f"w{n}" for n in range(draw.randint(1, 4))]
-    await stage.register(*(triggered(name, max_running=draw.randint(1, 6)) for name in names))
+    await stage.register(*(triggered(name, max_running=draw.randint(1, 6), **limits(draw)) for name in names))
     await stage.join(NODE)
     for _ in range(draw.randint(1, 40)):
         priority = draw.choice([None, *JobPriority])
         due_at = stage.now + seconds(draw.randint(-20, 4))
-        await stage.trigger(draw.choice(names), priority=priority, due_at=due_at, payload={"n": draw.random()})
+        payload = {"n": draw.random(), "key": draw.choice([None, "a", "b", "c"])}
+        await stage.trigger(draw.choice(names), priority=priority, due_at=due_at, payload=payload)
     running: list[Run] = []
     while True:
         stage.after(draw.choice([0.01, 0.02, 1]))

@@ -187,3 +187,24 @@ async def test_a_worker_that_is_removed_lets_go_of_its_limits(stage: Stage):
     with pytest.raises(InvalidWorker, match="names the limit 'nothing'"):
         async with stage.db.write() as conn:
             await workers.register(conn, stage.db.dialect, [triggered("x", limits=["nothing"])], None, stage.now)
+
+
+async def test_what_is_set_holds_from_then_on_and_what_runs_beyond_it_may_end(stage: Stage):
+    limits = [check_limit("api", 3)]
+    configs = [triggered(name, limits=["api"], max_running=9) for name in ("pay", "refund")]
+    await register_all(stage.db, configs, None, stage.now, limits)
+    await stage.join("n1", ["pay", "refund"])
+    for name in ("pay", "refund"):
+        for _ in range(4):
+            await stage.trigger(name)
+    handlers = ["pay", "refund"]
+    running = await stage.tick(slots=9, handlers=handlers)
+    assert len(running) == 3
+    await set_limit(stage.db, "api", {"max_running": 1}, stage.after(1), ACTOR)
+    assert await stage.tick(slots=9, handlers=handlers) == []
+    for run in running:
+        assert await stage.tick(slots=9, handlers=handlers) == []
+        await stage.end(run)
+    assert len(await stage.tick(slots=9, handlers=handlers)) == 1
+    await set_limit(stage.db, "api", {"max_running": None}, stage.after(1), ACTOR)
+    assert len(await stage.tick(slots=9, handlers=handlers)) == 4

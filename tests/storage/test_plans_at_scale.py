@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from jobrunner.model.run import OutcomeKind
-from jobrunner.policy.filters import parse_filter
+from jobrunner.policy.filters import Filter, parse_filter
 from jobrunner.storage import nodes
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.days import read_days
@@ -27,10 +27,13 @@ from jobrunner.storage.reading.grid import read_grid
 from jobrunner.storage.reading.lanes import read_lanes
 from jobrunner.storage.reading.minutes import Minutes
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
+from jobrunner.storage.reading.oldest import search_oldest
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.reading.pulse import read_pulse
+from jobrunner.storage.reading.slower import read_slower
 from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
+from jobrunner.storage.reading.traces import read_since
 from jobrunner.storage.reading.worst import read_worst
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters, looks, retention
@@ -209,6 +212,41 @@ async def history_since(stage: Stage) -> None:
         assert len(await read_history(conn, since=T0 - timedelta(minutes=3))) >= 30
 
 
+async def history_from_the_old_end(stage: Stage) -> None:
+    """The first page, and the one after it, of all, a worker, an outcome, a time, and of what has no index."""
+    since = stage.now - timedelta(days=1)
+    async with stage.db.read() as conn:
+        for asked, number in (
+            (Filter(), 50),
+            (Filter(worker=("w000007",)), 50),
+            (Filter(worker=("w000007",), outcome=("succeeded",)), 50),
+            (Filter(outcome=("failed", "lost")), 50),
+            (Filter(since=since), 50),
+            (Filter(since=since, outcome=("failed", "timed_out")), 50),
+            (Filter(since=since, until=since + timedelta(hours=1), worker=("w00000*",)), 1),
+        ):
+            first = await search_oldest(conn, asked, 50)
+            assert len(first.rows) >= number, asked
+            if first.after is not None:
+                assert (await search_oldest(conn, asked, 50, first.after)).rows[0]["id"] > first.rows[-1]["id"]
+
+
+async def who_is_in_trouble(stage: Stage) -> None:
+    """Since when fifty workers are in trouble, whatever it is."""
+    async with stage.db.read() as conn:
+        names = [f"w{number:06}" for number in range(0, 1000, 20)]
+        rows = await read_standing(conn, stage.db.dialect, stage.now, names=names)
+        for health in ("failing", "degraded", "disabled", "no_node"):
+            bad = [{**row, "health": health, "disabled_by": "circuit"} for row in rows]
+            assert len(await read_since(conn, stage.db.dialect, stage.now, bad)) == 50
+
+
+async def who_became_slower(stage: Stage) -> None:
+    async with stage.db.read() as conn:
+        found = await read_slower(conn, stage.db.dialect, T0 - timedelta(days=7), ["w00000*"])
+    assert found.knows_before
+
+
 async def prune(stage: Stage) -> None:
     """Let an hour's rows go: what that costs follows from how many they are."""
     oldest = stage.time(await stage.value("SELECT min(finished_at) FROM {p}run_history WHERE outcome = 'succeeded'"))
@@ -311,6 +349,9 @@ PIECES = {
     "history of an outcome": Piece(history_of_an_outcome, "ix_run_history_outcome", 500),
     "history of a run": Piece(history_of_a_run, "run_history_", 10),
     "history since": Piece(history_since, "ix_run_history_finished_at", 500),
+    "history from the old end": Piece(history_from_the_old_end, "ix_run_history_finished_at", 12_000),
+    "who is in trouble": Piece(who_is_in_trouble, "ix_run_history_worker", 60_000),
+    "who became slower": Piece(who_became_slower, "ix_run_history_worker", 2000),
     "prune": Piece(prune, "ix_run_history_finished_at", 12_000),
     "node": Piece(node, "uq_runs_worker_slot|pk_runs", 200),
     "dead letters": Piece(letters, "", 200),

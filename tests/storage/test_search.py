@@ -15,7 +15,7 @@ from jobrunner.model.schedule import Missed
 from jobrunner.policy import filters
 from jobrunner.policy.filters import ENDS_ASKED_FOR, Filter, parse_filter
 from jobrunner.storage.alerts import message
-from jobrunner.storage.reading import search
+from jobrunner.storage.reading import oldest, search
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.history import missed_row, write_missed
 from tests.support.stage import Stage, triggered
@@ -65,7 +65,7 @@ def _text(document: Any, path: tuple[str, ...]) -> str | None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_history_is_found_as_by_looking_at_every_row(stage: Stage, seed: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search, "_FIRST_PIECE", 3)  # so that what lies in many pieces is found in all of them
+    monkeypatch.setattr(search, "FIRST_PIECE", 3)  # so that what lies in many pieces is found in all of them
     draw = await _filled(stage, seed)
     terms = [
         "worker:send-a", "worker:send-*", "worker:send_*", "outcome:failed", "outcome:exhausted,succeeded",
@@ -82,21 +82,26 @@ async def test_history_is_found_as_by_looking_at_every_row(stage: Stage, seed: i
             except UsageError:  # since and until may contradict each other
                 continue
             wanted = [row["id"] for row in everything if _fits(row, asked)]
-            found, after, limit = [], None, draw.choice([2, 5, 100])
-            while True:
-                page = await search.search_history(conn, asked, limit, after)
-                found += [row["id"] for row in page.rows]
-                after = page.after
-                if after is None:
-                    break
-            assert found == wanted, text
+            limit = draw.choice([2, 5, 100])
+            assert await _all_ids(conn, search.search_history, asked, limit) == wanted, text
+            assert await _all_ids(conn, oldest.search_oldest, asked, limit) == wanted[::-1], text
+
+
+async def _all_ids(conn: Any, find: Any, asked: Filter, limit: int) -> list[int]:
+    found, after = [], None
+    while True:
+        page = await find(conn, asked, limit, after)
+        found += [row["id"] for row in page.rows]
+        after = page.after
+        if after is None:
+            return found
 
 
 async def test_a_search_ends_after_its_window_says_so_and_goes_on_from_there(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(search, "WINDOW_ROWS", 20)
-    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    monkeypatch.setattr(search, "FIRST_PIECE", 4)
     await _filled(stage, 1)
     async with stage.db.read() as conn:
         first = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5)
@@ -107,6 +112,33 @@ async def test_a_search_ends_after_its_window_says_so_and_goes_on_from_there(
             page = await search.search_history(conn, parse_filter("payload.n:0", "history", stage.now), 5, after)
             found, after = found + page.rows, page.after
         assert {row["payload"]["n"] for row in found} == {0}
+
+
+async def test_a_search_from_the_old_end_ends_after_its_window_too(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "WINDOW_ROWS", 20)
+    monkeypatch.setattr(search, "FIRST_PIECE", 4)
+    await _filled(stage, 1)
+    for since in (None, stage.now - timedelta(days=1)):
+        async with stage.db.read() as conn:
+            everything = [row["id"] for row in (await oldest.search_oldest(conn, Filter(), 1000)).rows]
+            assert everything == sorted(everything)
+            first = await oldest.search_oldest(conn, Filter(since=since, payload=((("n",), "no such"),)), 5)
+            assert (first.searched, first.rows, first.after) == (20, [], everything[19])
+            assert await _all_ids(conn, oldest.search_oldest, Filter(since=since, attempt=(1, 2)), 5) == everything
+            rest = await oldest.search_oldest(conn, Filter(since=since), 1000, everything[30])
+            assert [row["id"] for row in rest.rows] == everything[31:]
+
+
+async def test_pages_from_the_old_end_go_on_where_their_last_row_was_pruned(stage: Stage):
+    await _filled(stage, 1)
+    asked = Filter(since=stage.now - timedelta(days=1), attempt=(1, 2))
+    async with stage.db.read() as conn:
+        everything = await _all_ids(conn, oldest.search_oldest, asked, 1000)
+        first = await oldest.search_oldest(conn, asked, 10)
+    await stage.sql(f"DELETE FROM {{p}}run_history WHERE id <= {first.after}")
+    async with stage.db.read() as conn:
+        rest = await oldest.search_oldest(conn, asked, 1000, first.after)
+    assert [row["id"] for row in rest.rows] == everything[10:]
 
 
 async def test_letters_and_live_runs_are_found_too(stage: Stage):
@@ -174,7 +206,7 @@ async def test_decisions_are_looked_for_in_a_window_and_no_further_than_their_ti
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(search, "WINDOW_ROWS", 20)
-    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    monkeypatch.setattr(search, "FIRST_PIECE", 4)
     hours = [50, *(40 - n / 2 for n in range(60))]
     async with stage.db.write() as conn:
         rows = [audit_row("set", "mail", {}, stage.now - timedelta(hours=each), "ann@here") for each in hours]

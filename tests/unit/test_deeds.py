@@ -68,6 +68,12 @@ def test_an_entry_is_a_sentence(action, detail, deed):
     assert tell_deed(action, detail) == deed
 
 
+def test_a_deed_is_told_of_a_worker_or_of_none():
+    assert tell_deed("disable", {"reason": "broken"}).told("mail") == "disabled mail: broken"
+    assert tell_deed("replay", {"letter_id": 3, "run_id": 9}).told("mail") == "replayed letter 3 of mail as run 9"
+    assert tell_deed("discard", {"letter_id": 3}).told(None) == "discarded letter 3"
+
+
 BROKEN = {"old": 1, "new": [], "until": 5, "kinds": {}, "seconds": "x", "reason": {"a": 1}}
 
 

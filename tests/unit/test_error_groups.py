@@ -55,7 +55,7 @@ def test_a_long_line_is_cut_after_the_gaps_are_made():
 def test_the_filter_of_a_group_looks_for_its_longest_piece(
     error_type: str | None, message: str, looked_for: str | None
 ):
-    asked = parse_filter(filter_of("mail", error_type, normalise(message)), "letters", T0)
+    asked = parse_filter(filter_of(["mail"], error_type, normalise(message)), "letters", T0)
     assert asked.error == looked_for
     assert asked.only_worker == "mail"
     assert asked.status == ("open",)

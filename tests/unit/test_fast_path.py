@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from jobrunner.model.facts import Gate, WorkerFacts
+from jobrunner.model.facts import ActiveRun, Candidate, Gate, LimitFacts, WorkerFacts
 from jobrunner.model.worker import CircuitState, WorkerConfig, WorkerExecutionMode
 from jobrunner.policy.fast_path import JUDGED_BY_A_TURN, STAYS_OPEN, find_eligible, is_unhindered, simple_under
 from jobrunner.policy.gates import GATES
-from tests.support.judge import at, disabled, facts, runs, shut, tripped, waits, worker
+from jobrunner.policy.verdicts import explain
+from tests.support.judge import at, disabled, facts, runs, tripped, waits, worker
 
 RUN = waits("a", 1)
+RUN_OF_KEY = waits("a", 1, limit_key="k")
+SHARED = {"x": LimitFacts("x", max_running=0)}
+
+
+def limited(run: Candidate, active: tuple[ActiveRun, ...] | list[ActiveRun] = (), **options: Any) -> WorkerFacts:
+    found = worker("a", run, active=active, max_running=9)
+    return replace(found, config=replace(found.config, **options))
+
+
 SHUT: dict[Gate, list[WorkerFacts]] = {
     Gate.ENABLED: [worker("a", RUN, **disabled()), worker("a", RUN, **tripped(probe=60))],
     Gate.PAUSED: [worker("a", RUN, paused_until=at(60))],
     Gate.HANDLER: [worker("a", RUN, has_handler=False), replace(worker("a", RUN), problem="its payload")],
+    Gate.KEY: [limited(RUN_OF_KEY, active=[replace(runs("a"), limit_key="k")], limit_key="f", ordered=True)],
+    Gate.LIMITS: [limited(RUN, limits=("x",))],
     Gate.DEPENDENCIES: [worker("a", RUN, depends_on=["b"])],
     Gate.BLOCKS: [worker("a", RUN, counterparts=["b"])],
 }
@@ -36,7 +49,8 @@ def test_each_gate_is_judged_by_a_turn_or_has_a_rule_that_keeps_its_worker_off_t
 
 @pytest.mark.parametrize(("gate", "shut_one"), [(gate, one) for gate, many in SHUT.items() for one in many])
 def test_a_worker_with_one_gate_shut_is_not_eligible(gate: Gate, shut_one: WorkerFacts):
-    assert shut("a", shut_one, others()) == {gate}
+    judged = replace(facts(shut_one, others()), limits=SHARED)
+    assert {verdict.gate for verdict in explain(judged, "a")[1] if not verdict.is_open} == {gate}
     assert [rule for rule, is_open in STAYS_OPEN.items() if not is_open(shut_one)] == [gate]
     assert not is_unhindered(shut_one)
     found = find_eligible(facts(shut_one, others()), set())

@@ -419,8 +419,8 @@ def test_blocks_and_a_dependency_on_one_worker_go_together():
 # --- force --------------------------------------------------------------------------------------------------------
 
 
-def test_force_opens_exactly_enabled_paused_and_dependencies():
-    assert {Gate.ENABLED, Gate.PAUSED, Gate.DEPENDENCIES} == OPENED_BY_FORCE
+def test_force_opens_exactly_enabled_paused_rates_and_dependencies():
+    assert {Gate.ENABLED, Gate.PAUSED, Gate.RATE, Gate.DEPENDENCIES} == OPENED_BY_FORCE
 
 
 @pytest.mark.parametrize("state", [disabled(), tripped(), tripped(60), {"paused_until": at(60)}])

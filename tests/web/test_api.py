@@ -183,7 +183,7 @@ async def test_verbs_do_what_the_command_line_does_and_write_who_did_it(web: Web
             return response.json()
 
         assert (await post("/workers/mail/disable", reason="too loud"))["is_enabled"] is False
-        assert (await post("/workers/mail/enable"))["is_enabled"] is True
+        assert (await post("/workers/mail/enable", reason="it is mended"))["is_enabled"] is True
         assert (await post("/workers/mail/pause", reason="lunch", **{"for": "1h"}))["paused_reason"] == "lunch"
         assert (await post("/workers/mail/resume"))["paused_until"] is None
         assert (await post("/workers/mail/set", values={"max_retries": 0}))["max_retries"] == 0
@@ -250,7 +250,7 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/api/workers/", None, 404, "there is nothing at this address"),
     ("POST", "/api/workers/no-such/enable", {}, 404, "no worker named"),
     ("POST", "/api/workers/no-such/trigger", {}, 404, "no worker named"),
-    ("POST", "/api/workers/mail/enable", {"reason": "x"}, 400, "this route takes nothing"),
+    ("POST", "/api/dead-letters/3/discard", {"reason": "x"}, 400, "this route takes nothing"),
     ("POST", "/api/workers/mail/trigger", {"payload": [1]}, 422, "payload must be a JSON object"),
     ("POST", "/api/workers/mail/trigger", {"payload": {"x": "y" * 1_100_000}}, 422, "1 MiB"),
     ("POST", "/api/workers/mail/trigger", {"at": "tomorrow"}, 400, "at: 'tomorrow' is no time"),

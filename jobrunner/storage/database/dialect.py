@@ -84,8 +84,14 @@ class Dialect(Protocol):
     ) -> sa.Select[Any]:
         """As `kind`, the first `most` runs by `order` of each of `names` that meet `conditions`."""
 
-    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
-        """The newest `most` rows of history of each named worker, in no order."""
+    def newest_ends(
+        self,
+        parameter: str,
+        columns: Sequence[sa.Column[Any]],
+        most: int,
+        conditions: Sequence[sa.ColumnElement[bool]] = (),
+    ) -> sa.Select[Any]:
+        """The newest `most` rows of history of each named worker that meet `conditions` on the id, in no order."""
 
     def first_waiting(
         self,
@@ -130,11 +136,6 @@ def links(exc: BaseException) -> Iterator[BaseException]:
             seen.add(id(link))
             yield link
             pending += [getattr(link, "orig", None), link.__cause__]
-
-
-def lacks_right(exc: BaseException) -> bool:
-    """Did the server refuse a right to the user? Only PostgreSQL has any; SQLSTATE 42501."""
-    return any(getattr(link, "sqlstate", None) == "42501" for link in links(exc))
 
 
 def first_line(exc: BaseException) -> str:

@@ -159,13 +159,23 @@ class SqliteRows:
             sa.literal_column(f"'{kind}'").label("kind"), *(found.c[column.name] for column in columns)
         ).select_from(names.join(found, found.c.id.in_(first)))
 
-    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
-        """Select the newest `most` rows of history of each named worker."""
+    def newest_ends(
+        self,
+        parameter: str,
+        columns: Sequence[sa.Column[Any]],
+        most: int,
+        conditions: Sequence[sa.ColumnElement[bool]] = (),
+    ) -> sa.Select[Any]:
+        """Select the newest `most` rows of history of each named worker that meet `conditions`."""
         names = self.rows(parameter, name=sa.Text())
         h = t.run_history
         found = h.alias("found")
         newest = (
-            sa.select(h.c.id).where(h.c.worker == names.c.name).order_by(h.c.id.desc()).limit(most).correlate(names)
+            sa.select(h.c.id)
+            .where(h.c.worker == names.c.name, *conditions)
+            .order_by(h.c.id.desc())
+            .limit(most)
+            .correlate(names)
         )
         return sa.select(*(found.c[column.name] for column in columns)).select_from(
             names.join(found, found.c.id.in_(newest))
@@ -261,13 +271,19 @@ class PostgresRows:
             names.join(first, sa.true())
         )
 
-    def newest_ends(self, parameter: str, columns: Sequence[sa.Column[Any]], most: int) -> sa.Select[Any]:
-        """Select the newest `most` rows of history of each named worker."""
+    def newest_ends(
+        self,
+        parameter: str,
+        columns: Sequence[sa.Column[Any]],
+        most: int,
+        conditions: Sequence[sa.ColumnElement[bool]] = (),
+    ) -> sa.Select[Any]:
+        """Select the newest `most` rows of history of each named worker that meet `conditions`."""
         names = self.rows(parameter, name=sa.Text())
         h = t.run_history
         newest = (
             sa.select(*columns)
-            .where(same(h.c.worker, names.c.name))
+            .where(same(h.c.worker, names.c.name), *conditions)
             .order_by(h.c.worker.desc(), h.c.id.desc())
             .limit(most)
             .lateral()

@@ -17,6 +17,7 @@ from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.kept_tables import LETTER_IS_OPEN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -53,6 +54,46 @@ class Groups:
     groups: list[Group]
     searched: int | None
     left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Open letters with one error, of whichever workers; as in a `Group`."""
+
+    workers: tuple[str, ...]
+    error_type: str | None
+    error: str
+    count: int
+    is_capped: bool
+    newest_id: int
+    newest_at: datetime
+    oldest_at: datetime
+    filter: str
+
+
+def by_cause(groups: Iterable[Group]) -> list[Cause]:
+    """Return the groups of the same error as one, whosever letters they are, the largest first."""
+    found: dict[tuple[str | None, str], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.error_type, group.error), []).append(group)
+    causes = [_cause(same_error) for same_error in found.values()]
+    return sorted(causes, key=lambda cause: (-cause.count, -cause.newest_id))
+
+
+def _cause(groups: Sequence[Group]) -> Cause:
+    newest = max(groups, key=lambda group: group.newest_id)
+    workers = tuple(group.worker for group in sorted(groups, key=lambda group: (-group.count, group.worker)))
+    return Cause(
+        workers=workers,
+        error_type=newest.error_type,
+        error=newest.error,
+        count=sum(group.count for group in groups),
+        is_capped=newest.is_capped,
+        newest_id=newest.newest_id,
+        newest_at=max(group.newest_at for group in groups),
+        oldest_at=min(group.oldest_at for group in groups),
+        filter=filter_of(workers, newest.error_type, newest.error),
+    )
 
 
 def _newest(worker: str | None) -> sa.Select[Any]:
@@ -93,7 +134,7 @@ async def group_letters(conn: AsyncConnection, *, worker: str | None = None, mos
             newest_id=letters[0].id,
             newest_at=letters[0].died_at,
             oldest_at=letters[-1].died_at,
-            filter=filter_of(*key),
+            filter=filter_of([key[0]], key[1], key[2]),
         )
         for key, letters in found.items()
     ]

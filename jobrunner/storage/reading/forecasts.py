@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobrunner.model.facts import Candidate
 from jobrunner.model.run import OutcomeKind
 from jobrunner.policy.durations import show_seconds
-from jobrunner.policy.forecast import MOST_PLAYED, Forecast, play
+from jobrunner.policy.forecast import LATE, MOST_PLAYED, Forecast, play
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.status import read_schedules
@@ -62,6 +62,15 @@ class Ahead:
         said = "; ".join(filter(None, [listed.note, expected.note if is_said else None])) or None
         return {**found, "note": said, "starts_at": expected.starts_at}
 
+    def is_late(self, listed: Upcoming) -> bool:
+        """Say whether a time is listed that will start later than it is due, by a second or more, or not at all."""
+        if listed.due_at is None:
+            return False
+        expected = self.forecast.of(listed.worker, listed.due_at, listed.run_id)
+        if expected.starts_at is None:
+            return expected.note is not None
+        return expected.starts_at - listed.due_at >= LATE
+
 
 @built_once
 def _durations(dialect: Dialect) -> sa.Select[Any]:
@@ -72,9 +81,10 @@ def _durations(dialect: Dialect) -> sa.Select[Any]:
 async def read_usual(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> dict[str, timedelta]:
     """Return how long the runs of workers usually take: the median of the newest 20 successes, where there are any."""
     lengths: defaultdict[str, dict[int, int]] = defaultdict(dict)
-    for row in await conn.execute(_durations(dialect), {"names": names_json(names)}):
-        if row.outcome == OutcomeKind.SUCCEEDED and row.duration_ms is not None:
-            lengths[row.worker][row.id] = row.duration_ms
+    succeeded = str(OutcomeKind.SUCCEEDED)
+    for worker, row_id, outcome, duration_ms in await conn.execute(_durations(dialect), {"names": names_json(names)}):
+        if outcome == succeeded and duration_ms is not None:
+            lengths[worker][row_id] = duration_ms
     return {
         name: timedelta(milliseconds=median(found[run_id] for run_id in sorted(found)[-_COUNTED:]))
         for name, found in lengths.items()

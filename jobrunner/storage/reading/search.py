@@ -8,20 +8,25 @@ be gone through a page at a time, and no page costs more than another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import UsageError
-from jobrunner.model.run import USES_UP_AN_ATTEMPT, OutcomeKind
-from jobrunner.policy.filters import ENDS_ASKED_FOR, Filter
+from jobrunner.policy.filters import Filter
 from jobrunner.storage.database.rowsets import same
+from jobrunner.storage.reading.narrowing import (
+    WRITTEN_LATE,
+    Base,
+    bases_of_history,
+    of_all,
+    of_history,
+    of_worker,
+    read_span,
+)
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
-from jobrunner.storage.tables.matching import contains, field_text, is_one_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,40 +34,21 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.storage.reading.narrowing import Conditions
+
     Row = dict[str, Any]
-    Conditions = list[sa.ColumnElement[bool]]
     Columns = Sequence[str]
 
 WINDOW_ROWS = 50_000
 """So many of the newest rows are looked through for what has no index."""
-_FIRST_PIECE, _PIECES_GROW = 1000, 4
-_WRITTEN_LATE = timedelta(hours=1)
-"""So long after its time may a row be written: clocks lie apart, and ends are kept through an outage of the database.
-
-Ids are in the order of the writes.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """Rows that an index has in the order of `column`, if there is one, and of the ids.
-
-    `conditions` on that column are ranges, and it is named in the order (see `rowsets.same`).
-    """
-
-    conditions: Conditions = field(default_factory=list)
-    column: sa.ColumnElement[Any] | None = None
-
-    def newest_first(self, key: sa.ColumnElement[int]) -> list[sa.ColumnElement[Any]]:
-        """Return the order of that index, backwards."""
-        return [key.desc()] if self.column is None else [self.column.desc(), key.desc()]
+FIRST_PIECE, PIECES_GROW = 1000, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """Rows, the newest first; `after` is the id from which to go on, None at the end of all there is.
 
-    `searched` is how many rows were looked through where that ended the search, so that older rows may fit, too.
+    `searched` is how many rows were looked through where that ended the search, so that rows beyond may fit, too.
     """
 
     rows: list[Row]
@@ -73,22 +59,18 @@ class Found:
 async def search_history(conn: AsyncConnection, asked: Filter, limit: int, after: int | None = None) -> Found:
     """Return the newest rows of history that fit, at most `limit`; with `after` those of smaller ids only."""
     h = t.run_history
-    conditions = _of_all(asked, h) + _of_history(asked)
+    conditions = of_all(asked, h) + of_history(asked)
     if asked.run:
-        return _page(await _read(conn, h, _Base([h.c.run_id.in_(asked.run)]), conditions, limit, after), limit)
-    after, last = await _span(conn, asked, after)
+        return _page(await _read(conn, h, Base([h.c.run_id.in_(asked.run)]), conditions, limit, after), limit)
+    last, below = await read_span(conn, asked)
+    after = min((each for each in (after, below) if each is not None), default=None)
     conditions += [h.c.id >= last] if last is not None else []
-    kinds = _kinds(asked)
     # Beside `until` there may be an hour of later rows to pass by.
     has_index = not (asked.until or asked.payload or asked.error or asked.node or asked.trigger or asked.attempt)
-    if has_index and not kinds and (not asked.worker or asked.only_worker is not None):
-        return _page(await _read(conn, h, _of_worker(asked, h), conditions, limit, after), limit)
-    if kinds and not set(kinds) & {str(OutcomeKind.SUCCEEDED)}:
-        bases = [_rare(kind) for kind in kinds]
-    else:
-        bases = [_of_worker(asked, h)]
-        if kinds:
-            conditions.append(h.c.outcome.in_(kinds))
+    if has_index and not asked.outcome and (not asked.worker or asked.only_worker is not None):
+        return _page(await _read(conn, h, of_worker(asked, h), conditions, limit, after), limit)
+    bases, left = bases_of_history(asked)
+    conditions += left
     return await _pieces(conn, h, bases, conditions, limit, after)
 
 
@@ -100,14 +82,14 @@ async def search_letters(
     With `columns`, the id among them, the rows have no others.
     """
     d = t.dead_letters
-    conditions = _of_all(asked, d)
+    conditions = of_all(asked, d)
     if asked.id:
-        return _page(await _read(conn, d, _Base([d.c.id.in_(asked.id)]), conditions, limit, after, columns), limit)
+        return _page(await _read(conn, d, Base([d.c.id.in_(asked.id)]), conditions, limit, after, columns), limit)
     if asked.key:
         conditions.append(d.c.key.in_(asked.key))
-    bases = [_of_worker(asked, d)]
+    bases = [of_worker(asked, d)]
     if asked.only_worker is None and asked.status:
-        bases = [_Base([d.c.status == status]) for status in asked.status]
+        bases = [Base([d.c.status == status]) for status in asked.status]
     if asked.status:
         conditions.append(d.c.status.in_(asked.status))
     return await _pieces(conn, d, bases, conditions, limit, after, columns)
@@ -121,7 +103,7 @@ async def search_runs(
     `columns` as for `search_letters`.
     """
     r = t.runs
-    conditions = _of_all(asked, r)
+    conditions = of_all(asked, r)
     for column, values in ((r.c.state, asked.state), (r.c.node_id, asked.node), (r.c.key, asked.key)):
         if values:
             conditions.append(column.in_(values))
@@ -129,8 +111,8 @@ async def search_runs(
         if numbers:
             conditions.append(column.in_(numbers))
     if asked.node or (asked.state and "pending" not in asked.state):
-        return _page(await _read(conn, r, _Base([is_active()]), conditions, limit, after, columns), limit)
-    return await _pieces(conn, r, [_Base()], conditions, limit, after, columns)
+        return _page(await _read(conn, r, Base([is_active()]), conditions, limit, after, columns), limit)
+    return await _pieces(conn, r, [Base()], conditions, limit, after, columns)
 
 
 async def search_audits(
@@ -148,103 +130,20 @@ async def search_audits(
     `actor`: as it stands in the log, or without the host.
     """
     a = t.audit_log
-    base = _Base() if worker is None else _Base([same(a.c.worker, sa.literal(worker))], a.c.worker)
+    base = Base() if worker is None else Base([same(a.c.worker, sa.literal(worker))], a.c.worker)
     conditions: Conditions = [] if since is None else [a.c.at >= since]
     if actions:
         conditions.append(a.c.action.in_(actions))
     if actor is not None:
         conditions.append(sa.or_(a.c.actor == actor, a.c.actor.startswith(f"{actor}@", autoescape=True)))
-    oldest = None if since is None else (a.c.at, since - _WRITTEN_LATE)
+    oldest = None if since is None else (a.c.at, since - WRITTEN_LATE)
     return await _pieces(conn, a, [base], conditions, limit, after, oldest=oldest)
-
-
-def _kinds(asked: Filter) -> tuple[str, ...]:
-    """Return the outcomes of attempts that may be meant; a run that ended so ends with one that uses up an attempt."""
-    kinds = {each for each in asked.outcome if each not in set(map(str, ENDS_ASKED_FOR))}
-    if len(kinds) < len(asked.outcome):
-        kinds |= set(map(str, USES_UP_AN_ATTEMPT))
-    return tuple(sorted(kinds))
-
-
-def _of_worker(asked: Filter, table: sa.Table) -> _Base:
-    """Return the rows of the one worker that is asked for; without one, all."""
-    if asked.only_worker is None:
-        return _Base()
-    return _Base([same(table.c.worker, sa.literal(asked.only_worker))], table.c.worker)
-
-
-def _rare(kind: str) -> _Base:
-    """Return the condition of an outcome in the words of its partial index: a bound value would hide it."""
-    h = t.run_history
-    literal = sa.literal(kind, literal_execute=True)
-    return _Base([h.c.outcome == literal, sa.literal_column("run_history.outcome <> 'succeeded'")])
-
-
-def _of_history(asked: Filter) -> Conditions:
-    h = t.run_history
-    conditions: Conditions = []
-    ends = [each for each in asked.outcome if each in set(map(str, ENDS_ASKED_FOR))]
-    if ends:
-        others = [each for each in asked.outcome if each not in ends]
-        conditions.append(sa.or_(h.c.ends_run.in_(ends), h.c.outcome.in_(others)))
-    if asked.node:
-        conditions.append(sa.or_(*(h.c.node_id.startswith(node, autoescape=True) for node in asked.node)))
-    if asked.attempt:
-        conditions.append(h.c.attempt.in_(asked.attempt))
-    return conditions
-
-
-def _of_all(asked: Filter, table: sa.Table) -> Conditions:
-    """Return the conditions that all three kinds know."""
-    c = table.c
-    conditions = _of_times(asked, c)
-    if asked.only_worker is not None:
-        conditions.append(same(c.worker, sa.literal(asked.only_worker)))
-    elif asked.worker:
-        conditions.append(is_one_of(c.worker, asked.worker))
-    if asked.is_of_known:
-        conditions.append(c.worker.in_(sa.select(t.workers.c.name)))
-    if asked.trigger:
-        conditions.append(c.trigger.in_(asked.trigger))
-    if asked.error is not None:
-        said: sa.ColumnElement[str] = sa.func.coalesce(c.error_type, "") + ": " + sa.func.coalesce(c.error, "")
-        if "reason" in c:
-            said = said + " " + sa.func.coalesce(c.reason, "")
-        conditions.append(contains(said, asked.error))
-    for path, value in asked.payload:
-        if any('"' in step for step in path):
-            raise UsageError("a field of the payload with a quote in its name cannot be filtered by")
-        conditions.append(field_text(c.payload, path) == value)
-    return conditions
-
-
-def _of_times(asked: Filter, c: sa.ColumnCollection[str, sa.Column[Any]]) -> Conditions:
-    time = c["finished_at" if "finished_at" in c else "died_at" if "died_at" in c else "created_at"]
-    since = [] if asked.since is None else [time >= asked.since]
-    return since if asked.until is None else [*since, time <= asked.until]
-
-
-async def _span(conn: AsyncConnection, asked: Filter, after: int | None) -> tuple[int | None, int | None]:
-    """Return the ids of history between which the times asked for lie: below the first, from the second on.
-
-    They bound the search only: the times themselves are compared, too. Both are ids of rows outside of what is asked
-    for, so far that whatever is inside was written after the one and before the other (see `_WRITTEN_LATE`).
-    """
-    key, time, last = t.run_history.c.id, t.run_history.c.finished_at, None
-    if asked.since is not None:
-        older = sa.select(key).where(time < asked.since - _WRITTEN_LATE).order_by(time.desc()).limit(1)
-        last = (await conn.execute(older)).scalar()
-    if asked.until is not None:
-        newer = sa.select(key).where(time > asked.until + _WRITTEN_LATE).order_by(time).limit(1)
-        found = (await conn.execute(newer)).scalar()
-        after = min((each for each in (after, found) if each is not None), default=None)
-    return after, last
 
 
 async def _read(
     conn: AsyncConnection,
     table: sa.Table,
-    base: _Base,
+    base: Base,
     conditions: Conditions,
     limit: int,
     after: int | None,
@@ -264,7 +163,7 @@ def _page(rows: list[Row], limit: int) -> Found:
 async def _pieces(
     conn: AsyncConnection,
     table: sa.Table,
-    bases: Sequence[_Base],
+    bases: Sequence[Base],
     conditions: Conditions,
     limit: int,
     after: int | None,
@@ -279,7 +178,7 @@ async def _pieces(
     if after is None:
         after = ((await conn.execute(sa.select(sa.func.max(key)))).scalar() or 0) + 1
     rows: list[Row] = []
-    piece, left = _FIRST_PIECE, WINDOW_ROWS
+    piece, left = FIRST_PIECE, WINDOW_ROWS
     while left > 0:
         piece = min(piece, left)
         bound = await _bound(conn, key, bases, after, piece)
@@ -291,7 +190,7 @@ async def _pieces(
             return Found(rows, rows[-1]["id"])
         if bound <= 0 or (oldest is not None and await _is_older(conn, key, bound, *oldest)):
             return Found(rows, None)
-        after, left, piece = bound, left - piece, piece * _PIECES_GROW
+        after, left, piece = bound, left - piece, piece * PIECES_GROW
     return Found(rows, after, WINDOW_ROWS)
 
 
@@ -307,7 +206,7 @@ async def _is_older(
 
 
 async def _bound(
-    conn: AsyncConnection, key: sa.ColumnElement[int], bases: Sequence[_Base], after: int, piece: int
+    conn: AsyncConnection, key: sa.ColumnElement[int], bases: Sequence[Base], after: int, piece: int
 ) -> int:
     """Return the id down to which no base has more than `piece` rows below `after`; 0 where that is all there are."""
     bounds = []

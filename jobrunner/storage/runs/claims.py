@@ -12,6 +12,7 @@ The protocol, one transaction per tick:
    that node is deciding the same question. Enabling, disabling and the circuit write the same rows, so whatever they
    commit before this point is seen, and what comes later waits. On SQLite `BEGIN IMMEDIATE` is the lock. A node that
    was declared lost, and may not know it yet, gets no lock: others rescue at once whatever is claimed in its name.
+   Then the rows of `limits` that they share, in the order of names: whoever starts a run under one holds its row.
 3. Read the facts again, in statements that begin after the lock is held and so see all that was committed, and decide
    again, for the locked workers only. `started_at` is read after the lock is held.
 4. Write: waiting runs become `running`, firings are inserted as `running`, `worker_state` takes the new fence and next
@@ -40,12 +41,13 @@ from jobrunner.model.worker import WorkerConfig, WorkerState
 from jobrunner.policy.fast_path import Eligible, Planned, find_planned, simple_under
 from jobrunner.policy.firing import Fired, after_starts
 from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.limit_gates import is_rated
 from jobrunner.policy.missed import end_pause
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.storage.runs import facts as reading
-from jobrunner.storage.runs import firings
+from jobrunner.storage.runs import firings, limits
 from jobrunner.storage.runs.looks import SMALLEST_PAGE, look
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import (
@@ -56,7 +58,7 @@ from jobrunner.storage.tables.rows import (
     to_json,
     write_state_statement,
 )
-from jobrunner.storage.tables.types import UtcDateTime
+from jobrunner.storage.tables.types import Flag, UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -130,7 +132,15 @@ def statements(dialect: Dialect) -> _Statements:
     named = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name)), sa.not_(has_left)).order_by(s.c.worker)
     lock = named.with_for_update(key_share=True, of=s)
     lock_or_skip = named.with_for_update(key_share=True, of=s, skip_locked=True)
-    claim = dialect.rows("claims", id=sa.BigInteger(), slot=sa.Integer(), fence=sa.BigInteger(), at=UtcDateTime())
+    claim = dialect.rows(
+        "claims",
+        id=sa.BigInteger(),
+        slot=sa.Integer(),
+        fence=sa.BigInteger(),
+        at=UtcDateTime(),
+        key_slot=sa.Integer(),
+        is_rated=Flag(),
+    )
     start_waiting = (
         sa.update(r)
         .values(
@@ -139,6 +149,8 @@ def statements(dialect: Dialect) -> _Statements:
             fence=claim.c.fence,
             node_id=node_id,
             started_at=claim.c.at,
+            key_slot=claim.c.key_slot,
+            is_rated=claim.c.is_rated,
             first_started_at=sa.func.coalesce(r.c.first_started_at, claim.c.at),
         )
         .where(r.c.id == claim.c.id, sa.literal_column("runs.state = 'pending'"))
@@ -207,7 +219,7 @@ async def _claim(
 ) -> Claimed | Passed | None:
     """Claim of those that a look found; None if nothing came of it and there are more to look at."""
     try:
-        claims, has_locked, planned = await _claim_locked(db, claimer, set(seen.wanted), seen.edges, free_slots, clock)
+        claims, has_locked, planned = await _claim_locked(db, claimer, seen, free_slots, clock)
     except sa.exc.IntegrityError as error:
         if not db.dialect.is_unique_violation(error):
             raise
@@ -222,25 +234,28 @@ async def _claim(
 async def _claim_locked(
     db: Database,
     claimer: Claimer,
-    wanted: set[str],
-    edges: reading.Edges,
+    seen: Look,
     free_slots: int,
     clock: Callable[[], datetime],
 ) -> tuple[tuple[Claim, ...], bool, tuple[Planned, ...]]:
     """Lock, decide again and write; return the claims, whether a row was locked, and who was fired and is eligible."""
-    asked = len(wanted)
+    wanted = set(seen.wanted)
     async with db.write() as conn:
-        locked = await _lock(conn, db.dialect, wanted, edges, claimer.node_id)
+        locked = await _lock(conn, db.dialect, wanted, seen.edges, claimer.node_id)
         wanted &= locked
         if not wanted:
             return (), True, ()
+        if seen.has_shared:
+            await limits.lock(conn, db.dialect, wanted)
         now = clock()
         facts, edges_now = await reading.read_around(conn, db.dialect, now, wanted, claimer.here, free_slots)
+        if facts.limits and not seen.has_shared:  # named since the look: the next one locks it
+            wanted = {name for name in wanted if not facts.workers[name].config.limits}
         # An edge to a worker that is not there (a bare SQLite shell can write one) ties to nothing.
         wanted = {name for name in wanted if edges_now.related({name}) & facts.workers.keys() <= locked}
         chosen = [start for start in decide_starts(facts) if start.worker in wanted]
         claims, states = await _write(conn, db.dialect, claimer, facts, chosen)
-        return claims, len(wanted) < asked, find_planned(facts, states)
+        return claims, len(wanted) < len(seen.wanted), find_planned(facts, states)
 
 
 async def _lock(
@@ -306,11 +321,13 @@ def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
     batch.fences[name] = fence
     if start.is_probe:
         batch.probes[name] = start.run_id
-    at = _start_time(facts, worker)
+    rated = is_rated(worker, facts.limits)
+    at = _start_time(facts, worker, facts.rated_at if rated and facts.rated_at is not None else facts.now)
+    claim: dict[str, Any] = {"slot": start.slot, "fence": fence, "key_slot": start.key_slot, "is_rated": rated}
     if start.run_id is not None:
-        batch.waiting.append({"id": start.run_id, "slot": start.slot, "fence": fence, "at": at})
+        batch.waiting.append({**claim, "id": start.run_id, "at": at})
     else:
-        claim = {"slot": start.slot, "fence": fence, "node_id": node_id, "started_at": at, "first_started_at": at}
+        claim |= {"node_id": node_id, "started_at": at, "first_started_at": at, "limit_key": start.limit_key}
         row = firings.run_row(worker.config, batch.fired[name], facts.now, claim)
         batch.firings += [] if row is None else [row]
 
@@ -326,10 +343,10 @@ def _settle(batch: _Batch, facts: Facts, worker: WorkerFacts) -> None:
     batch.missed += [missed_row(name, each, facts.now) for each in missed]
 
 
-def _start_time(facts: Facts, worker: WorkerFacts) -> datetime:
-    """Return now, but no time before the last end it waited for: the clock of whoever wrote that may be ahead."""
+def _start_time(facts: Facts, worker: WorkerFacts, now: datetime) -> datetime:
+    """Return `now`, but no time before the last end it waited for: the clock of whoever wrote that may be ahead."""
     ends = [worker.state.last_ended_at, *(facts.workers[name].state.last_ended_at for name in worker.counterparts)]
-    return max([facts.now, *(end for end in ends if end is not None)])
+    return max([now, *(end for end in ends if end is not None)])
 
 
 async def _write_states(conn: AsyncConnection, batch: _Batch, facts: Facts, runs: list[Run]) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseError, Refused
 from jobrunner.policy.duplicates import REPLACE, postponed
-from jobrunner.storage.database.dialect import lacks_right
+from jobrunner.storage.database.dialect import links
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import Json, UtcDateTime
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from jobrunner.storage.database.dialect import Dialect
 
+_NO_RIGHT = "42501"
+"""PostgreSQL's SQLSTATE; SQLite knows no rights."""
 _UNTOUCHED = "runs.state = 'pending' AND runs.first_started_at IS NULL"
 
 
@@ -53,7 +55,7 @@ async def change_waiting(
     try:
         return await _change(conn, dialect, run_id, change, now)
     except (DatabaseError, sa.exc.DBAPIError) as error:  # the latter on a connection of the caller's
-        if not lacks_right(error):
+        if all(getattr(link, "sqlstate", None) != _NO_RIGHT for link in links(error)):
             raise
         raise Refused(
             f"run {run_id} has that key, and this database user may add runs but change none:"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 PRIORITIES = (3, 2, 1, 0)
-_PENDING: sa.ColumnElement[bool] = sa.literal_column(
+PENDING: sa.ColumnElement[bool] = sa.literal_column(
     "runs.state = 'pending'"
 )  # a literal: a bound state would defeat the partial indexes
 _FORCED_AT_MOST = 1000
@@ -71,7 +71,7 @@ def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
     before = sa.func.lead(known.c.name).over(order_by=known.c.name).label("before")
     gaps = sa.select(known.c.name, before, sa.literal_column("0").label("is_found"))
     waiting = gaps.cte("waiting", recursive=True)
-    further = sa.select(sa.func.min(r.c.worker)).where(_PENDING, r.c.worker > waiting.c.name)
+    further = sa.select(sa.func.min(r.c.worker)).where(PENDING, r.c.worker > waiting.c.name)
     following = sa.case(
         (waiting.c.before.is_(None), further.scalar_subquery()),
         else_=further.where(r.c.worker < waiting.c.before).scalar_subquery(),
@@ -82,7 +82,7 @@ def _due(dialect: Dialect) -> sa.CompoundSelect[Any]:
     # An EXISTS would be shorter, but PostgreSQL then reads all due runs into a hash: 40 ms for 300,000 instead of 1.
     first_due = [
         sa.select(r.c.due_at)
-        .where(_PENDING, r.c.worker == waiting.c.name, same(r.c.priority, sa.literal_column(str(p))))
+        .where(PENDING, r.c.worker == waiting.c.name, same(r.c.priority, sa.literal_column(str(p))))
         .order_by(r.c.priority, r.c.due_at)
         .limit(1)
         .scalar_subquery()
@@ -140,24 +140,29 @@ def _edges(dialect: Dialect) -> sa.Select[Any]:
     return sa.select(*union.c)
 
 
-def _workers(dialect: Dialect) -> sa.Select[Any]:
-    """Definition and state of :names; as the last columns the revision, and whether the worker has any relation."""
-    given = dialect.rows("names", name=sa.Text())
+def _revision_and_relations(given: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     d, b = t.worker_dependencies, t.worker_blocks
     is_entangled = sa.or_(
         sa.exists().where(d.c.worker == given.c.name),
         sa.exists().where(b.c.worker == given.c.name),
         sa.exists().where(b.c.blocks == given.c.name),
     )
+    is_sharing = sa.exists().where(t.worker_limits.c.worker == given.c.name)
+    return [t.workers.c.revision + t.worker_state.c.revision, is_entangled, is_sharing]
+
+
+def _workers(dialect: Dialect) -> sa.Select[Any]:
+    """Definition and state of :names; then the revision, whether the worker has any relation, and any shared limit."""
+    given = dialect.rows("names", name=sa.Text())
     return (
-        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, t.workers.c.revision + t.worker_state.c.revision, is_entangled)
+        sa.select(*CONFIG_COLUMNS, *STATE_COLUMNS, *_revision_and_relations(given))
         .select_from(given)
         .join(t.workers, t.workers.c.name == given.c.name)
         .join(t.worker_state, t.worker_state.c.worker == given.c.name)
     )
 
 
-_RUN_COLUMNS = (
+RUN_COLUMNS = (
     "id",
     "worker",
     "slot",
@@ -169,6 +174,8 @@ _RUN_COLUMNS = (
     "attempt",
     "is_forced",
     "first_started_at",
+    "limit_key",
+    "key_slot",
 )
 
 
@@ -176,12 +183,12 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
     """Every run the gates look at, by kind: a(ctive), w(aiting and due), s(cheduled), r(etry, the first to be due).
 
     :names are all workers concerned; :few and :many the same names split by how many of their waiting runs could start
-    at most: one, or :limit.
+    at most: one, or :limit; :keyed those of which :keyed_limit are read, since it matters which key they have.
     """
     r = t.runs
-    columns = [r.c[name] for name in _RUN_COLUMNS]
+    columns = [r.c[name] for name in RUN_COLUMNS]
     names = dialect.rows("names", name=sa.Text())
-    due = [_PENDING, r.c.due_at <= _now()]
+    due = [PENDING, r.c.due_at <= _now()]
 
     def first(kind: str, order: sa.Column[Any], *conditions: sa.ColumnElement[bool], most: int) -> sa.Select[Any]:
         return dialect.first_runs(names, kind, columns, conditions, order, most)
@@ -190,18 +197,19 @@ def _runs(dialect: Dialect) -> sa.CompoundSelect[Any]:
         first("a", r.c.slot, is_active(names.c.name), most=_ALL),
         first("s", r.c.id, sa.literal_column("runs.trigger IN ('schedule', 'continuous')"), most=1),
         first("w", r.c.due_at, *due, sa.literal_column("runs.is_forced"), most=_FORCED_AT_MOST),
-        first("r", r.c.due_at, _PENDING, sa.literal_column("runs.attempt > 1"), most=1),
+        first("r", r.c.due_at, PENDING, sa.literal_column("runs.attempt > 1"), most=1),
         dialect.first_waiting("few", sa.literal_column("1"), PRIORITIES, columns),
         dialect.first_waiting("many", sa.bindparam("limit", type_=sa.Integer()), PRIORITIES, columns),
+        dialect.first_waiting("keyed", sa.bindparam("keyed_limit", type_=sa.Integer()), PRIORITIES, columns),
     )
 
 
 def _probes() -> sa.Select[Any]:
     """The waiting runs out of the ids :probes, as kind w: a circuit's probe may be anywhere in the queue."""
     r = t.runs
-    columns = [r.c[name] for name in _RUN_COLUMNS]
+    columns = [r.c[name] for name in RUN_COLUMNS]
     ids = sa.bindparam("probes", expanding=True, type_=sa.BigInteger())
-    due = (_PENDING, r.c.due_at <= _now())
+    due = (PENDING, r.c.due_at <= _now())
     return sa.select(sa.literal_column("'w'").label("kind"), *columns).where(r.c.id.in_(ids), *due)
 
 
@@ -221,7 +229,7 @@ def _next_due() -> sa.Select[Any]:
 def next_times() -> list[sa.ScalarSelect[Any]]:
     """The next times after :now at which something becomes due: a waiting run, a schedule, a probe, a pause's end."""
     r, s = t.runs, t.worker_state
-    run = sa.select(sa.func.min(r.c.due_at)).where(_PENDING, r.c.due_at > _now()).scalar_subquery()
+    run = sa.select(sa.func.min(r.c.due_at)).where(PENDING, r.c.due_at > _now()).scalar_subquery()
     schedule = (
         sa.select(sa.func.min(s.c.next_run_at))
         .where(s.c.next_run_at.is_not(None), s.c.next_run_at > _now())

@@ -20,6 +20,8 @@ from jobrunner.model.facts import ActiveRun, Candidate, Facts, WorkerFacts
 from jobrunner.model.limits import MAX_BIG_COUNT
 from jobrunner.model.run import Trigger
 from jobrunner.model.worker import Dependency, DependencyCondition, Isolation
+from jobrunner.policy.limit_gates import goes_by_key
+from jobrunner.storage.runs import limits
 from jobrunner.storage.runs.fact_statements import PRIORITIES, statements
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import CONFIG_COLUMNS, config_or_problem, names_json, state_of
@@ -36,10 +38,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The node that judges: the workers it has code for. `handlers` None means any live node (`explain`)."""
+    """The node that judges: the workers it has code for. `handlers` None means any live node (`explain`).
+
+    `asks_time`: the time of rates is the database's own, the same for all nodes, and not that which is given.
+    """
 
     handlers: Collection[str] | None
     allows_commands: bool = False
+    asks_time: bool = False
 
 
 @dataclass(slots=True)
@@ -137,17 +143,24 @@ async def read_around(
     no_edges = Edges.none()
     if not names:
         return Facts(now, {}, free_slots), no_edges
-    known, entangled = await _read_workers(conn, dialect, names)
+    known, entangled, sharing = await _read_workers(conn, dialect, names)
     edges = no_edges
     if entangled:
         edges = await read_edges(conn, dialect, names)
         others = _neighbourhood(names, edges) - known.keys()
         if others:
-            known |= (await _read_workers(conn, dialect, others))[0]
+            more, _, also_sharing = await _read_workers(conn, dialect, others)
+            known |= more
+            sharing |= also_sharing
         _relate(known, edges)
     await _add_runs(conn, dialect, now, known, free_slots)
     await _add_handlers(conn, dialect, known, here)
-    return Facts(now, known, free_slots), edges
+    if not sharing and not any(limits.is_limited(worker) for worker in known.values()):
+        return Facts(now, known, free_slots), edges
+    rated_at = await limits.database_time(conn) if here.asks_time else now
+    asked = limits.Reading(conn, dialect, now, rated_at, max(free_slots, 1), _candidate)
+    shared = await limits.add_limits(asked, known, sharing)
+    return Facts(now, known, free_slots, shared, rated_at), edges
 
 
 def _neighbourhood(names: Collection[str], edges: Edges) -> set[str]:
@@ -163,21 +176,23 @@ def _neighbourhood(names: Collection[str], edges: Edges) -> set[str]:
 
 async def _read_workers(
     conn: AsyncConnection, dialect: Dialect, names: Collection[str]
-) -> tuple[dict[str, WorkerFacts], set[str]]:
-    """Read definitions and states, without relations; and which of `names` have any."""
+) -> tuple[dict[str, WorkerFacts], set[str], set[str]]:
+    """Read definitions and states, without relations; which of `names` have any, and which share a limit."""
     rows = (await conn.execute(statements(dialect).workers, {"names": names_json(names)})).all()
     split = len(CONFIG_COLUMNS)
     known = {}
-    entangled = set()
+    entangled, sharing = set(), set()
     for row in rows:
         config, problem = config_or_problem(row[:split])
-        state = state_of(row[split:-2])
+        state = state_of(row[split:-3])
         if state.last_fence >= MAX_BIG_COUNT:
             problem = problem or f"its last_fence is {state.last_fence}, and no larger one can be drawn"
-        known[config.name] = WorkerFacts(config, state, revision=row[-2], problem=problem)
-        if row[-1]:
+        known[config.name] = WorkerFacts(config, state, revision=row[-3], problem=problem)
+        if row[-2]:
             entangled.add(config.name)
-    return known, entangled
+        if row[-1]:
+            sharing.add(config.name)
+    return known, entangled, sharing
 
 
 def _relate(known: dict[str, WorkerFacts], edges: Edges) -> None:
@@ -194,14 +209,18 @@ def _relate(known: dict[str, WorkerFacts], edges: Edges) -> None:
 async def _add_runs(
     conn: AsyncConnection, dialect: Dialect, now: datetime, known: dict[str, WorkerFacts], free_slots: int
 ) -> None:
-    many = [name for name, worker in known.items() if worker.config.max_running > 1]
-    few = [name for name, worker in known.items() if worker.config.max_running <= 1]
+    keyed = [name for name, worker in known.items() if goes_by_key(worker.config)]
+    others = known.keys() - set(keyed)
+    many = [name for name in others if known[name].config.max_running > 1]
+    few = [name for name in others if known[name].config.max_running <= 1]
     parameters = {
         "now": now,
         "names": names_json(known),
         "few": names_json(few),
         "many": names_json(many),
         "limit": max(free_slots, 1),
+        "keyed": names_json(keyed),
+        "keyed_limit": limits.page_of(max(free_slots, 1)),
     }
     rows = (await conn.execute(statements(dialect).runs, parameters)).all()
     probes = [worker.state.probe_run_id for worker in known.values() if worker.state.probe_run_id is not None]
@@ -213,7 +232,8 @@ async def _add_runs(
     retries: dict[str, datetime] = {}
     for row in rows:
         if row.kind == "a":
-            run = ActiveRun(row.id, row.worker, row.slot, row.node_id, row.started_at, Trigger(row.trigger))
+            where = (row.id, row.worker, row.slot, row.node_id, row.started_at, Trigger(row.trigger))
+            run = ActiveRun(*where, row.limit_key, row.key_slot)
             active[row.worker].append(run)
         elif row.kind == "w":
             waiting[row.worker][row.id] = _candidate(row)
@@ -242,6 +262,7 @@ def _candidate(row: Any) -> Candidate:
         row.attempt,
         bool(row.is_forced),
         row.first_started_at is not None,
+        row.limit_key,
     )
 
 

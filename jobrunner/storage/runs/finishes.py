@@ -142,6 +142,8 @@ def statements(dialect: Dialect) -> _Statements:
             progress=sa.null(),
             output=sa.null(),
             output_lines=sa.null(),
+            key_slot=sa.null(),
+            is_rated=sa.false(),
             attempt=retry.c.attempt,
             due_at=retry.c.due_at,
             lost_in_a_row=retry.c.lost_in_a_row,

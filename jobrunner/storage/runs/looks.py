@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobrunner.policy.fast_path import find_eligible
 from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.limit_gates import Limits
 from jobrunner.storage.runs import facts as reading
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Claimer:
 class Look:
     """What a look at the database, without a lock, has found: workers whose work may start, and what is tied to them.
 
-    `page`: how many due schedules of each priority were read at most; `has_more`: there are more of them.
+    `page`: how many due schedules of each priority were read at most; `has_more`: there are more of them. `has_shared`:
+    one of the workers shares a limit.
     """
 
     wanted: frozenset[str]
@@ -42,6 +44,7 @@ class Look:
     eligible: Eligible | None = None
     next_due_at: datetime | None = None
     is_ahead: bool | None = None
+    has_shared: bool = False
 
     @property
     def is_all_eligible(self) -> bool:
@@ -87,4 +90,8 @@ async def look(
         wanted = frozenset(start.worker for start in decide_starts(facts))
         eligible = None if due.has_more else find_eligible(facts, set(wanted))
         next_due_at = None if wanted else await reading.next_due_at(conn, db.dialect, now)
-        return Look(wanted, page, edges, due.has_more, eligible=eligible, next_due_at=next_due_at)
+        opens_at = Limits(facts).opens_at() if facts.rated_at is not None and not wanted else None
+        if opens_at is not None:  # a rate
+            next_due_at = opens_at if next_due_at is None else min(next_due_at, opens_at)
+        seen = Look(wanted, page, edges, due.has_more, eligible=eligible, next_due_at=next_due_at)
+        return replace(seen, has_shared=bool(facts.limits))

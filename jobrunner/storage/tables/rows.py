@@ -21,6 +21,7 @@ from jobrunner.model.worker import (
     WorkerExecutionMode,
     WorkerState,
 )
+from jobrunner.policy.rates import unreadable_rate
 from jobrunner.storage.tables import define as t
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def config_or_problem(values: Sequence[Any]) -> tuple[WorkerConfig, str | None]:
         return WorkerConfig(str(values[0]), execution_mode=WorkerExecutionMode.TRIGGERED), f"its definition: {error}"
     if isinstance(config.payload, Unreadable):
         return config, f"its payload cannot be read: {config.payload.problem}"
-    return config, None
+    return config, unreadable_rate(config)
 
 
 def state_of(values: Iterable[Any]) -> WorkerState:

@@ -34,8 +34,11 @@ class FastPath(Protocol):
         """Give up the connection, if it has one of its own."""
 
 
-def open_fast_path(db: Database) -> FastPath | None:
-    """Return the database's fast path; None behind a transaction-pooling proxy: its statements need a session."""
+def open_fast_path(db: Database, *, asks_time: bool = False) -> FastPath | None:
+    """Return the database's fast path; None behind a transaction-pooling proxy: its statements need a session.
+
+    `asks_time`: PostgreSQL's own time is that of rates.
+    """
     if db.is_sqlite:
         return SqliteFastPath(db)
-    return None if db.pooler else PostgresFastPath(db)
+    return None if db.pooler else PostgresFastPath(db, asks_time=asks_time)

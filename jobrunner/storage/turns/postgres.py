@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from jobrunner.errors import FastPathRefused
+from jobrunner.policy.fast_path import most_of_a_key
+from jobrunner.policy.rates import rates_of
 from jobrunner.storage.database import postgres_driver
 from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import read_json
@@ -19,8 +22,10 @@ from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import timedelta
 
     from jobrunner.model.run import Run
+    from jobrunner.model.worker import WorkerConfig
     from jobrunner.policy.fast_path import Eligible
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.runs.finishes import Ended
@@ -32,8 +37,9 @@ _PAYLOAD = 1 + list(CLAIM).index("payload")
 class PostgresFastPath:
     """The function `take_turn`, on a connection of its own: no pool, no SQLAlchemy, one round trip a turn."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, asks_time: bool = False) -> None:
         self._db = db
+        self._asks_time = asks_time
         self._definition = postgres_function.definition(db.schema_prefix)
         self._connection: Any = None
         self._heads = _Heads()
@@ -47,6 +53,7 @@ class PostgresFastPath:
         ended, revisions = under_one_revision(ended)
         is_looking = self._heads.look_is_due(names, now)
         after_dues, after_ids = self._heads.of(names)
+        limits = _Limits.of([] if eligible is None else list(eligible.configs.values()))
         given = {
             "this_node": node_id,
             "at": now,
@@ -70,6 +77,10 @@ class PostgresFastPath:
             "after_ids": after_ids,
             "is_looking": is_looking,
             "since": self._heads.since,
+            "key_limits": limits.keys,
+            "rate_counts": limits.counts,
+            "rate_windows": limits.windows,
+            "asks_time": self._asks_time,
         }
         arguments = tuple(given[name] for name in postgres_function.ARGUMENTS)
         try:
@@ -79,7 +90,8 @@ class PostgresFastPath:
         for row in answer["seen"]:
             self._heads.looked(names, now, *json.loads(row[_PAYLOAD]))
         turned = _turned(answer, node_id)
-        self._heads.note(turned.runs, is_full=len(turned.runs) >= free_slots + len(turned.written))
+        in_order = [run for run in turned.runs if run.worker not in limits.keyed] if limits.keyed else turned.runs
+        self._heads.note(in_order, is_full=len(turned.runs) >= free_slots + len(turned.written))
         return turned
 
     async def _fetch(self, arguments: tuple[Any, ...]) -> list[Any]:
@@ -128,6 +140,34 @@ class PostgresFastPath:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a turn is told of its workers' limits: lists beside the workers, empty where none of them has any.
+
+    `keyed`: workers of which a turn passes by runs whose key is full, so that it reads their queue from its beginning.
+    """
+
+    keys: list[int | None]
+    counts: list[int | None]
+    windows: list[timedelta | None]
+    keyed: frozenset[str]
+
+    @classmethod
+    def of(cls, configs: Sequence[WorkerConfig]) -> _Limits:
+        if all(config.rate is None and config.limit_key is None for config in configs):
+            return _NO_LIMITS
+        rates = [rates_of(config)[0] for config in configs]
+        return cls(
+            [most_of_a_key(config) for config in configs],
+            [None if rate is None else rate.count for rate in rates],
+            [None if rate is None else rate.window for rate in rates],
+            frozenset(config.name for config in configs if most_of_a_key(config) is not None),
+        )
+
+
+_NO_LIMITS = _Limits([], [], [], frozenset())
 
 
 class _Heads:

@@ -17,6 +17,8 @@ from jobrunner.storage.runs.fact_statements import next_times
 from jobrunner.storage.tables.define import HAS_LEFT, SCHEMA_TOKEN
 from jobrunner.storage.turns import rules as r
 
+PAGES = 4
+"""Of a worker that goes by key so many times more runs are read than may start."""
 ARGUMENTS = {
     "this_node": "text",
     "at": "timestamptz",
@@ -40,11 +42,16 @@ ARGUMENTS = {
     "after_ids": "bigint[]",
     "is_looking": "boolean",
     "since": "text",
+    "key_limits": "integer[]",
+    "rate_counts": "integer[]",
+    "rate_windows": "interval[]",
+    "asks_time": "boolean",
 }
 """`names`: eligible workers, the first of them with `revisions`; `stuck`: workers to be passed by. `f_…`: firings of
 the first of `names`. `e_…`: ends, but for `e_workers` and `e_revisions`, which are of their workers. `after_…`: how far
 the node has come in the queues of `names`, four of each by priority; empty to read all. `is_looking`: look for what
-came before that since the snapshot `since`, which an earlier look answered."""
+came before that since the snapshot `since`, which an earlier look answered. `key_limits`, `rate_…`: of `names`; empty
+if none has any. `asks_time`: the time of rates is the server's own, and not `at`."""
 
 
 def call() -> str:
@@ -81,6 +88,11 @@ DECLARE
     seen pg_snapshot;
     places integer[];
     dues timestamptz[];
+    key_slots integer[];
+    rated boolean[];
+    is_short boolean;
+    is_full boolean;
+    rated_at timestamptz;
 BEGIN
     IF cardinality(e_ids) > 0 THEN
         PERFORM FROM {p}worker_state s WHERE s.worker = ANY (e_workers)
@@ -248,10 +260,17 @@ BEGIN
             'seen'::text, {_no_claim("jsonb_build_array(seen, places, dues)")};
     END IF;
 
+    rated_at := CASE WHEN asks_time THEN clock_timestamp() ELSE at END;
     WITH busy AS MATERIALIZED (  -- each worker's slots in use; counted, never stored
         SELECT
-            s.worker, s.last_fence, greatest(at, s.last_ended_at) AS now, w.max_running,
+            s.worker, s.last_fence, w.max_running, key_limits[g.n] AS key_limit, rate_counts[g.n] AS rate_count,
+            greatest(CASE WHEN rate_counts[g.n] IS NULL THEN at ELSE rated_at END, s.last_ended_at) AS now,
             ARRAY(SELECT c.slot FROM {p}claims c WHERE c.worker = s.worker) AS taken,
+            CASE WHEN rate_counts[g.n] IS NULL THEN 0 ELSE (
+                SELECT count(*) FROM (
+                    SELECT FROM {_started(p)} LIMIT rate_counts[g.n]
+                ) started
+            ) END AS used,
             (g.n - 1) * 4 + 1 AS after
         FROM unnest(names) WITH ORDINALITY AS g (name, n)
         JOIN {p}worker_state s ON s.worker = g.name
@@ -259,7 +278,8 @@ BEGIN
         WHERE s.worker = ANY (mine)
     ), room AS MATERIALIZED (  -- how many more of each may start, and its free slots, the lowest first
         SELECT
-            b.worker, b.last_fence, b.now, greatest(0, least(free, b.max_running - cardinality(b.taken))) AS n,
+            b.worker, b.last_fence, b.now, b.key_limit, b.rate_count, b.used,
+            greatest(0, least(free, b.max_running - cardinality(b.taken), b.rate_count - b.used)) AS n,
             ARRAY(
                 SELECT generate_series(0, cardinality(b.taken) + free - 1)
                 EXCEPT SELECT unnest(b.taken) ORDER BY 1
@@ -269,22 +289,45 @@ BEGIN
     ), first AS (  -- as many as could start at most, of each priority
         SELECT f.*
         FROM room CROSS JOIN generate_series(3, 0, -1) AS level (p) CROSS JOIN LATERAL (
-            SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM {p}runs r
+            SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at, r.limit_key FROM {p}runs r
             WHERE r.state = 'pending' AND r.worker = room.worker
                 AND (r.priority, r.due_at, r.id) > (  -- after what this node has claimed a moment ago
                     level.p, coalesce(after_dues[room.after + level.p], '-infinity'),
                     coalesce(after_ids[room.after + level.p], 0)
                 )
                 AND (r.priority, r.due_at) <= (level.p, at)  -- so that the index says where to stop
-            ORDER BY r.priority, r.due_at, r.id LIMIT room.n
+            ORDER BY r.priority, r.due_at, r.id
+            LIMIT CASE WHEN room.key_limit IS NULL THEN room.n ELSE room.n * {PAGES} END
         ) f
+    ), of_keys AS (  -- of each key as many as there is room for
+        SELECT f.*, k.slot AS key_slot
+        FROM first f JOIN room ON room.worker = f.worker
+        CROSS JOIN LATERAL (SELECT NULL::integer AS slot) k
+        WHERE room.key_limit IS NULL OR f.limit_key IS NULL
+        UNION ALL
+        SELECT f.id, f.worker, f.priority, f.due_at, f.first_started_at, f.limit_key, k.slots[f.place]
+        FROM (
+            SELECT f.*, row_number() OVER (PARTITION BY f.worker, f.limit_key ORDER BY {r.STARTING_ORDER}) AS place
+            FROM first f
+            WHERE f.limit_key IS NOT NULL
+                AND EXISTS (SELECT FROM room WHERE room.worker = f.worker AND room.key_limit IS NOT NULL)
+        ) f
+        JOIN room ON room.worker = f.worker
+        CROSS JOIN LATERAL (
+            SELECT ARRAY(
+                SELECT generate_series(0, least(room.key_limit, 10000) - 1)
+                EXCEPT SELECT r.key_slot FROM {p}runs r
+                WHERE r.worker = f.worker AND r.limit_key = f.limit_key AND r.key_slot IS NOT NULL ORDER BY 1
+            ) AS slots
+        ) k
+        WHERE f.place <= cardinality(k.slots)
     ), numbered AS (
         SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY {r.STARTING_ORDER}) AS n
-        FROM first f
+        FROM of_keys f
     ), chosen AS MATERIALIZED (  -- the first of all workers in starting order
         SELECT
             f.id, f.worker, f.first_started_at, room.slots[f.n] AS slot, room.last_fence + f.n AS fence,
-            room.now
+            room.now, f.key_slot, room.rate_count IS NOT NULL AS is_rated
         FROM numbered f JOIN room ON room.worker = f.worker WHERE f.n <= room.n
         ORDER BY {r.STARTING_ORDER}
         LIMIT free
@@ -296,24 +339,47 @@ BEGIN
         )
         WHERE s.worker = ANY (ARRAY(SELECT c.worker FROM chosen c))
     )
-    SELECT array_agg(c.id), array_agg(c.slot), array_agg(c.fence), array_agg(c.now)
-    INTO ids, slots, fences, starts FROM chosen c;
+    SELECT array_agg(c.id), array_agg(c.slot), array_agg(c.fence), array_agg(c.now), array_agg(c.key_slot),
+        array_agg(c.is_rated),
+        EXISTS (  -- of a worker that goes by key, all that were read were too few: their keys are full
+            SELECT FROM room
+            WHERE room.key_limit IS NOT NULL AND room.n > 0
+                AND (SELECT count(*) FROM first f WHERE f.worker = room.worker) >= room.n * {PAGES}
+                AND (SELECT count(*) FROM of_keys f WHERE f.worker = room.worker) < room.n
+        ),
+        EXISTS (SELECT FROM room WHERE room.used >= room.rate_count)
+    INTO ids, slots, fences, starts, key_slots, rated, is_short, is_full FROM chosen c;
     RETURN QUERY
     UPDATE {p}runs r
-    SET state = 'running', node_id = this_node, (slot, fence, started_at, first_started_at) = (
-        SELECT slots[n], fences[n], starts[n], coalesce(r.first_started_at, starts[n])
+    SET state = 'running', node_id = this_node, (slot, fence, started_at, first_started_at, key_slot, is_rated) = (
+        SELECT slots[n], fences[n], starts[n], coalesce(r.first_started_at, starts[n]), key_slots[n], rated[n]
         FROM array_position(ids, r.id) AS n
     )
     WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
     RETURNING 'claim'::text, {r.CLAIMED};
     GET DIAGNOSTICS claimed = ROW_COUNT;
-    IF cardinality(mine) < cardinality(revisions) THEN
+    IF is_short THEN
+        RETURN QUERY SELECT 'other'::text, {_no_claim("NULL::jsonb")};
+    ELSIF cardinality(mine) < cardinality(revisions) THEN
         RETURN QUERY SELECT 'locked'::text, {_no_claim("NULL::jsonb")};
-    ELSIF is_looking AND claimed < free THEN
+    ELSIF is_looking AND claimed < free AND NOT is_full THEN  -- when a rate opens, the long way says
         RETURN QUERY SELECT 'all'::text, {_no_claim(f"to_jsonb(least({_next_times(p)}))")};
     END IF;
 END $$
 """  # noqa: S608 - made of constants
+
+
+def _started(p: str) -> str:
+    """Return the starts in the window of a worker's rate, of attempts that run and of those that have ended."""
+    since = "rated_at - rate_windows[g.n]"
+    return f"""(
+                        SELECT h.started_at FROM {p}run_history h
+                        WHERE h.worker >= s.worker AND h.worker <= s.worker AND h.is_rated
+                            AND h.started_at > {since}
+                        UNION ALL
+                        SELECT r.started_at FROM {p}claims c JOIN {p}runs r ON r.id = c.run_id
+                        WHERE c.worker = s.worker AND r.started_at > {since}
+                    ) each"""  # noqa: S608 - made of constants
 
 
 def _no_claim(payload: str) -> str:

@@ -6,6 +6,8 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.policy.fast_path import most_of_a_key
+from jobrunner.policy.rates import rates_of
 from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import Garbled, from_text, read_json, to_text
 from jobrunner.storage.turns import sqlite_trigger
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.run import Run
+    from jobrunner.model.worker import WorkerConfig
     from jobrunner.policy.fast_path import Eligible
     from jobrunner.storage.database.database import Database
     from jobrunner.storage.runs.finishes import Ended
@@ -37,7 +40,7 @@ class SqliteFastPath:
         self, node_id: str, now: datetime, free_slots: int, eligible: Eligible | None, ended: Sequence[Ended]
     ) -> Turned:
         """See `FastPath.turn`."""
-        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(eligible))
+        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(eligible, now))
         answers: list[tuple[str, str, int]] = []
 
         def take(connection: sqlite3.Connection) -> None:
@@ -85,7 +88,7 @@ def _ended(all_ended: Sequence[Ended]) -> tuple[str, str]:
     return json.dumps(rows), json.dumps(list(revisions.items()))
 
 
-def _wanted(eligible: Eligible | None) -> tuple[str, str, str, str]:
+def _wanted(eligible: Eligible | None, now: datetime) -> tuple[str, str, str, str]:
     if eligible is None:
         return "[]", "[]", "[]", "[]"
     firings = [
@@ -94,7 +97,17 @@ def _wanted(eligible: Eligible | None) -> tuple[str, str, str, str]:
     ]
     all_names, stuck = json.dumps([*eligible.configs, *eligible.stuck]), json.dumps(eligible.stuck)
     runs, schedules = (stuck, all_names) if firings else (all_names, stuck)
-    return json.dumps(list(eligible.revisions.items())), runs, schedules, json.dumps(firings)
+    wanted = [
+        _with_limits(name, revision, eligible.configs[name], now) for name, revision in eligible.revisions.items()
+    ]
+    return json.dumps(wanted), runs, schedules, json.dumps(firings)
+
+
+def _with_limits(name: str, revision: int, config: WorkerConfig, now: datetime) -> tuple[Any, ...]:
+    rate = rates_of(config)[0]
+    if rate is None:
+        return name, revision, most_of_a_key(config)
+    return name, revision, most_of_a_key(config), rate.count, to_text(now - rate.window)
 
 
 def _text(moment: datetime | None) -> str | None:

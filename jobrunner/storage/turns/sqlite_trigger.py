@@ -28,7 +28,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 ended: of [run id, fence, finished_at, duration_ms, result, reason, output], the result itself as JSON text.
 ended_workers: of [name, revision], the workers of those runs.
-eligible: of [name, revision]; empty to claim nothing.
+eligible: of [name, revision, most of a key, starts of a rate, since when they count]; empty to claim nothing.
 passed_runs, passed_schedules: the names of the workers whose waiting runs, and whose schedules, need no other decision.
 firings: of [name, the `next_run_at` that is expected, what is due, the next `next_run_at`]; empty to claim runs.
 """
@@ -42,23 +42,70 @@ _FIRST_DUE = "\n                OR ".join(
     for priority in range(4)
 )
 _BY_PRIORITY = "\n        UNION ALL ".join(
-    "SELECT * FROM (SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at FROM runs r WHERE "  # noqa: S608
+    "SELECT * FROM (SELECT r.id, r.worker, r.priority, r.due_at, r.first_started_at, r.limit_key FROM runs r WHERE "  # noqa: S608
     f"{_PENDING.format(worker='NEW.worker', priority=priority)} AND r.due_at <= NEW.now"
-    " ORDER BY r.due_at, r.id LIMIT NEW.most)"
+    " ORDER BY r.due_at, r.id LIMIT NEW.page)"
     for priority in (3, 2, 1, 0)
 )
 _TABLES = {
     "turn_answer": "free INTEGER, ended TEXT, claims TEXT, has_other INTEGER",
     "turn_ending": "id INTEGER PRIMARY KEY, worker, finished_at, ms, result, reason, output",
     "turn_ended": "worker TEXT PRIMARY KEY, finished_at, ms, runs, latest",
-    "turn_room": "worker TEXT PRIMARY KEY, last_fence, ended_at, most, after, now",
-    "turn_first": "place INTEGER PRIMARY KEY, id, worker, priority, due_at, first_started_at",
+    "turn_room": "worker TEXT PRIMARY KEY, last_fence, ended_at, most, after, now, page, key_most, is_rated",
+    "turn_first": "place INTEGER PRIMARY KEY, id, worker, priority, due_at, first_started_at, limit_key, key_place",
     "turn_slot": "place INTEGER PRIMARY KEY, slot",
-    "turn_chosen": "place INTEGER PRIMARY KEY, id, worker, slot, fence, at, first_started_at",
+    "turn_chosen": "place INTEGER PRIMARY KEY, id, worker, slot, fence, at, first_started_at, key_slot, is_rated",
     "turn_fenced": "worker TEXT PRIMARY KEY, fence, began_at",
     "turn_fired": "worker TEXT PRIMARY KEY, due, next, fence, at",
 }
 _EMPTIED = "\n    ".join(f"DELETE FROM {name};" for name in _TABLES)  # noqa: S608 - constants
+_PLAIN_FIRST = f"""
+    INSERT INTO turn_first (id, worker, priority, due_at, first_started_at, limit_key)
+    SELECT * FROM (
+        {_BY_PRIORITY}
+    )
+    AS f ORDER BY {r.STARTING_ORDER} LIMIT NEW.most;
+"""  # noqa: S608 - made of constants
+# Of each key as many as there is room for. Where all that were read are too few, the long way looks behind them.
+_KEYED_FIRST = f"""
+    INSERT INTO turn_first (id, worker, priority, due_at, first_started_at, limit_key, key_place)
+    SELECT * FROM (
+        SELECT f.*, row_number() OVER (PARTITION BY limit_key ORDER BY {r.STARTING_ORDER}) AS n
+        FROM (
+        {_BY_PRIORITY}
+        ) AS f
+    )
+    AS f WHERE limit_key IS NULL OR n <= NEW.key_most - (
+        SELECT count(*) FROM runs r
+        WHERE r.worker = NEW.worker AND r.limit_key = f.limit_key AND r.key_slot IS NOT NULL
+    )
+    ORDER BY {r.STARTING_ORDER} LIMIT NEW.most;
+    UPDATE turn_answer SET has_other = true
+    WHERE (SELECT count(*) FROM turn_first f WHERE f.worker = NEW.worker) < NEW.most
+        AND (
+            SELECT count(*) FROM (
+                SELECT 1 FROM runs r WHERE r.state = 'pending' AND r.worker = NEW.worker AND r.due_at <= NEW.now
+                LIMIT NEW.page
+            )
+        ) >= NEW.page;
+"""  # noqa: S608 - made of constants
+# For each worker that has room: as many of its runs as could start at most, in order, beside its lowest free slots.
+_LOOKS = tuple(
+    f"""
+CREATE TEMP TRIGGER IF NOT EXISTS {name} AFTER INSERT ON turn_room WHEN NEW.most > 0 AND {condition} BEGIN
+    UPDATE turn_room SET after = (SELECT coalesce(max(place), 0) FROM turn_first) WHERE worker = NEW.worker;
+    {first}
+    INSERT INTO turn_slot (slot)
+    SELECT numbers.n FROM turn_numbers AS numbers
+    WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.worker = NEW.worker AND r.slot = numbers.n)
+    LIMIT (SELECT (SELECT coalesce(max(place), 0) FROM turn_first) - after FROM turn_room WHERE worker = NEW.worker);
+END
+"""  # noqa: S608 - made of constants
+    for name, condition, first in (
+        ("turn_look", "NEW.key_most IS NULL", _PLAIN_FIRST),
+        ("turn_look_by_key", "NEW.key_most IS NOT NULL", _KEYED_FIRST),
+    )
+)
 _OBJECTS = (
     """
 CREATE TEMP VIEW IF NOT EXISTS take_turn AS SELECT
@@ -81,21 +128,7 @@ SELECT name FROM waiting WHERE name IS NOT NULL
 CREATE TEMP VIEW IF NOT EXISTS turn_numbers AS
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers LIMIT 1000000) SELECT n FROM numbers
 """,
-    # For each worker that has room: as many of its runs as could start at most, in order, beside its lowest free slots.
-    f"""
-CREATE TEMP TRIGGER IF NOT EXISTS turn_look AFTER INSERT ON turn_room WHEN NEW.most > 0 BEGIN
-    UPDATE turn_room SET after = (SELECT coalesce(max(place), 0) FROM turn_first) WHERE worker = NEW.worker;
-    INSERT INTO turn_first (id, worker, priority, due_at, first_started_at)
-    SELECT * FROM (
-        {_BY_PRIORITY}
-    )
-    AS f ORDER BY {r.STARTING_ORDER} LIMIT NEW.most;
-    INSERT INTO turn_slot (slot)
-    SELECT numbers.n FROM turn_numbers AS numbers
-    WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.worker = NEW.worker AND r.slot = numbers.n)
-    LIMIT (SELECT (SELECT coalesce(max(place), 0) FROM turn_first) - after FROM turn_room WHERE worker = NEW.worker);
-END
-""",  # noqa: S608 - made of constants
+    *_LOOKS,
     f"""
 CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGIN
     {_EMPTIED}
@@ -158,20 +191,46 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
     );
 
     -- Runs that wait: the first in starting order, each into its worker's lowest free slot under the next fence.
-    INSERT INTO turn_room (worker, last_fence, ended_at, most, now)
+    INSERT INTO turn_room (worker, last_fence, ended_at, most, now, page, key_most, is_rated)
     SELECT
-        s.worker, s.last_fence, coalesce(s.last_ended_at, ''),
-        min(a.free, w.max_running - (SELECT count(*) FROM runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL)),
-        NEW.now
+        worker, last_fence, ended_at, most, NEW.now, CASE WHEN key_most IS NULL THEN most ELSE most * 4 END, key_most,
+        is_rated
+    FROM (SELECT
+        s.worker, s.last_fence, coalesce(s.last_ended_at, '') AS ended_at,
+        min(
+            a.free, w.max_running - (SELECT count(*) FROM runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL),
+            CASE WHEN g.value ->> 3 IS NULL THEN a.free ELSE (g.value ->> 3) - (
+                SELECT count(*) FROM (
+                    SELECT 1 FROM run_history h
+                    WHERE h.worker = s.worker AND h.is_rated AND h.started_at > g.value ->> 4
+                )
+            ) - (
+                SELECT count(*) FROM runs r
+                WHERE r.worker = s.worker AND r.slot IS NOT NULL AND r.started_at > g.value ->> 4
+            ) END
+        ) AS most,
+        g.value ->> 2 AS key_most, g.value ->> 3 IS NOT NULL AS is_rated
     FROM turn_answer a
     CROSS JOIN json_each(NEW.eligible) g
     CROSS JOIN worker_state s ON s.worker = g.value ->> 0
     CROSS JOIN workers w ON w.name = s.worker
-    WHERE a.free > 0 AND NOT a.has_other AND json_array_length(NEW.firings) = 0;
-    INSERT INTO turn_chosen (id, worker, slot, fence, at, first_started_at)
+    WHERE a.free > 0 AND NOT a.has_other AND json_array_length(NEW.firings) = 0);
+    INSERT INTO turn_chosen (id, worker, slot, fence, at, first_started_at, key_slot, is_rated)
     SELECT
         f.id, f.worker, slot.slot, room.last_fence + f.place - room.after, max(NEW.now, room.ended_at),
-        f.first_started_at
+        f.first_started_at,
+        CASE WHEN f.key_place IS NULL OR f.limit_key IS NULL THEN NULL ELSE (
+            WITH RECURSIVE seen (n, free) AS (  -- of the numbers that are free the `key_place`-th
+                SELECT -1, 0
+                UNION ALL
+                SELECT n + 1, free + NOT EXISTS (
+                    SELECT 1 FROM runs r
+                    WHERE r.worker = f.worker AND r.limit_key = f.limit_key AND r.key_slot = seen.n + 1
+                ) FROM seen WHERE free < f.key_place
+            )
+            SELECT max(n) FROM seen
+        ) END,
+        room.is_rated
     FROM turn_first f
     CROSS JOIN turn_room room ON room.worker = f.worker
     CROSS JOIN turn_slot slot ON slot.place = f.place
@@ -179,7 +238,7 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
     LIMIT (SELECT max(0, free) FROM turn_answer);
     UPDATE runs SET
         state = 'running', slot = c.slot, fence = c.fence, node_id = NEW.node, started_at = c.at,
-        first_started_at = coalesce(runs.first_started_at, c.at)
+        first_started_at = coalesce(runs.first_started_at, c.at), key_slot = c.key_slot, is_rated = c.is_rated
     FROM turn_chosen c WHERE runs.id = c.id;
     INSERT INTO turn_fenced
     SELECT worker, max(fence), max(CASE WHEN first_started_at IS NULL THEN at END) FROM turn_chosen GROUP BY worker;

@@ -26,8 +26,8 @@ from jobrunner.storage.reading.nodes_heard import list_nodes
 from jobrunner.storage.reading.one_page import live_runs_after, names_after
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.reading.search import Found, search_audits, search_history, search_letters, search_runs
-from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.story import read_story
+from jobrunner.storage.reading.traces import read_told
 from jobrunner.storage.reading.worst import by_harm, read_worst
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import dead_letters
@@ -57,7 +57,7 @@ async def workers(ask: Ask) -> Page:
         return await _workers_that_fit(ask, limit)
     async with ask.desk.database() as db, db.read() as conn:
         names = await names_after(conn, ask.fields["after"], limit + 1)
-        rows = await read_standing(conn, db.dialect, ask.now, names=names[:limit]) if names else []
+        rows = await read_told(conn, db.dialect, ask.now, names=names[:limit]) if names else []
     return Page(rows, names[limit - 1] if len(names) > limit else None)
 
 
@@ -68,7 +68,7 @@ async def _workers_that_fit(ask: Ask, limit: int) -> Page:
     wanted = parse_filter(ask.fields["q"], "workers", ask.now)
     async with ask.desk.database() as db, db.read() as conn:
         worst = await read_worst(conn, ask.now, limit, wanted)
-        rows = await read_standing(conn, db.dialect, ask.now, names=worst.names) if worst.names else []
+        rows = await read_told(conn, db.dialect, ask.now, names=worst.names) if worst.names else []
     return Page(sorted(rows, key=lambda row: by_harm(row["health"], row["name"])), None, worst.asked)
 
 
@@ -77,8 +77,8 @@ async def worker(ask: Ask) -> dict[str, Any]:
     name = ask.path["name"]
     async with ask.desk.database() as db, db.read() as conn:
         found = await reading.read_worker(conn, name)
-        (standing,) = await read_standing(conn, db.dialect, ask.now, name)
-    whole = {**found, "next_at": standing["next_at"], "why": standing["why"]}
+        (standing,) = await read_told(conn, db.dialect, ask.now, name)
+    whole = {**found, "next_at": standing["next_at"], "why": standing["why"], "since": standing["since"]}
     return (
         whole
         if ask.level >= Level.ADMIN

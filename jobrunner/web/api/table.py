@@ -153,7 +153,7 @@ ROUTES = (
     _get("/api/limits/{name}", named_limits.limit, "One limit: what holds, who runs in it, which workers name it."),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
-    _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit."),
+    _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit.", _REASON),
     _post("/api/workers/{name}/disable", verbs.disable, "Disable a worker: nothing of it starts.", _REASON),
     _post(
         "/api/workers/{name}/pause",
@@ -163,7 +163,7 @@ ROUTES = (
         Field("until", f.TIME, "until then; UTC without a zone"),
         _REASON,
     ),
-    _post("/api/workers/{name}/resume", verbs.resume, "End a worker's pause now."),
+    _post("/api/workers/{name}/resume", verbs.resume, "End a worker's pause now.", _REASON),
     _post(
         "/api/workers/{name}/trigger",
         verbs.trigger,

@@ -10,8 +10,8 @@ from jobrunner.policy.hidden import MASK, restored, still_masked
 from jobrunner.policy.near import did_you_mean
 from jobrunner.storage import bulk
 from jobrunner.storage.reading.hidden import read_hidden
-from jobrunner.storage.reading.standing import read_standing
 from jobrunner.storage.reading.status import read_worker, require_workers
+from jobrunner.storage.reading.traces import read_told
 from jobrunner.storage.runs.dead_letters import read_letter
 from jobrunner.web.access import Level
 from jobrunner.web.answers import Forbidden
@@ -29,7 +29,7 @@ _TRIGGER_OPTIONS = ("at", "key", "key_scope", "priority", "force", "on_duplicate
 async def enable(ask: Ask) -> dict[str, Any]:
     """`jobrunner admin enable`: zero the failure streak, close the circuit."""
     await ask.desk.require_schema()
-    await ask.desk.orchestrator.enable_worker(ask.path["name"], actor=ask.actor)
+    await ask.desk.orchestrator.enable_worker(ask.path["name"], ask.fields["reason"], actor=ask.actor)
     return await _standing(ask)
 
 
@@ -56,7 +56,7 @@ async def pause(ask: Ask) -> dict[str, Any]:
 async def resume(ask: Ask) -> dict[str, Any]:
     """`jobrunner admin resume`: end its pause now."""
     await ask.desk.require_schema()
-    await ask.desk.orchestrator.resume_worker(ask.path["name"], actor=ask.actor)
+    await ask.desk.orchestrator.resume_worker(ask.path["name"], ask.fields["reason"], actor=ask.actor)
     return await _standing(ask)
 
 
@@ -193,7 +193,7 @@ def _unmasked(payload: dict[str, Any], stored: Any, fields: tuple[str, ...]) -> 
 async def _standing(ask: Ask) -> dict[str, Any]:
     """Return how the worker stands now, as `GET /api/workers` shows it."""
     async with ask.desk.database() as db, db.read() as conn:
-        (row,) = await read_standing(conn, db.dialect, ask.now, ask.path["name"])
+        (row,) = await read_told(conn, db.dialect, ask.now, ask.path["name"])
     return row
 
 

@@ -19,6 +19,7 @@ from jobrunner.policy.definitions import OVERRIDABLE
 from jobrunner.policy.named_limits import FIELDS
 from jobrunner.storage import bulk
 from jobrunner.storage.reading import status as reading
+from jobrunner.storage.reading.enabled import with_next_once_enabled
 from jobrunner.storage.reading.named_limits import read_limit
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.runs import dead_letters
@@ -248,7 +249,7 @@ class Forms:
             return shown
         async with ask.desk.reading() as conn:
             if verb.subject == "worker":
-                found = await reading.read_worker(conn, ask.path["name"])
+                found = with_next_once_enabled(await reading.read_worker(conn, ask.path["name"]), ask.now)
             elif verb.subject == "limit":
                 return await read_limit(conn, ask.path["name"])
             elif verb.subject == "letter":

@@ -9,7 +9,7 @@ from jobrunner.policy.showing import show_health
 from jobrunner.storage.reading.error_groups import group_letters
 from jobrunner.storage.reading.overview import read_overview
 from jobrunner.storage.reading.status import MOST_COUNTED
-from jobrunner.storage.reading.switched import read_switched
+from jobrunner.storage.reading.traces import read_since
 from jobrunner.storage.reading.worst import count_health
 from jobrunner.web.pages.charts import minutes_chart
 from jobrunner.web.pages.page import Shown
@@ -43,12 +43,12 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
             groups = await group_letters(conn, most=_MOST_GROUPS)
             ended = await ask.shown(conn, seen.ended)
             trouble = [row for row in seen.workers if row["health"] in TROUBLE]
-            switched = await read_switched(conn, [row["name"] for row in trouble])
+            since = await read_since(conn, db.dialect, ask.now, trouble)
             kinds = await count_health(conn) if len(trouble) == most and seen.totals.workers <= _MOST_ASKED else None
     facts = {
         "seen": seen,
         "trouble": [
-            {"row": row, "since": since(row, switched, ask.now), "why": why(row), "verbs": _possible(row, ask.now)}
+            {"row": row, "since": since[row["name"]], "why": why(row), "verbs": _possible(row, ask.now)}
             for row in trouble
         ],
         "is_cut": len(trouble) == most,
@@ -69,22 +69,6 @@ async def read(ask: Ask, most: int = _MOST_ROWS) -> Shown:
 def _possible(row: Mapping[str, Any], now: datetime) -> list[Button]:
     """Return what can be done about a worker in trouble now; its own page says why not of the rest."""
     return [each for each in buttons("worker", row, now, only=_OF_TROUBLE) if each.why_not is None]
-
-
-def since(row: Mapping[str, Any], switched: Mapping[str, datetime], now: datetime) -> datetime | None:
-    """Return since when a worker has been as it is: it was switched off, last succeeded, was due, or started.
-
-    `switched`: when those that are switched off were. None: nobody knows.
-    """
-    moment: datetime | None = {
-        "disabled": row["circuit_opened_at"] or switched.get(row["name"]),
-        "paused": switched.get(row["name"]),
-        "failing": row["last_success_at"],
-        "stalled": row["next_at"],
-        "late": row["last_run_at"],
-        "slow": row["last_run_at"],
-    }.get(row["health"])
-    return moment if moment is not None and moment <= now else None
 
 
 _WHY = {

@@ -1,0 +1,41 @@
+"""Which workers matter to each other, by dependencies and blocks. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jobrunner.model.facts import WorkerFacts
+
+
+def related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:
+    """Return the worker and all that its dependencies and blocks lead to."""
+    found, to_visit = {name}, [name]
+    while to_visit:
+        worker = workers[to_visit.pop()]
+        new = {edge.depends_on for edge in worker.config.depends_on} | set(worker.counterparts)
+        to_visit += new - found
+        found |= new
+    return frozenset(found)
+
+
+def tied_groups(workers: Mapping[str, WorkerFacts]) -> dict[str, frozenset[str]]:
+    """Return for each worker all that are connected with it, in any direction."""
+    near: dict[str, set[str]] = {name: set(worker.counterparts) for name, worker in workers.items()}
+    for name, worker in workers.items():
+        for edge in worker.config.depends_on:
+            near[name].add(edge.depends_on)
+            near[edge.depends_on].add(name)
+    found: dict[str, frozenset[str]] = {}
+    for name in workers:
+        if name in found:
+            continue
+        group, to_visit = {name}, [name]
+        while to_visit:
+            new = near[to_visit.pop()] - group
+            group |= new
+            to_visit += new
+        found |= dict.fromkeys(group, frozenset(group))
+    return found
