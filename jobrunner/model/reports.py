@@ -86,3 +86,8 @@ class HistoryRow:
     occurrences: int | None
     node_id: str | None
     trace_context: str | None
+    limit_key: str | None = None
+    batch_id: int | None = None
+    flow_id: int | None = None
+    step: str | None = None
+    is_rated: bool = False
