@@ -22,7 +22,7 @@ from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
 from jobrunner.storage.records.history import read_history
-from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs import cancelling, dead_letters
 from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Operator(Triggers):
         who = check_actor("actor", actor)
 
         async def cancel(db: Database) -> RunInfo:
-            await operations.cancel(db, run_id, self._clock.now(), who, reason)
+            await cancelling.cancel(db, run_id, self._clock.now(), who, reason)
             async with db.peek() as conn:
                 return await read_run(conn, run_id)
 

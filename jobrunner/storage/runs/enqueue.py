@@ -6,6 +6,7 @@ A `key` is unique among the worker's runs that have not started (scope `waiting`
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 _TRIES = 5
+_NO_BATCH = "no such batch, or it has finished"
+"""What the database says of it (migration 0001)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,7 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
 
     Raises:
         WorkerNotFound: the database knows no such worker.
+        Refused: there is no such batch, or it has finished.
     """
     statement, parameters = _prepared(dialect, request, now)
     for _ in range(_TRIES):
@@ -147,7 +151,8 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
             existing = (await conn.execute(same_key(request))).scalars().first()
             if existing is not None:
                 return int(existing)
-        inserted = (await conn.execute(statement, parameters)).scalars().all()
+        with _refusing_finished(request.batch_id):
+            inserted = (await conn.execute(statement, parameters)).scalars().all()
         if inserted:
             return int(inserted[0])
         known = await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == request.worker))
@@ -163,6 +168,17 @@ async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request
         known = (await conn.execute(same_key(request))).scalars().first()
     run_id = await enqueue(conn, dialect, request, now)
     return run_id, run_id != known
+
+
+@contextmanager
+def _refusing_finished(batch_id: int | None) -> Iterator[None]:
+    """Say it in our words where the database refuses a member of that batch."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if batch_id is None or _NO_BATCH not in str(error):
+            raise
+        raise Refused(f"batch {batch_id} does not exist, or has finished; begin another") from None
 
 
 _CHUNK_ROWS, _CHUNK_BYTES = 5000, 8 * 1024 * 1024
@@ -187,12 +203,14 @@ async def enqueue_many(
 
     Raises:
         WorkerNotFound: the database knows no such worker.
+        Refused: there is no such batch, or it has finished.
     """
     run_ids: list[int] = []
     for chunk in _chunks(payloads):
         values = {"worker": worker, "priority": priority, "now": now, "many": f"[{','.join(chunk)}]"}
         values |= {"trace_context": trace_context, "batch_id": batch_id}
-        inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
+        with _refusing_finished(batch_id):
+            inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
         if not inserted:
             raise WorkerNotFound(worker)
         run_ids += sorted(inserted)
