@@ -1,8 +1,8 @@
-"""A step of a flow, as a program describes it: a run that waits for others of the same flow."""
+"""A step of a flow, a run that waits for others: as a program describes it, and what it is told of the others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,3 +24,11 @@ class Step:
     priority: int | str | None = None
     at: datetime | None = None
     delay: float | timedelta | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a step is told of those before it, by name: what those that succeeded returned, and how each ended."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)

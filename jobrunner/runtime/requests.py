@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.errors import InvalidPayload, InvalidSetting
 from jobrunner.policy import definitions
-from jobrunner.policy.arguments import check_flag
+from jobrunner.policy.arguments import check_flag, check_id
 from jobrunner.policy.clocks import is_real_time
 from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.moments import read_aware
@@ -36,6 +36,7 @@ def read_request(
     key_scope: str = "waiting",
     priority: int | str | None = None,
     force: bool = False,
+    batch: int | None = None,
 ) -> Request:
     """Check a trigger. `code` is the worker's handler and its own payload, where this process has them.
 
@@ -57,7 +58,9 @@ def read_request(
     level = None if priority is None else int(definitions.parse_priority(name, priority))
     is_forced = check_flag("force", force)
     since = None if delay is None else now
-    return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, is_forced, waits_since=since)
+    batch_id = None if batch is None else check_id("batch", batch)
+    due_at = _due_at(now, at, delay)
+    return Request(name, payload, due_at, key, key_scope, level, is_forced, waits_since=since, batch_id=batch_id)
 
 
 def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler, dict[str, Any]] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
-from jobrunner.policy.arguments import check_text
+from jobrunner.policy.arguments import check_id, check_text
 from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
@@ -75,6 +75,7 @@ class Triggers:
         key_scope: str = "waiting",
         priority: int | str | None = None,
         force: bool = False,
+        batch: int | None = None,
         connection: Any = None,
     ) -> int:
         """Add a run of worker `name`, due now or at `at` (aware) or after `delay`; return its id.
@@ -83,8 +84,9 @@ class Triggers:
         number of seconds, a `timedelta`, or text such as `"5m"`.
 
         With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
-        returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
-        connection or session (async or sync) to the same database, the run is added in its transaction.
+        returned instead. `force` opens the gates enabled, paused and dependencies. `batch` is the id of an open batch
+        that the run joins; that of a handler's own run is `run.batch_id`. With `connection`, a SQLAlchemy connection or
+        session (async or sync) to the same database, the run is added in its transaction.
 
         A worker of this orchestrator's own that the database does not know yet is registered first, with all others
         that it does not know; nothing that it knows is changed. On SQLite with `connection` that is part of its
@@ -94,9 +96,10 @@ class Triggers:
             WorkerNotFound: neither the database nor this orchestrator knows such a worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
             InvalidSetting: another argument cannot be used.
+            Refused: there is no such batch, or it has finished.
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
-        request = self._request(name, payload, **options)
+        request = self._request(name, payload, batch=batch, **options)
         if self._diversion is not None:
             return self._diversion.enqueue([request])[0]
         tracer = tracing.tracer()
@@ -134,19 +137,23 @@ class Triggers:
         payloads: Iterable[dict[str, Any] | None],
         *,
         priority: int | str | None = None,
+        batch: int | None = None,
         connection: Any = None,
     ) -> list[int]:
         """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
 
+        `batch` is the id of an open batch that they join.
+
         Raises as `trigger_worker`; then none is added. Of a payload that cannot be used, the message says which it is.
         """
         if self._diversion is not None:
-            requests = each_of(payloads, lambda payload: self._request(name, payload, priority=priority))
+            requests = each_of(payloads, lambda payload: self._request(name, payload, priority=priority, batch=batch))
             return self._diversion.enqueue(requests)
         level = None if priority is None else int(definitions.parse_priority(name, priority))
         texts = read_payloads(payloads, self._code(name))
+        batch_id = None if batch is None else check_id("batch", batch)
         with tracing.sending(tracing.tracer(), name) as sending:
-            said = name, texts, self._clock.now(), level, sending.trace_context
+            said = name, texts, self._clock.now(), level, sending.trace_context, batch_id
             run_ids = await self._write(connection, enqueue.enqueue_many, *said)
             sending.sent(run_ids)
         return run_ids

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from jobrunner.model.flow import Before
 from jobrunner.model.run import HELD_UNTIL, EndsRun, Outcome, OutcomeKind, Run
 from jobrunner.policy.flows import Edge, follow
 from jobrunner.storage.database.rowsets import built_once
@@ -64,15 +65,13 @@ class Moved:
     cancelled: tuple[Run, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What a step is told of those before it, by their names."""
-
-    results: dict[str, Any]
-    outcomes: dict[str, str]
-
-
-async def add_flow(conn: AsyncConnection, dialect: Dialect, steps: Sequence[Planned], now: datetime) -> dict[str, int]:
+async def add_flow(
+    conn: AsyncConnection,
+    dialect: Dialect,
+    steps: Sequence[Planned],
+    now: datetime,
+    trace_context: str | None = None,
+) -> dict[str, int]:
     """Add the runs of a flow in the caller's transaction; return their ids by the names of the steps.
 
     `steps` are such that each comes after those it waits for (`policy.flows.in_order`). They have in common a
@@ -85,7 +84,7 @@ async def add_flow(conn: AsyncConnection, dialect: Dialect, steps: Sequence[Plan
     edges: list[dict[str, Any]] = []
     for step in steps:
         flow_id = next(iter(ids.values()), None)
-        request = replace(step.request, flow_id=flow_id, step=step.name)
+        request = replace(step.request, flow_id=flow_id, step=step.name, trace_context=trace_context)
         ids[step.name] = await enqueue(conn, dialect, request, now)
         edges += [
             {"run_id": ids[step.name], "after_run_id": ids[name], "if_failed": step.if_failed}
