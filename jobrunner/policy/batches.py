@@ -64,3 +64,16 @@ def callback_payload(
     if not is_closed or FIELD in schema.get("properties", {}):
         payload[FIELD] = batch_id
     return payload
+
+
+def why_open(row: Mapping[str, Any]) -> str | None:
+    """Say why a batch has not finished: `live` members, or a worker that it calls and that is `unknown`."""
+    if row["finished_at"] is not None:
+        return None
+    if row["sealed_at"] is None:
+        return f"batch {row['id']} is not sealed"
+    if row["live"]:
+        return "not all of its members have ended"
+    if row["unknown"] is not None:
+        return f"it calls worker {row['unknown']!r}, which is not in the database"
+    return "it is about to finish"

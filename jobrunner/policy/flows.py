@@ -146,3 +146,10 @@ def _sorted(steps: Sequence[Step]) -> list[Step]:
             if not waits[later.name]:
                 free.append(later)
     return free
+
+
+def why_held(before: Sequence[tuple[int, str]]) -> str:
+    """Say which live runs, each with the name of its step, a step waits for."""
+    (run_id, name), *more = before
+    others = "" if not more else f", and for {len(more):,} more"
+    return f"waits for run {run_id} of its flow ({name}){others}"

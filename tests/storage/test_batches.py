@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from jobrunner.errors import BatchNotFound, Refused, WorkerNotFound
 from jobrunner.model.run import OutcomeKind, Run
+from jobrunner.storage.reading.findings import Scope
+from jobrunner.storage.reading.groups import list_batches, read_batch
+from jobrunner.storage.reading.verify import verify
 from jobrunner.storage.runs import batches, cancelling, dead_letters, finishes
 from jobrunner.storage.runs.batches import NewBatch
 from jobrunner.storage.runs.dead_letters import Chosen
@@ -45,6 +49,11 @@ async def members(stage: Stage, batch_id: int, count: int) -> list[Run]:
 async def called(stage: Stage) -> list[str]:
     """The callbacks that wait, in the order in which they were made."""
     return await stage.column("SELECT worker FROM {p}runs WHERE worker <> 'a' ORDER BY id")
+
+
+async def broken(stage: Stage) -> list[str]:
+    """The problems that `db verify` tells."""
+    return [found.problem async for found in verify(stage.db, Scope(stage.now, 30, 90))]
 
 
 async def row(stage: Stage, batch_id: int) -> dict[str, Any]:
@@ -257,3 +266,53 @@ async def test_ends_in_one_transaction_are_probed_together(ready: Stage):
     ends = [Ended(run, ready.outcome()) for run in runs[:2]]
     await finish(ready.db, [*ends, Ended(runs[2], ready.outcome(OutcomeKind.FAILED))])
     assert await called(ready) == ["good", "over", "bad", "over"]
+
+
+async def test_a_list_of_batches_says_how_far_each_is(ready: Stage):
+    empty, running, unsealed, unknown = [await begin(ready) for _ in range(4)]
+    first, _ = await members(ready, running, 2)
+    for batch_id in (empty, running):
+        await seal(ready, batch_id)
+    await ready.fail(first)
+    await ready.sql(f"UPDATE {{p}}batches SET sealed_at = created_at, on_finish = 'gone' WHERE id = {unknown}")
+    async with ready.db.peek() as conn:
+        found = await list_batches(conn, 10)
+        assert await list_batches(conn, 2, before=unknown) == found[1:3]
+        assert await read_batch(conn, running) == found[2]
+        with pytest.raises(BatchNotFound):
+            await read_batch(conn, 99)
+    said = [(one["id"], one["state"], one["live"], one["ended"], one["why"]) for one in found]
+    assert said == [
+        (unknown, "sealed", 0, 0, "it calls worker 'gone', which is not in the database"),
+        (unsealed, "open", 0, 0, f"batch {unsealed} is not sealed"),
+        (running, "sealed", 1, 1, "not all of its members have ended"),
+        (empty, "finished", 0, 0, None),
+    ]
+
+
+async def test_verify_finds_what_a_batch_cannot_be(ready: Stage):
+    batch_id = await begin(ready)
+    (run,) = await members(ready, batch_id, 1)
+    await seal(ready, batch_id)
+    assert await broken(ready) == []
+    await ready.sql("UPDATE {p}batches SET finished_at = sealed_at")
+    assert await broken(ready) == [
+        f"batch {batch_id} has finished, but run {run.id} of it is live",
+        f"batch {batch_id} has finished, and not called what it should",
+    ]
+    await ready.sql("UPDATE {p}batches SET finished_at = NULL")
+    await ready.sql("UPDATE {p}runs SET batch_id = NULL")
+    assert await broken(ready) == []
+    ready.after(61)
+    assert await broken(ready) == [f"batch {batch_id} is sealed and has no live member, and has not finished"]
+    await batches.sweep(ready.db, 0, ready.now)
+    assert await broken(ready) == []
+
+
+async def test_batches_by_plain_sql_finish_too(ready: Stage):
+    ready.now = datetime.now(UTC) + timedelta(seconds=5)  # plain SQL has the database's own time
+    await ready.sql("INSERT INTO {p}batches (on_finish) VALUES ('over')")
+    await ready.sql("INSERT INTO {p}runs (worker, batch_id) SELECT 'a', max(id) FROM {p}batches")
+    await ready.sql("UPDATE {p}batches SET sealed_at = created_at")
+    await ready.end(await ready.start_one())
+    assert await called(ready) == ["over"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.storage import nodes
+from jobrunner.storage.reading.explain_run import explain_run
+from jobrunner.storage.reading.findings import Scope
+from jobrunner.storage.reading.groups import live_parents
+from jobrunner.storage.reading.verify import verify
 from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.enqueue import Request
 from jobrunner.storage.runs.finishes import Ended, finish
@@ -33,6 +37,11 @@ async def ready(stage: Stage) -> Stage:
 
 async def steps_of(stage: Stage, slots: int = 50) -> dict[str | None, Run]:
     return {run.step: run for run in await stage.tick(slots)}
+
+
+async def broken(stage: Stage) -> list[str]:
+    """The problems that `db verify` tells."""
+    return [found.problem async for found in verify(stage.db, Scope(stage.now, 30, 90))]
 
 
 async def cancelled(stage: Stage) -> dict[str, str]:
@@ -185,3 +194,35 @@ async def test_the_rows_of_others_are_not_read_for_an_end_without_a_flow(ready: 
     await ready.trigger("a")
     finished = await ready.end(await ready.start_one())
     assert (finished.has_released, finished.members) == (False, {})
+
+
+async def test_explain_names_what_a_held_step_waits_for(ready: Stage):
+    ids = await flow(ready, ("x", ()), ("y", ()), ("z", ("x", "y")))
+    async with ready.db.peek() as conn:
+        assert await live_parents(conn, list(ids.values())) == {ids["z"]: [(ids["x"], "x"), (ids["y"], "y")]}
+        assert await live_parents(conn, []) == {}
+    found = await explain_run(ready.db, ids["z"], ready.now)
+    assert found["why"] == f"waits for run {ids['x']} of its flow (x), and for 1 more"
+    assert [gate["reason"] for gate in found["gates"] if gate["gate"] == "due"] == [found["why"]]
+    await ready.end((await steps_of(ready))["x"])
+    found = await explain_run(ready.db, ids["z"], ready.now)
+    assert found["why"] == f"waits for run {ids['y']} of its flow (y)"
+
+
+async def test_verify_finds_a_step_that_waits_for_nothing(ready: Stage):
+    await flow(ready, ("x", ()), ("y", ("x",)))
+    assert await broken(ready) == []
+    await ready.sql("DELETE FROM {p}run_after")
+    (problem,) = await broken(ready)
+    assert problem.endswith("of a is held, but no run that it waits for is live: it never starts")
+
+
+async def test_steps_and_edges_by_plain_sql_wait_and_are_released(ready: Stage):
+    ready.now = datetime.now(UTC) + timedelta(seconds=5)  # plain SQL has the database's own time
+    await ready.sql("INSERT INTO {p}runs (worker, step) VALUES ('a', 'x'), ('a', 'y')")
+    first, second = await ready.column("SELECT id FROM {p}runs ORDER BY id")
+    await ready.sql(f"INSERT INTO {{p}}run_after (run_id, after_run_id) VALUES ({second}, {first})")
+    started = await steps_of(ready)
+    assert list(started) == ["x"]
+    await ready.end(started["x"])
+    assert list(await steps_of(ready)) == ["y"]
