@@ -16,6 +16,7 @@ from jobrunner.cli.inputs import read_duration, read_payload, read_priority, rea
 from jobrunner.cli.output import clean, note, say, say_folded, show_document, show_json
 from jobrunner.cli.watching import Heard, show_end
 from jobrunner.errors import DatabaseError, Refused, UsageError, WaitedTooLong
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.definitions import check_key
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.showing import show_progress
@@ -73,6 +74,9 @@ def trigger(
     force: Annotated[
         bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
     ] = False,
+    batch: Annotated[
+        int | None, typer.Option(metavar="BATCH", min=1, max=LARGEST_ID, help="The open batch that it joins.")
+    ] = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -91,6 +95,7 @@ def trigger(
         priority=None if priority is None else int(read_priority(worker, priority)),
         is_forced=force,
         waits_since=None if delay is None else now,
+        batch_id=batch,
     )
 
     async def work(db: Database) -> dict[str, Any] | None:

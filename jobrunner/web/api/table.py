@@ -14,7 +14,7 @@ from jobrunner.storage.bulk import DEFAULT_RATE
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.api import fields as f
-from jobrunner.web.api import reads, verbs
+from jobrunner.web.api import groups, reads, verbs
 from jobrunner.web.api.ask import Ask, Page
 from jobrunner.web.api.fields import Field
 
@@ -150,6 +150,8 @@ ROUTES = (
     _get("/api/alerts/rules", reads.rules, "The alert rules, by name, and how many messages wait.", _LIMIT, _AFTER),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
+    _get("/api/batches", groups.batches, "The batches, the newest first.", _LIMIT, _AFTER_ID),
+    _get("/api/batches/{id}", groups.batch, "One batch: how many members are live, and what it calls."),
     _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit."),
     _post("/api/workers/{name}/disable", verbs.disable, "Disable a worker: nothing of it starts.", _REASON),
     _post(
@@ -172,6 +174,7 @@ ROUTES = (
         Field("at", f.TIME, "when; UTC without a zone"),
         Field("in", f.LENGTH, "after so long, such as 15m"),
         Field("force", f.FLAG, "start it even if disabled, paused, or waiting for another worker", False),
+        Field("batch", f.ID, "the open batch that it joins"),
     ),
     _post(
         "/api/workers/{name}/set",
