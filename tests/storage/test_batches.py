@@ -18,6 +18,7 @@ from jobrunner.storage.runs.batches import NewBatch
 from jobrunner.storage.runs.dead_letters import Chosen
 from jobrunner.storage.runs.enqueue import enqueue_many
 from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.runs.retention import prune
 from tests.support.stage import ACTOR, Stage, triggered
 
 CALLS = {"on_success": "good", "on_failure": "bad", "on_finish": "over"}
@@ -316,3 +317,13 @@ async def test_batches_by_plain_sql_finish_too(ready: Stage):
     await ready.sql("UPDATE {p}batches SET sealed_at = created_at")
     await ready.end(await ready.start_one())
     assert await called(ready) == ["over"]
+
+
+async def test_batches_are_pruned_long_after_they_have_finished(ready: Stage):
+    old, unsealed = [await begin(ready, on_success=None, on_finish=None) for _ in range(2)]
+    await seal(ready, old)
+    ready.after(91 * 86400)
+    young = await begin(ready, on_success=None, on_finish=None)
+    await seal(ready, young)
+    assert (await prune(ready.db, ready.now, 30, 90, batch=1)).batches == 1
+    assert await ready.column("SELECT id FROM {p}batches ORDER BY id") == [unsealed, young]

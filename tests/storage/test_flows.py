@@ -13,11 +13,14 @@ from jobrunner.storage import nodes
 from jobrunner.storage.reading.explain_run import explain_run
 from jobrunner.storage.reading.findings import Scope
 from jobrunner.storage.reading.groups import live_parents
+from jobrunner.storage.reading.status import read_runs
 from jobrunner.storage.reading.verify import verify
+from jobrunner.storage.reading.why_waits import with_why
 from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.enqueue import Request
 from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.storage.runs.flows import Planned, add_flow, read_before
+from jobrunner.storage.runs.retention import prune
 from tests.support.stage import ACTOR, T0, Stage, triggered
 
 
@@ -226,3 +229,23 @@ async def test_steps_and_edges_by_plain_sql_wait_and_are_released(ready: Stage):
     assert list(started) == ["x"]
     await ready.end(started["x"])
     assert list(await steps_of(ready)) == ["y"]
+
+
+async def test_a_list_of_live_runs_says_of_a_held_step_what_it_waits_for(ready: Stage):
+    ids = await flow(ready, ("x", ()), ("y", ("x",)))
+    async with ready.db.read() as conn:
+        rows = await read_runs(conn, limit=10)
+        why = {row["id"]: row["why"] for row in await with_why(conn, ready.db.dialect, ready.now, rows)}
+    assert why == {ids["x"]: None, ids["y"]: f"waits for run {ids['x']} of its flow (x)"}
+
+
+async def test_edges_are_pruned_with_the_history_of_their_steps(ready: Stage):
+    old = await flow(ready, ("x", ()), ("y", ("x",)), ("z", ("y",)))
+    for _ in range(3):
+        await ready.run_once()
+    young = await flow(ready, ("x", ()), ("y", ("x",)))
+    assert (await prune(ready.db, ready.now, 30, 90)).run_after == 0
+    ready.after(31 * 86400)
+    assert (await prune(ready.db, ready.now, 30, 90, batch=2)).run_after == 2
+    assert await ready.column("SELECT run_id FROM {p}run_after") == [young["y"]]
+    assert old["y"] < young["y"]
