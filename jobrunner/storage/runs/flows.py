@@ -105,6 +105,8 @@ class _Statements:
     all_after: sa.Select[Any]
     lock: sa.Select[Any]
     edges: sa.Select[Any]
+    live: sa.Select[Any]
+    ends: sa.Select[Any]
     release: sa.Update
     cancel: sa.UpdateBase
 
@@ -118,21 +120,14 @@ def _statements(dialect: Dialect) -> _Statements:
     below = sa.select(e.c.run_id).where(e.c.after_run_id.in_(ids)).cte("below", recursive=True)
     below = below.union(sa.select(e.c.run_id).join(below, e.c.after_run_id == below.c.run_id))
     lock = sa.select(*RUN_COLUMNS).where(r.c.id.in_(ids), _HELD).order_by(r.c.id).with_for_update(of=r)
-    edges = (
-        sa.select(
-            e.c.run_id,
-            e.c.after_run_id,
-            e.c.if_failed,
-            r.c.id.is_not(None).label("is_live"),
-            h.c.ends_run,
-            sa.func.coalesce(h.c.step, h.c.worker, "").label("name"),
-        )
-        .select_from(
-            e.outerjoin(r, r.c.id == e.c.after_run_id).outerjoin(
-                h, sa.and_(h.c.run_id == e.c.after_run_id, h.c.ends_run.is_not(None))
-            )
-        )
-        .where(e.c.run_id.in_(ids))
+    # One table each, and history run by run: of a join, a planner that knows little of them would read all of it.
+    edges = sa.select(e.c.run_id, e.c.after_run_id, e.c.if_failed).where(e.c.run_id.in_(ids))
+    live = sa.select(r.c.id).where(r.c.id.in_(ids))
+    is_end = sa.and_(h.c.run_id == given.c.id, h.c.ends_run.is_not(None))
+    ends = sa.select(
+        given.c.id.label("run_id"),
+        sa.select(h.c.ends_run).where(is_end).limit(1).scalar_subquery().label("ends_run"),
+        sa.select(sa.func.coalesce(h.c.step, h.c.worker)).where(is_end).limit(1).scalar_subquery().label("name"),
     )
     now = sa.bindparam("now", type_=UtcDateTime())
     is_later = r.c.scheduled_for > now
@@ -145,7 +140,7 @@ def _statements(dialect: Dialect) -> _Statements:
         .where(r.c.id.in_(ids), _HELD, r.c.due_at >= sa.bindparam("held", type_=UtcDateTime()))
     )
     cancel = sa.delete(r).where(r.c.id.in_(ids), _HELD).returning(r.c.id)
-    return _Statements(directly, sa.select(below.c.run_id), lock, edges, release, cancel)
+    return _Statements(directly, sa.select(below.c.run_id), lock, edges, live, ends, release, cancel)
 
 
 async def follow_ends(
@@ -164,8 +159,8 @@ async def follow_ends(
     waiting = {run.id: run for run in map(run_of, await conn.execute(prepared.lock, _ids(sorted(after))))}
     if not waiting:
         return Moved()
-    rows = await conn.execute(prepared.edges, _ids(waiting))
-    followed = follow(map(_edge, rows), {run.id: run.step or run.worker for run in waiting.values()})
+    edges = await _read_edges(conn, prepared, waiting)
+    followed = follow(edges, {run.id: run.step or run.worker for run in waiting.values()})
     if followed.released:
         await conn.execute(prepared.release, {**_ids(followed.released), "now": now, "held": HELD_UNTIL})
     cancelled = [(waiting[run_id], why) for run_id, why in followed.cancelled.items()]
@@ -182,9 +177,18 @@ def _ids(run_ids: Collection[int]) -> dict[str, str]:
     return {"ids": to_json({"id": run_id} for run_id in run_ids)}
 
 
-def _edge(row: Any) -> Edge:
-    ends_run = None if row.ends_run is None else EndsRun(row.ends_run)
-    return Edge(row.run_id, row.after_run_id, row.if_failed, bool(row.is_live), ends_run, row.name)
+async def _read_edges(conn: AsyncConnection, prepared: _Statements, waiting: Collection[int]) -> list[Edge]:
+    """Read what these wait for. What is live comes first: a run that is not live any more has ended in history."""
+    rows = (await conn.execute(prepared.edges, _ids(waiting))).all()
+    before = _ids({row.after_run_id for row in rows})
+    live = set((await conn.execute(prepared.live, before)).scalars())
+    ends = {row.run_id: row for row in await conn.execute(prepared.ends, before) if row.ends_run is not None}
+    return [_edge(row, row.after_run_id in live, ends.get(row.after_run_id)) for row in rows]
+
+
+def _edge(row: Any, is_live: bool, end: Any | None) -> Edge:
+    ends_run = None if end is None else EndsRun(end.ends_run)
+    return Edge(row.run_id, row.after_run_id, row.if_failed, is_live, ends_run, "" if end is None else end.name)
 
 
 async def _cancel(conn: AsyncConnection, dialect: Dialect, steps: Sequence[tuple[Run, str]], now: datetime) -> None:
@@ -201,13 +205,10 @@ async def _cancel(conn: AsyncConnection, dialect: Dialect, steps: Sequence[tuple
 async def read_before(conn: AsyncConnection, run_id: int) -> Before:
     """Return what the runs before a step have returned, those that succeeded, and how each ended."""
     e, h = t.run_after, t.run_history
-    statement = (
-        sa.select(sa.func.coalesce(h.c.step, h.c.worker).label("name"), h.c.ends_run, h.c.result)
-        .join(h, sa.and_(h.c.run_id == e.c.after_run_id, h.c.ends_run.is_not(None)))
-        .where(e.c.run_id == run_id)
-        .order_by(e.c.after_run_id)
-        .limit(MOST_PARENTS)
-    )
-    rows = (await conn.execute(statement)).all()
+    before = sa.select(e.c.after_run_id).where(e.c.run_id == run_id).order_by(e.c.after_run_id).limit(MOST_PARENTS)
+    ids = (await conn.execute(before)).scalars().all()
+    name = sa.func.coalesce(h.c.step, h.c.worker).label("name")
+    ends = sa.select(name, h.c.ends_run, h.c.result).where(h.c.run_id.in_(ids), h.c.ends_run.is_not(None))
+    rows = (await conn.execute(ends.order_by(h.c.run_id))).all()
     results = {row.name: row.result for row in rows if row.ends_run == EndsRun.SUCCEEDED}
     return Before(results, {row.name: row.ends_run for row in rows})
