@@ -145,7 +145,7 @@ class Groups(Triggers):
     async def _begin_batch(self, wanted: NewBatch | int) -> int:
         self._refuse_diversion()
         if isinstance(wanted, NewBatch):
-            return await self._write(None, batches.begin, wanted, self._clock.now())
+            return await self._write(None, batches.begin, wanted)
         async with self._database() as db, db.peek() as conn:
             await batches.require_open(conn, wanted)
         return wanted

@@ -102,7 +102,7 @@ async def lived_in(database_url: str) -> AsyncIterator[Stage]:
     await _of(stage, "slow")  # claimed, and left running
     await stage.trigger("send-email")  # left waiting
     async with stage.db.write() as conn:
-        await batches.begin(conn, stage.db.dialect, NewBatch(on_finish="slow"), stage.now)
+        await batches.begin(conn, stage.db.dialect, NewBatch(on_finish="slow"))
         steps = [Planned(name, Request("send-email"), after) for name, after in STEPS]
         ids = await add_flow(conn, stage.db.dialect, steps, stage.now)
     await cancelling.cancel(stage.db, ids["given-up"], stage.now, ACTOR)

@@ -34,7 +34,7 @@ async def ready(stage: Stage) -> Stage:
 
 async def begin(stage: Stage, **more: Any) -> int:
     async with stage.db.write() as conn:
-        return await batches.begin(conn, stage.db.dialect, NewBatch(**{**CALLS, **more}), stage.now)
+        return await batches.begin(conn, stage.db.dialect, NewBatch(**{**CALLS, **more}))
 
 
 async def seal(stage: Stage, batch_id: int) -> None:

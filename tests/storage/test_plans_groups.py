@@ -17,8 +17,7 @@ async def everyday(stage: Stage) -> list[Sent]:
     """Batches and flows begin, go on, fail, and are looked at; the worker `wide` has 20 places and no retries."""
     async with stage.db.write() as conn:
         good, bad = [
-            await batches.begin(conn, stage.db.dialect, NewBatch(on_failure="busy", on_finish="busy"), stage.now)
-            for _ in range(2)
+            await batches.begin(conn, stage.db.dialect, NewBatch(on_failure="busy", on_finish="busy")) for _ in range(2)
         ]
         steps = [
             Planned("x", Request("wide", priority=3)),
@@ -52,7 +51,7 @@ async def test_batches_and_flows_look_through_neither_all_runs_nor_all_of_histor
     await stage.sql("UPDATE {p}runs SET due_at = '2990-01-01 00:00:00.000000' WHERE worker = 'wide'")
     async with stage.db.write() as conn:
         for _ in range(100):  # others that are open
-            await batches.begin(conn, stage.db.dialect, NewBatch(on_failure="busy"), stage.now)
+            await batches.begin(conn, stage.db.dialect, NewBatch(on_failure="busy"))
     for _ in range(2):
         shown = set()
         for sent in await everyday(stage):

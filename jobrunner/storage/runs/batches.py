@@ -20,6 +20,7 @@ runs that are in no batch.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,8 @@ class NewBatch:
         return tuple(name for name in (self.on_success, self.on_failure, self.on_finish) if name is not None)
 
 
-async def begin(conn: AsyncConnection, dialect: Dialect, batch: NewBatch, now: datetime) -> int:
-    """Add an open batch and return its id.
+async def begin(conn: AsyncConnection, dialect: Dialect, batch: NewBatch) -> int:
+    """Add an open batch and return its id. It names only what a role may say that can do no more than trigger.
 
     Raises:
         WorkerNotFound: the database does not know a worker that is to be called.
@@ -80,7 +81,6 @@ async def begin(conn: AsyncConnection, dialect: Dialect, batch: NewBatch, now: d
         "on_failure": batch.on_failure,
         "on_finish": batch.on_finish,
         "payload": batch.payload or {},
-        "created_at": now,
         "created_by": batch.created_by,
     }
     b = t.batches
@@ -107,7 +107,8 @@ async def seal(db: Database, batch_id: int, now: datetime) -> None:
     b = t.batches
     async with db.write() as conn:
         await conn.execute(sa.update(b).where(b.c.id == batch_id, b.c.sealed_at.is_(None)).values(sealed_at=now))
-    await probe(db, {batch_id: False}, now)
+    with suppress(Exception):  # who may only trigger may not look at runs: then the sweep of a node finishes it
+        await probe(db, {batch_id: False}, now)
 
 
 @dataclass(frozen=True)
