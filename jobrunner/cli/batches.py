@@ -31,7 +31,7 @@ def batches(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show the batches, the newest first, or one of them: how many members are live, and what it calls."""
+    """Show the batches: how many members are live, and what they call."""
     if batch_id is not None:
         if limit is not None:
             raise UsageError("--limit is for the list; leave it out, or the batch")
