@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobrunner.model.reports import HistoryRow, RunInfo
     from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode, WorkerState
     from jobrunner.runtime.context import RunContext
+    from jobrunner.runtime.groups import step
     from jobrunner.runtime.options import WorkerOptions
     from jobrunner.runtime.orchestrator import WorkerOrchestrator
 
@@ -34,6 +35,7 @@ __all__ = [
     "WorkerOptions",
     "WorkerOrchestrator",
     "WorkerState",
+    "step",
 ]
 
 _WHERE = {
@@ -51,6 +53,7 @@ _WHERE = {
     "WorkerExecutionMode": "jobrunner.model.worker",
     "WorkerState": "jobrunner.model.worker",
     "RunContext": "jobrunner.runtime.context",
+    "step": "jobrunner.runtime.groups",
     "WorkerOptions": "jobrunner.runtime.options",
     "WorkerOrchestrator": "jobrunner.runtime.orchestrator",
 }

@@ -56,6 +56,10 @@ class DependencyCycle(UsageError):
         self.path = path
 
 
+class InvalidFlow(UsageError):
+    """The steps of a flow do not hold together: a name twice, one that is none, or a circle."""
+
+
 class InvalidPayload(UsageError):
     """A payload is no JSON object, is too large, or does not fit the worker's handler."""
 
@@ -128,6 +132,14 @@ class DeadLetterNotFound(NotFound):
     def __init__(self, letter_id: int) -> None:
         super().__init__(f"no dead letter {letter_id}; `jobrunner dead-letters list --all` shows those there are")
         self.letter_id = letter_id
+
+
+class BatchNotFound(NotFound):
+    """No batch has that id."""
+
+    def __init__(self, batch_id: int) -> None:
+        super().__init__(f"no batch {batch_id}; `jobrunner batches` shows those there are")
+        self.batch_id = batch_id
 
 
 class AlertRuleNotFound(NotFound):

@@ -17,7 +17,7 @@ from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.words import counted, some_of
 from jobrunner.storage.reading.pages import to_cancel
 from jobrunner.storage.reading.status import MOST_COUNTED, chosen_names, count_live, read_holder, read_live
-from jobrunner.storage.workers import operations
+from jobrunner.storage.runs import cancelling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ class _Canceller:
     async def _cancel(self, db: Database, run_id: int) -> None:
         self._asked.add(run_id)
         try:
-            state = await operations.cancel(db, run_id, context.now(), self._actor, self._reason)
+            state = await cancelling.cancel(db, run_id, context.now(), self._actor, self._reason)
         except RunNotFound:
             note(f"run {run_id} has ended meanwhile")
             return

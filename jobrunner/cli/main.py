@@ -45,6 +45,7 @@ COMMANDS = {
     "upcoming": ("upcoming", "Show what will fire, in the order of time."),
     "dead-letters": ("dead_letters", "List, show, replay and discard the runs whose attempts are used up."),
     "alerts": ("alerts", "Tell people when something is wrong: rules, incidents, a test."),
+    "batches": ("batches", "Show the batches: how many members are live, and what they call."),
     "bulk": ("bulk", "Cancel runs, replay or discard dead letters: all that fit a filter, at a rate."),
     "admin": ("admin", "Change workers and runs; every change is written to the audit log."),
     "init": ("init", "Write files to start from: Grafana dashboards and alert rules."),

@@ -16,6 +16,7 @@ from jobrunner.cli.inputs import read_duration, read_payload, read_priority, rea
 from jobrunner.cli.output import clean, note, say, say_folded, show_document, show_json
 from jobrunner.cli.watching import Heard, show_end
 from jobrunner.errors import DatabaseError, Refused, UsageError, WaitedTooLong
+from jobrunner.policy.arguments import LARGEST_ID
 from jobrunner.policy.definitions import check_key
 from jobrunner.policy.duplicates import CHOICES, KEEP, POSTPONE, REPLACE, check_duplicate
 from jobrunner.policy.durations import show_seconds
@@ -85,6 +86,9 @@ def trigger(
     force: Annotated[
         bool, typer.Option("--force", help="Start it even if disabled, paused, or waiting for another worker.")
     ] = False,
+    batch: Annotated[
+        int | None, typer.Option(metavar="BATCH", min=1, max=LARGEST_ID, help="The open batch that it joins.")
+    ] = None,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -105,6 +109,7 @@ def trigger(
         waits_since=None if delay is None else now,
         on_duplicate=on_duplicate,
         at_most=_bound(on_duplicate, at_most, key, delay),
+        batch_id=batch,
     )
 
     async def work(db: Database) -> dict[str, Any] | None:

@@ -115,6 +115,10 @@ class Attempt:
             self._timer = asyncio.get_running_loop().call_later(START_SECONDS, self._on_started)
             code.started.add_done_callback(self._on_started)
 
+    def stopped_before(self) -> Outcome | None:
+        """Return how the attempt ends if it was told to stop before its code was started."""
+        return None if self.stop_reason is None else self._judged((None, asyncio.CancelledError()))
+
     def _arguments(self) -> dict[str, Any]:
         """Return what the handler is called with; asked inside the layers, so that they see what does not fit."""
         try:

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import Refused, StopRequested
+from jobrunner.model.flow import Before
 from jobrunner.runtime.output import Output
 from jobrunner.storage.records.history import storable
 
@@ -44,8 +45,9 @@ def _share(fraction: object) -> float:
 class RunContext:
     """One attempt at a run, as its handler sees it. Safe to use from a thread."""
 
-    def __init__(self, run: Run, deadline: datetime) -> None:
+    def __init__(self, run: Run, deadline: datetime, before: Before | None = None) -> None:
         self._run = run
+        self.before = before or Before()  # of a step of a flow: what is known of those before it
         self._deadline = deadline
         self._is_asked_to_stop = False
         self._payload: dict[str, Any] | None = None
@@ -83,6 +85,26 @@ class RunContext:
         if self._payload is None:
             self._payload = json.loads(json.dumps(self._run.payload))
         return self._payload
+
+    @property
+    def batch_id(self) -> int | None:
+        """The batch that the run is a member of; `trigger_worker(..., batch=run.batch_id)` adds another."""
+        return self._run.batch_id
+
+    @property
+    def step(self) -> str | None:
+        """The run's name in its flow."""
+        return self._run.step
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Of a step of a flow: what those that it waited for have returned, by name; of those that succeeded."""
+        return self.before.results
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """How those ended, by name: `succeeded`, `exhausted`, `discarded` or `cancelled`."""
+        return self.before.outcomes
 
     @property
     def scheduled_for(self) -> datetime:

@@ -1,7 +1,7 @@
 """The housekeeper: what a node does besides claiming and running, and in no hurry.
 
-Cancellations that no wake-up told of, the progress and output of what runs (at most one write a second), pruning, and
-on PostgreSQL keeping small the tables that change with every run.
+Cancellations that no wake-up told of, batches that a crash has left, the progress and output of what runs (at most one
+write a second), pruning, and on PostgreSQL keeping small the tables that change with every run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.errors import DatabaseError
 from jobrunner.runtime.attempt import StopReason
 from jobrunner.runtime.bulk import Bulk
+from jobrunner.storage.runs import batches, retention
 from jobrunner.storage.runs import live as runs
-from jobrunner.storage.runs import retention
 from jobrunner.storage.runs.compaction import Compactor
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROUND_SECONDS = 1.0
 FIRST_PRUNE_SECONDS = (30.0, 90.0)
 PRUNE_SECONDS = 600.0
+SWEEP_SECONDS = 5.0
 DOUBTED_JUMP_SECONDS, DOUBTED_FOR_SECONDS = 86400.0, 3600.0
 MOST_NEWS = 16  # runs in one statement: 1 MiB of output at most, some 10 ms of the loop's time
 CANCEL_CHECK_SECONDS = 0.25  # at most so often are cancellations looked for after a wake-up
@@ -65,7 +66,7 @@ class Housekeeper:
         """Return all of it, each to be run until it is cancelled."""
         compaction = [] if self._db.is_sqlite else [self.compact()]
         bulk = Bulk(self._db, self._clock, self._outage, self._node_id)
-        return [self.run(), self.prune(), bulk.run(), *compaction]
+        return [self.run(), self.prune(), self.sweep(), bulk.run(), *compaction]
 
     async def run(self) -> None:
         """Look after what runs, until cancelled."""
@@ -115,6 +116,16 @@ class Housekeeper:
             except Exception as error:  # noqa: BLE001 - what is old can wait, and the next round tries again
                 self._outage.dropped("what is old could not be pruned", error)
             await self._clock.sleep(PRUNE_SECONDS)
+
+    async def sweep(self) -> None:
+        """Look after batches that a crash has left unfinished, until cancelled."""
+        after = 0
+        while True:
+            await self._clock.sleep(SWEEP_SECONDS)
+            try:
+                after = await batches.sweep(self._db, after, self._clock.now())
+            except Exception as error:  # noqa: BLE001 - the next round tries again, here or elsewhere
+                self._outage.dropped("open batches could not be looked after", error)
 
     async def compact(self) -> None:
         """Keep the tables small that change with every run, as long as any start, until cancelled."""

@@ -16,14 +16,14 @@ from jobrunner.policy import definitions, switches
 from jobrunner.policy.arguments import check_actor, check_id, check_limit, check_reason, check_text
 from jobrunner.policy.filters import OUTCOMES
 from jobrunner.runtime.clock import SystemClock
+from jobrunner.runtime.groups import Groups
 from jobrunner.runtime.moments import read_aware, read_length, read_span
 from jobrunner.runtime.reasons import with_reason
 from jobrunner.runtime.requests import read_request
-from jobrunner.runtime.triggers import Triggers
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
 from jobrunner.storage.records.history import read_history
-from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs import cancelling, dead_letters
 from jobrunner.storage.workers import operations, switching
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ API = "api"
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.02, 1.0
 
 
-class Operator(Triggers):
+class Operator(Groups):
     """The part of `WorkerOrchestrator` that sees runs and changes workers.
 
     `actor` is who does it, for the audit log.
@@ -133,7 +133,7 @@ class Operator(Triggers):
         who = check_actor("actor", actor)
 
         async def cancel(db: Database) -> RunInfo:
-            await operations.cancel(db, run_id, self._clock.now(), who, reason)
+            await cancelling.cancel(db, run_id, self._clock.now(), who, reason)
             async with db.peek() as conn:
                 return await read_run(conn, run_id)
 

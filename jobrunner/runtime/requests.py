@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.errors import InvalidPayload, InvalidSetting
 from jobrunner.policy import definitions
-from jobrunner.policy.arguments import check_flag
+from jobrunner.policy.arguments import check_flag, check_id
 from jobrunner.policy.clocks import is_real_time
 from jobrunner.policy.duplicates import KEEP, check_duplicate
 from jobrunner.policy.durations import read_seconds
@@ -39,6 +39,7 @@ def read_request(
     force: bool = False,
     on_duplicate: str = KEEP,
     at_most: Seconds | None = None,
+    batch: int | None = None,
 ) -> Request:
     """Check a trigger. `code` is the worker's handler and its own payload, where this process has them.
 
@@ -61,6 +62,7 @@ def read_request(
     level = None if priority is None else int(definitions.parse_priority(name, priority))
     is_forced = check_flag("force", force)
     since = None if delay is None else now
+    batch_id = None if batch is None else check_id("batch", batch)
     return Request(
         name,
         payload,
@@ -72,6 +74,7 @@ def read_request(
         waits_since=since,
         on_duplicate=on_duplicate,
         at_most=bound,
+        batch_id=batch_id,
     )
 
 

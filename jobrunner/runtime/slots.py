@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jobrunner.errors import DatabaseError
 from jobrunner.model.run import Outcome, OutcomeKind
 from jobrunner.model.worker import Isolation
 from jobrunner.policy.backoff import later
@@ -25,6 +26,7 @@ from jobrunner.runtime.timeouts import Timeouts
 from jobrunner.runtime.transaction import open_transaction
 from jobrunner.storage.runs import live as runs
 from jobrunner.storage.runs.finishes import Ended
+from jobrunner.storage.runs.flows import read_before
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.current import current_run
 from jobrunner.telemetry.tracing import processing
@@ -74,6 +76,7 @@ class Slots:
         self._is_fenced = is_fenced
         self._on_free = on_free
         self._timeouts = Timeouts()
+        self._informing: set[asyncio.Task[None]] = set()
 
     def begin(self, claim: Claim) -> None:
         """Start the code of a claim; what keeps the node from that is the attempt's error."""
@@ -98,7 +101,36 @@ class Slots:
         unreadable = unreadable_end(claim.run, self._clock.now())
         if unreadable is not None:
             self._end(attempt, unreadable)
-        elif self._is_fenced():  # held up since the claim: is it still ours?
+        elif claim.run.flow_id is not None:
+            informing = asyncio.ensure_future(self._inform(attempt))
+            self._informing.add(informing)
+            informing.add_done_callback(self._informing.discard)
+        else:
+            self._begin_unless_fenced(attempt)
+
+    async def _inform(self, attempt: Attempt) -> None:
+        """Read what a step of a flow is told of those before it, and then start its code."""
+        run, failures = attempt.claim.run, 0
+        try:
+            while attempt.stop_reason is None:
+                try:
+                    async with self._db.peek() as conn:
+                        attempt.context.before = await read_before(conn, run.id)
+                    break
+                except DatabaseError as error:
+                    failures += 1
+                    self._outage.failed(error)
+                    await self._outage.pause(failures)
+            stopped = attempt.stopped_before()
+            if stopped is None:
+                self._begin_unless_fenced(attempt)
+            else:
+                self._end(attempt, stopped)
+        except Exception as error:  # noqa: BLE001 - as in `begin`
+            self._settle(attempt.claim, error)
+
+    def _begin_unless_fenced(self, attempt: Attempt) -> None:
+        if self._is_fenced():  # held up since the claim: is it still ours?
             reason = "the node could not renew its lease before the code was started"
             self._end(attempt, Outcome(OutcomeKind.INTERRUPTED, self._clock.now(), reason=reason))
         else:

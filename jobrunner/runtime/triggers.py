@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
-from jobrunner.policy.arguments import check_text
+from jobrunner.policy.arguments import check_id, check_text
 from jobrunner.runtime.requests import each_of, read_payloads, read_request
 from jobrunner.storage.database.callers import callers_connection, is_async
 from jobrunner.storage.runs import enqueue
@@ -80,6 +80,7 @@ class Triggers:
         force: bool = False,
         on_duplicate: Literal["keep", "replace", "postpone"] = "keep",
         at_most: Seconds | None = None,
+        batch: int | None = None,
         connection: Any = None,
     ) -> int:
         """Add a run of worker `name`, due now or at `at` (aware) or after `delay`; return its id.
@@ -92,7 +93,8 @@ class Triggers:
         "postpone" puts it off by `delay` from now, but to no later than `at_most` after the first trigger, and leaves
         its payload. Of a run that has started neither changes anything.
 
-        `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy connection or session
+        `force` opens the gates enabled, paused, rates and dependencies. `batch` is the id of an open batch that the run
+        joins; that of a handler's own run is `run.batch_id`. With `connection`, a SQLAlchemy connection or session
         (async or sync) to the same database, the run is added in its transaction.
 
         A worker of this orchestrator's own that the database does not know yet is registered first, with all others
@@ -103,10 +105,11 @@ class Triggers:
             WorkerNotFound: neither the database nor this orchestrator knows such a worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
             InvalidSetting: another argument cannot be used.
-            Refused: this user of the database may add runs, but not change the one that has the key.
+            Refused: there is no such batch, or it has finished; or this user of the database may add runs, but change
+                none, and the run that has the key would be changed.
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
-        options |= {"on_duplicate": on_duplicate, "at_most": at_most}
+        options |= {"on_duplicate": on_duplicate, "at_most": at_most, "batch": batch}
         request = self._request(name, payload, **options)
         if self._diversion is not None:
             return self._diversion.enqueue([request])[0]
@@ -145,19 +148,23 @@ class Triggers:
         payloads: Iterable[dict[str, Any] | None],
         *,
         priority: int | str | None = None,
+        batch: int | None = None,
         connection: Any = None,
     ) -> list[int]:
         """Add a run of worker `name` for each payload, all in one transaction; return their ids in order.
 
+        `batch` is the id of an open batch that they join.
+
         Raises as `trigger_worker`; then none is added. Of a payload that cannot be used, the message says which it is.
         """
         if self._diversion is not None:
-            requests = each_of(payloads, lambda payload: self._request(name, payload, priority=priority))
+            requests = each_of(payloads, lambda payload: self._request(name, payload, priority=priority, batch=batch))
             return self._diversion.enqueue(requests)
         level = None if priority is None else int(definitions.parse_priority(name, priority))
         texts = read_payloads(payloads, self._code(name))
+        batch_id = None if batch is None else check_id("batch", batch)
         with tracing.sending(tracing.tracer(), name) as sending:
-            said = name, texts, self._clock.now(), level, sending.trace_context
+            said = name, texts, self._clock.now(), level, sending.trace_context, batch_id
             run_ids = await self._write(connection, enqueue.enqueue_many, *said)
             sending.sent(run_ids)
         return run_ids

@@ -20,9 +20,9 @@ from jobrunner.errors import BulkNotFound, DatabaseError, Refused, RunNotFound, 
 from jobrunner.policy.filters import Filter, parse_filter
 from jobrunner.storage.reading.search import Found, search_letters, search_runs
 from jobrunner.storage.records.audit import audit_row, write_audits
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs import dead_letters as letters
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -295,7 +295,7 @@ class BulkWorker:
 
     async def _cancel(self, run_id: int) -> tuple[int, int, str | None]:
         try:
-            await operations.cancel(self._db, run_id, self._now(), self._row["actor"], self._row["reason"])
+            await cancelling.cancel(self._db, run_id, self._now(), self._row["actor"], self._row["reason"])
         except RunNotFound:  # it has ended meanwhile
             return 0, 1, None
         return 1, 0, None

@@ -32,7 +32,7 @@ from jobrunner.storage.database.dialect import first_line
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.records.alerts import arise, node_lost
 from jobrunner.storage.records.audit import audit_row, write_audits
-from jobrunner.storage.runs.finishes import Ended, Finished, finish_within
+from jobrunner.storage.runs.finishes import Ended, Finished, finish_within, probe_after
 from jobrunner.storage.schema.revisions import versions
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
@@ -284,7 +284,8 @@ async def _end_all(db: Database, ended: Sequence[Ended]) -> Finished:
     async with db.write() as conn:
         finished = await finish_within(conn, db.dialect, ended)
         await wakeups.notify(db, conn)
-        return finished
+    await probe_after(db, finished, ended)
+    return finished
 
 
 async def _end_each(db: Database, ended: Sequence[Ended]) -> Finished:

@@ -154,7 +154,15 @@ def test_pruning_keeps_failures_longer(cli):
     )
     cli.join("mail")
     pruned = cli("db", "prune", "--json").json
-    counts = {"run_history": 4, "dead_letters": 1, "nodes": 0, "audit_log": 1, "alerts": 0}
+    counts = {
+        "run_history": 4,
+        "dead_letters": 1,
+        "nodes": 0,
+        "audit_log": 1,
+        "alerts": 0,
+        "batches": 0,
+        "run_after": 0,
+    }
     assert pruned == {**counts, "is_complete": True}
     assert [row["run_id"] for row in cli.rows("run_history")] == [2, 4, 6, 1]
     assert [row["run_id"] for row in cli.rows("dead_letters")] == [4, 6]

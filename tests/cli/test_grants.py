@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.engine import make_url
 
-from jobrunner import WorkerOrchestrator
+from jobrunner import WorkerOrchestrator, step
 from jobrunner.telemetry.events import Event, RunEnded, Warned
 from tests.cli.conftest import Cli
 from tests.support.postgres import PostgresServer
@@ -57,6 +57,15 @@ def test_a_role_that_may_trigger_does_so_by_sql_python_and_the_command_line(as_r
     assert first == f"run {orchestrator.trigger_sync('mail', key='k')}\n"
     asyncio.run(orchestrator.trigger_many("mail", [{}, None]))
     assert "did you mean 'mail'?" in Cli(theirs, capsys).refused(3, "trigger", "mial")
+
+    async def together() -> dict[str, int]:
+        async with orchestrator.batch(on_finish="mail") as batch:
+            await batch.trigger("mail")
+        async with orchestrator.batch(on_finish="mail"):  # a node finishes it
+            pass
+        return await orchestrator.flow([step("mail"), step("mail", name="then", after=["mail"])])
+
+    assert len(asyncio.run(together())) == 2
 
 
 def test_a_role_that_may_trigger_may_not_change_the_run_that_has_its_key_and_is_told_so(as_role, postgres_url, capsys):

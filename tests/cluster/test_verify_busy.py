@@ -15,7 +15,7 @@ from jobrunner.errors import DatabaseUnavailable, JobrunnerError
 from jobrunner.storage.database.database import Database
 from jobrunner.storage.reading.findings import Scope, Violation
 from jobrunner.storage.reading.verify import verify
-from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs import cancelling, dead_letters
 from jobrunner.storage.runs.enqueue import Request, enqueue
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.workers import operations
@@ -47,7 +47,7 @@ async def operate(db: Database, chance: random.Random) -> None:
             async with db.peek() as conn:
                 ids = (await conn.execute(sa.select(t.runs.c.id).limit(50))).scalars().all()
             if ids:
-                await operations.cancel(db, chance.choice(ids), now, ACTOR)
+                await cancelling.cancel(db, chance.choice(ids), now, ACTOR)
         case _:
             async with db.write() as conn:
                 for _ in range(20):

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.storage import nodes
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.workers import operations
 from tests.conftest import sqlite_url_of
 from tests.support.checker import check
@@ -167,7 +168,7 @@ class Machine(RuleBasedStateMachine):
             return
         run_id = data.draw(st.sampled_from(sorted(self.live)))
         run = self.live[run_id]
-        self.do(operations.cancel(self.stage.db, run_id, self.stage.now, ACTOR))
+        self.do(cancelling.cancel(self.stage.db, run_id, self.stage.now, ACTOR))
         if run.claim is None:
             self.history["cancelled"] += 1
             self.ends[run_id] = "cancelled"

@@ -213,14 +213,14 @@ async def test_what_it_leaves_in_the_background_does_not_hold_up_its_end(house: 
 
 
 async def test_cancelling_ends_it_within_a_second(house: House):
-    from jobrunner.storage.workers import operations
+    from jobrunner.storage.runs import cancelling
 
     await add(house, "echo here; sleep 3600")
     orchestrator = await started(house)
     run_id = await orchestrator.trigger_worker("it")
     await house.until_row("SELECT id FROM {p}runs WHERE state = 'running'")
     asked = time.monotonic()
-    await operations.cancel(house.db, run_id, datetime.now(UTC), "ada")
+    await cancelling.cancel(house.db, run_id, datetime.now(UTC), "ada")
     (ended,) = await house.attempts(1)
     assert time.monotonic() - asked < 2
     assert ended.ends_run == "cancelled"

@@ -243,10 +243,10 @@ async def test_cancelling_ends_it_within_a_second(house: House, tmp_path: Path):
     await house.until(lambda: alive(folder))
     from datetime import UTC, datetime
 
-    from jobrunner.storage.workers import operations
+    from jobrunner.storage.runs import cancelling
 
     asked = time.monotonic()
-    await operations.cancel(house.db, run_id, datetime.now(UTC), "ada")
+    await cancelling.cancel(house.db, run_id, datetime.now(UTC), "ada")
     (ended,) = await house.attempts(1)
     assert time.monotonic() - asked < 2
     assert (ended.outcome.kind, ended.ends_run) == ("cancelled", "cancelled")

@@ -12,7 +12,7 @@ import pytest
 
 from jobrunner import RunContext, StopRequested, WorkerOptions
 from jobrunner.runtime.attempt import Attempt, StopReason
-from jobrunner.storage.workers import operations
+from jobrunner.storage.runs import cancelling
 from tests.runtime.conftest import House
 from tests.support import tasks
 
@@ -54,7 +54,7 @@ async def swallows() -> str:
 
 
 async def cancel(house: House, run_id: int, reason: str | None = None) -> None:
-    await operations.cancel(house.db, run_id, datetime.now(UTC), "ada@desk", reason)
+    await cancelling.cancel(house.db, run_id, datetime.now(UTC), "ada@desk", reason)
 
 
 async def started(house: House, handler: Any, **options: Any) -> tuple[Any, int]:

@@ -35,12 +35,12 @@ from jobrunner.runtime.recorder import Recorder
 from jobrunner.runtime.tick import Ticker
 from jobrunner.runtime.timekeeper import Timekeeper
 from jobrunner.storage.database.database import Database
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.claims import claim_due
 from jobrunner.storage.runs.facts import Here
 from jobrunner.storage.runs.finishes import Ended
 from jobrunner.storage.runs.looks import Claimer
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned
-from jobrunner.storage.workers import operations
 from jobrunner.telemetry import events as e
 from jobrunner.testing import ManualClock
 from tests.runtime.conftest import House
@@ -285,7 +285,7 @@ async def test_a_cancellation_from_outside_is_heard_at_once(house: House):
     await house.until(lambda: any(isinstance(event, e.RunStarted) for event in house.seen))
     await asyncio.sleep(0.3)
     began = time.monotonic()
-    await operations.cancel(house.db, run_id, ManualClock().now(), "ann@desk", "not needed")
+    await cancelling.cancel(house.db, run_id, ManualClock().now(), "ann@desk", "not needed")
     await house.attempts(1)
     assert time.monotonic() - began < 3
     (row,) = await house.history()

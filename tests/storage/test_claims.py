@@ -13,7 +13,7 @@ from jobrunner.model.facts import Gate, Start
 from jobrunner.model.run import OutcomeKind, RunState, Trigger
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition, JobPriority
 from jobrunner.policy.gates import View
-from jobrunner.storage.runs import claims
+from jobrunner.storage.runs import cancelling, claims
 from jobrunner.storage.runs.claims import Nothing, Passed
 from jobrunner.storage.runs.live import read_claims
 from jobrunner.storage.workers import operations
@@ -279,7 +279,7 @@ async def test_a_cancelled_extra_run_of_a_dependency_changes_nothing(stage: Stag
     await stage.trigger("a")
     await stage.run_once()
     extra = await stage.trigger("a", due_at=T0 + seconds(60))
-    await operations.cancel(stage.db, extra, stage.now, ACTOR)
+    await cancelling.cancel(stage.db, extra, stage.now, ACTOR)
     await stage.trigger("b")
     assert await stage.started() == ["b"]
 
@@ -447,7 +447,7 @@ async def test_when_a_waiting_probe_is_cancelled_the_next_run_is_the_probe(stage
     first, second = await stage.trigger("a"), await stage.trigger("a")
     stage.after(90)
     await stage.end(await stage.start_one(), OutcomeKind.INTERRUPTED)
-    await operations.cancel(stage.db, first, stage.now, ACTOR)
+    await cancelling.cancel(stage.db, first, stage.now, ACTOR)
     assert (await stage.start_one()).id == second
     assert (await stage.state("a")).probe_run_id == second
 

@@ -13,14 +13,13 @@ from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.run import EndsRun, OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
 from jobrunner.storage.records.history import MAX_TRACEBACK_BYTES, storable, tail
-from jobrunner.storage.runs import finishes
+from jobrunner.storage.runs import cancelling, finishes
 from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.storage.runs.live import News, show_news
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables import rows
 from jobrunner.storage.tables.define import dead_letters
 from jobrunner.storage.workers import definitions as workers
-from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 
@@ -168,7 +167,7 @@ async def test_a_run_lost_three_times_in_a_row_is_dead_whatever_its_retries(stag
 
 async def test_a_run_that_was_to_be_cancelled_is_not_tried_again(stage: Stage):
     run = await claimed(stage)
-    assert await operations.cancel(stage.db, run.id, stage.now, ACTOR) is RunState.RUNNING
+    assert await cancelling.cancel(stage.db, run.id, stage.now, ACTOR) is RunState.RUNNING
     await stage.fail(run)
     assert await stage.value("SELECT count(*) FROM {p}runs") == 0
     (row,) = await stage.rows("SELECT outcome, ends_run FROM {p}run_history")

@@ -13,6 +13,7 @@ from jobrunner.model.run import OutcomeKind, RunState
 from jobrunner.model.worker import CircuitState
 from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.storage import nodes
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.enqueue import Request, enqueue
 from jobrunner.storage.workers import operations
 from tests.support.checker import check
@@ -251,7 +252,7 @@ async def test_unsetting_brings_back_what_code_said(stage: Stage):
 async def test_cancelling_a_waiting_run_ends_it_at_once(stage: Stage):
     await stage.register(triggered("a"))
     run_id = await stage.trigger("a")
-    state = await operations.cancel(stage.db, run_id, stage.now, ACTOR, "a mistake")
+    state = await cancelling.cancel(stage.db, run_id, stage.now, ACTOR, "a mistake")
     assert state is RunState.PENDING
     assert await stage.value("SELECT count(*) FROM {p}runs") == 0
     (row,) = await stage.rows("SELECT * FROM {p}run_history")
@@ -270,7 +271,7 @@ async def test_cancelling_a_run_that_waits_to_be_tried_again_ends_it(stage: Stag
     await stage.register(triggered("a"))
     run_id = await stage.trigger("a")
     await stage.fail(await stage.start_one())
-    await operations.cancel(stage.db, run_id, stage.now, ACTOR)
+    await cancelling.cancel(stage.db, run_id, stage.now, ACTOR)
     assert await stage.outcomes() == ["failed", "cancelled"]
     assert (await stage.state("a")).consecutive_failures == 0
 
@@ -279,7 +280,7 @@ async def test_cancelling_a_running_run_asks_it_to_stop(stage: Stage):
     await stage.register(triggered("a"))
     run_id = await stage.trigger("a")
     run = await stage.start_one()
-    assert await operations.cancel(stage.db, run_id, stage.now, ACTOR) is RunState.RUNNING
+    assert await cancelling.cancel(stage.db, run_id, stage.now, ACTOR) is RunState.RUNNING
     assert stage.time(await stage.value("SELECT cancel_requested_at FROM {p}runs")) == stage.now
     await stage.end(run, OutcomeKind.CANCELLED)
     assert await stage.column("SELECT ends_run FROM {p}run_history") == ["cancelled"]
@@ -289,7 +290,7 @@ async def test_a_loop_goes_on_after_its_waiting_run_was_cancelled(stage: Stage):
     await stage.register(continuous("a", interval_seconds=5))
     run = await stage.start_one()
     await stage.end(run, OutcomeKind.SNOOZED, delay_seconds=900.0)
-    await operations.cancel(stage.db, run.id, stage.now, ACTOR)
+    await cancelling.cancel(stage.db, run.id, stage.now, ACTOR)
     assert (await stage.state("a")).next_run_at == T0 + seconds(5)
 
 
@@ -299,7 +300,7 @@ async def test_cancelling_what_is_not_live_is_not_found(stage: Stage):
     await stage.run_once()
     for unknown in (run_id, 999_999):
         with pytest.raises(RunNotFound):
-            await operations.cancel(stage.db, unknown, stage.now, ACTOR)
+            await cancelling.cancel(stage.db, unknown, stage.now, ACTOR)
 
 
 async def test_a_run_is_cancelled_or_claimed_never_both(stage: Stage, other_stage: Stage):
@@ -308,7 +309,7 @@ async def test_a_run_is_cancelled_or_claimed_never_both(stage: Stage, other_stag
     other_stage.now = stage.now
 
     async def cancel(run_id: int) -> RunState:
-        return await operations.cancel(other_stage.db, run_id, stage.now, ACTOR)
+        return await cancelling.cancel(other_stage.db, run_id, stage.now, ACTOR)
 
     async def claim() -> list[int]:
         return [run.id for _ in range(10) for run in await stage.tick(slots=2)]

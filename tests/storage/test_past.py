@@ -15,6 +15,7 @@ from jobrunner.model.worker import Dependency, DependencyCondition, WorkerConfig
 from jobrunner.storage import nodes
 from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.past import explain_at
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR, Stage, continuous, scheduled, triggered
@@ -130,7 +131,7 @@ class Life:
             case "cancel":
                 waiting = await self.stage.column("SELECT id FROM {p}runs WHERE state = 'pending' ORDER BY id LIMIT 1")
                 for run_id in waiting:
-                    await operations.cancel(db, run_id, now, ACTOR)
+                    await cancelling.cancel(db, run_id, now, ACTOR)
             case _:
                 await self.stage.trigger(self.name, is_forced=draw.random() < 0.15)
         self.pass_time(0.01)

@@ -20,6 +20,7 @@ from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import WorkerConfig
 from jobrunner.policy.missed import UNTIL_RESUMED
 from jobrunner.storage import nodes
+from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.finishes import Ended, finish
 from jobrunner.storage.workers import operations
 from jobrunner.storage.workers.repairs import sweep
@@ -175,7 +176,7 @@ class Simulation:
 
     async def cancel(self, run_id: int) -> None:
         try:
-            await operations.cancel(self.stage.db, run_id, self.stage.now, ACTOR)
+            await cancelling.cancel(self.stage.db, run_id, self.stage.now, ACTOR)
         except RunNotFound:
             return
         for node in self.nodes:

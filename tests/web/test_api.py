@@ -57,6 +57,8 @@ SAME = [
     ("/api/alerts?all=true", ["alerts", "list", "--all"]),
     ("/api/alerts/rules", ["alerts", "rules"]),
     ("/api/bulk", ["bulk", "list"]),
+    ("/api/batches", ["batches"]),
+    ("/api/batches/1", ["batches", "1"]),
     ("/api/history?q=outcome:failed payload.to:ann", ["history", "outcome:failed", "payload.to:ann"]),
 ]
 
@@ -75,6 +77,7 @@ async def test_the_rows_are_those_of_the_command_line(web: Web, capsys):
     async with web.client() as client:
         await client.post("/api/workers/fetch/pause", json={"reason": "the source is away"})
         await client.post("/api/bulk", json={"action": "discard", "filter": "worker:none"})
+        await web.stage.sql("INSERT INTO {p}batches (on_finish, payload) VALUES ('mail', '{\"to\": \"ann\"}')")
         for url, command in SAME:
             answered = (await client.get(url)).json()
             assert answered, url

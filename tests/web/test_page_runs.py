@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobrunner.model.run import OutcomeKind, Run
-from jobrunner.storage.runs import dead_letters
+from jobrunner.storage.runs import cancelling, dead_letters
 from jobrunner.storage.workers import operations
 from tests.support.stage import ACTOR
 from tests.web.conftest import Pages, Web
@@ -202,7 +202,7 @@ async def test_a_megabyte_in_a_line_makes_no_page_of_a_megabyte(web: Web, pages:
 
 async def test_what_ended_before_it_started_is_shown(web: Web, pages: Pages):
     run_id = await web.stage.trigger("mail")
-    await operations.cancel(web.stage.db, run_id, web.stage.now, ACTOR, "nobody wants it")
+    await cancelling.cancel(web.stage.db, run_id, web.stage.now, ACTOR, "nobody wants it")
     page = await pages.get(f"/runs/{run_id}")
     assert "before a start" in page
     assert "nobody wants it" in page

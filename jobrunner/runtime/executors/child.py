@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from multiprocessing.connection import Connection
 
+    from jobrunner.model.flow import Before
     from jobrunner.model.run import Run
 
 
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 class Task:
     """What a child is told: the function by name, and the run. `arguments` is a pickled dict.
 
-    `trace_context` is that of the attempt's span, which the node makes. `sends_logs`: the node writes its log as JSON,
-    and what the code logs with it.
+    `before`: what a step of a flow is told of those before it. `trace_context` is that of the attempt's span, which the
+    node makes. `sends_logs`: the node writes its log as JSON, and what the code logs with it.
     """
 
     module: str
@@ -69,6 +70,7 @@ class Task:
     captures_logs: bool = False
     trace_context: str | None = None
     sends_logs: bool = False
+    before: Before | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class End:
 class _ChildContext(RunContext):
     """The run as code in a child sees it: what it says is printed, progress goes over the pipe."""
 
-    def __init__(self, run: Run, deadline: datetime, pipe: Connection) -> None:
-        super().__init__(run, deadline)
+    def __init__(self, run: Run, deadline: datetime, pipe: Connection, before: Before | None) -> None:
+        super().__init__(run, deadline, before)
         self._pipe = pipe
         self._sending = threading.Lock()
 
@@ -171,7 +173,7 @@ def _serve(pipe: Connection, output: Connection) -> None:
 
 def _run_task(pipe: Connection, task: Task, made: Traces) -> None:
     me = os.getpid()
-    context = _ChildContext(task.run, task.deadline, pipe)
+    context = _ChildContext(task.run, task.deadline, pipe, task.before)
 
     def on_term(_number: int, _frame: object) -> None:
         context.request_stop()

@@ -24,11 +24,14 @@ from jobrunner.runtime.executors.guards import name_of_exit, without_ours
 from jobrunner.telemetry import tracing
 
 if TYPE_CHECKING:
+    from jobrunner.model.flow import Before
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Ended
     from jobrunner.runtime.executors.guards import Guards, Line
 
 _READ_BYTES = 64 * 1024
+MOST_SAID = 100 * 1024
+"""Bytes in one variable of the environment; Linux takes 128 KiB."""
 _LAST_WORDS_SECONDS = 0.2  # what a background process that holds the pipe says later is not this run's
 
 
@@ -151,6 +154,7 @@ class CommandCode:
             "JOBRUNNER_RUN_ID": str(self._context.id),
             "JOBRUNNER_WORKER": self._context.worker,
             "JOBRUNNER_ATTEMPT": str(self._context.attempt),
+            **_of_its_flow(self._context.before),
         }
 
     def ask_to_stop(self) -> None:
@@ -165,6 +169,14 @@ class CommandCode:
         with self._lock:
             if self._line is not None:
                 self._line.kill()
+
+
+def _of_its_flow(before: Before) -> dict[str, str]:
+    """Return what a step is told of those before it. Of what is too long for the environment, the results go first."""
+    if not before.outcomes:
+        return {}
+    said = {"JOBRUNNER_RESULTS": json.dumps(before.results), "JOBRUNNER_OUTCOMES": json.dumps(before.outcomes)}
+    return {name: text for name, text in said.items() if len(text) <= MOST_SAID}
 
 
 def arguments_of(handler: str, memory_limit_mb: int | None) -> list[str]:

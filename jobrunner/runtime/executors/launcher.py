@@ -72,6 +72,7 @@ class Launcher:
                 captures_logs=handler.captures_logs,
                 trace_context=context.trace_context,
                 sends_logs=json_lines.installed() is not None,
+                before=context.before,
             )
             return ProcessCode(self._processes, task, context)
         positional = (context,) if handler.takes_run else ()

@@ -29,6 +29,7 @@ from jobrunner.telemetry import json_lines
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobrunner.model.flow import Before
     from jobrunner.runtime.context import RunContext
     from jobrunner.runtime.executors.code import Ended
 
@@ -328,10 +329,11 @@ def task_of(
     captures_logs: bool = False,
     trace_context: str | None = None,
     sends_logs: bool = False,
+    before: Before | None = None,
 ) -> Task:
     """Make the task for a handler by its label, `module:qualname`. Raises what pickling the arguments does."""
     module, _, qualname = label.partition(":")
-    more = captures_logs, trace_context, sends_logs
+    more = captures_logs, trace_context, sends_logs, before
     return Task(module, qualname, takes_run, pickle.dumps(arguments), run, deadline, memory_limit_mb, *more)
 
 

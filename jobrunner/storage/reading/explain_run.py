@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import RunNotFound
+from jobrunner.model.facts import Gate
+from jobrunner.model.run import HELD_UNTIL
+from jobrunner.policy.flows import why_held
 from jobrunner.storage.reading.explain import explain_waiting
+from jobrunner.storage.reading.groups import live_parents
 from jobrunner.storage.reading.status import read_live
 from jobrunner.storage.records.history import read_history
 
@@ -44,8 +48,11 @@ async def explain_run(db: Database, run_id: int, now: datetime) -> dict[str, Any
     Raises:
         RunNotFound: there is no such run, or its history was pruned.
     """
+    before = None
     async with db.read() as conn:
         live = await read_live(conn, run_id)  # before the history: a run is in one of the two at any time
+        if live is not None and live["due_at"] >= HELD_UNTIL:
+            before = (await live_parents(conn, [run_id])).get(run_id)
         rows = list(reversed(await read_history(conn, run_id=run_id, limit=_MOST_ATTEMPTS)))
     if live is None and (not rows or rows[-1]["ends_run"] is None):
         raise RunNotFound(run_id, is_live=False)
@@ -64,5 +71,13 @@ async def explain_run(db: Database, run_id: int, now: datetime) -> dict[str, Any
         return {**found, "why": last["error"] or last["reason"]}
     if live["state"] == "pending":
         waiting = await explain_waiting(db, run_id, now)
-        return found if waiting is None else {**found, **waiting}
+        if waiting is None:
+            return found
+        return {**found, **waiting} if before is None else {**found, **_held(waiting, why_held(before))}
     return {**found, "why": live["cancel_reason"] and f"asked to stop: {live['cancel_reason']}"}
+
+
+def _held(waiting: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Say of a step of a flow what it waits for: until that has ended, it has no time at which it is due."""
+    gates = [{**gate, "reason": why} if gate["gate"] == str(Gate.DUE) else gate for gate in waiting["gates"]]
+    return {"why": why, "gates": gates}

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from jobrunner.policy.fences import DrawnTwice, Fences
 from jobrunner.policy.sweep import Together, TooMany
-from jobrunner.storage.reading import run_checks, state_checks
+from jobrunner.storage.reading import group_checks, run_checks, state_checks
 from jobrunner.storage.reading.findings import Scope, Violation
 from jobrunner.storage.reading.intervals import Intervals, moment
 from jobrunner.storage.tables import define as t
@@ -68,7 +68,7 @@ async def verify(
         doubt: called for each thing that may be a violation or the work of a clock that was set.
     """
     async with db.read(is_long=True) as conn:
-        for check in (*state_checks.CHECKS, *run_checks.CHECKS):
+        for check in (*state_checks.CHECKS, *run_checks.CHECKS, *group_checks.CHECKS):
             async for violation in check(conn, scope):
                 yield violation
         async for violation in _times(db, conn, scope, progress, doubt):

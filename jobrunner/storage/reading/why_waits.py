@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.model.run import HELD_UNTIL
+from jobrunner.policy.flows import why_held
 from jobrunner.storage.reading.explain import why_due_waits
+from jobrunner.storage.reading.groups import live_parents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +21,17 @@ if TYPE_CHECKING:
 async def with_why(
     conn: AsyncConnection, dialect: Dialect, now: datetime, rows: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Add to live runs `why` they wait although their time has come: what the gates of their worker say."""
+    """Add to live runs `why` they wait although their time has come: what the gates of their worker say.
+
+    Of a step that is held: what it waits for.
+    """
+    held = await live_parents(conn, [row["id"] for row in rows if row["due_at"] >= HELD_UNTIL])
     due = {row["id"]: row["worker"] for row in rows if is_held_up(row, now)}
     why = await why_due_waits(conn, dialect, now, sorted(set(due.values()))) if due else {}
-    return [{**row, "why": why.get(due.get(row["id"], ""))} for row in rows]
+    return [
+        {**row, "why": why_held(held[row["id"]]) if row["id"] in held else why.get(due.get(row["id"], ""))}
+        for row in rows
+    ]
 
 
 def is_held_up(row: Mapping[str, Any], now: datetime) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.model.run import USES_UP_AN_ATTEMPT, OutcomeKind, Run, Trigger
+from jobrunner.model.run import HELD_UNTIL, USES_UP_AN_ATTEMPT, EndsRun, OutcomeKind, Run, Trigger
 from jobrunner.policy.filters import ENDS_ASKED_FOR
 from jobrunner.storage.database.rowsets import same
 from jobrunner.storage.tables import define as t
@@ -49,7 +49,11 @@ async def write_missed(conn: AsyncConnection, rows: list[dict[str, Any]]) -> Non
 
 def attempt_row(run: Run, finish: Finish) -> dict[str, Any]:
     """Build the history row of an ended attempt."""
-    outcome = finish.outcome
+    return ended_row(run, finish.outcome, finish.ends_run)
+
+
+def ended_row(run: Run, outcome: Outcome, ends_run: EndsRun | None) -> dict[str, Any]:
+    """Do the same from how it ended. A step that was held until others had ended was due when it was meant to be."""
     return {
         "run_id": run.id,
         "fence": run.fence,
@@ -57,10 +61,10 @@ def attempt_row(run: Run, finish: Finish) -> dict[str, Any]:
         "trigger": str(run.trigger),
         "attempt": run.attempt,
         "outcome": str(outcome.kind),
-        "ends_run": None if finish.ends_run is None else str(finish.ends_run),
+        "ends_run": None if ends_run is None else str(ends_run),
         "is_forced": run.is_forced,
         "scheduled_for": run.scheduled_for,
-        "due_at": run.due_at,
+        "due_at": run.scheduled_for if run.due_at >= HELD_UNTIL else run.due_at,
         "started_at": run.started_at,
         "finished_at": outcome.finished_at,
         "duration_ms": outcome.duration_ms,

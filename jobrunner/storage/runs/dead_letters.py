@@ -3,7 +3,8 @@
 A letter is resolved once: every write is guarded by `status = 'open'`, and a letter that somebody else resolved first
 is refused. A replay inserts the new run and closes the letter in one transaction, so that neither exists without the
 other; the two point at each other (`dead_letters.replay_run_id`, `runs.replay_of`). The new run is the letter's
-occurrence again: same worker, key, priority and `scheduled_for`, due now.
+occurrence again: same worker, key, limit key, priority and `scheduled_for`, due now; in the same batch, if that has not
+finished.
 
 Letters named by id are resolved all or none. All letters of a worker are taken in the order of their ids, in batches
 of one transaction each, up to the newest letter there was at the beginning: a replay that dies again at once is not
@@ -328,6 +329,7 @@ def _insert_statement(dialect: Dialect) -> Any:
     d, r = t.dead_letters, t.runs
     given = dialect.rows("ids", id=sa.BigInteger())
     now = sa.bindparam("now", type_=UtcDateTime())
+    b = t.batches
     values: dict[str, sa.ColumnElement[Any]] = {
         "worker": d.c.worker,
         "trigger": sa.literal_column("'replay'"),
@@ -336,6 +338,8 @@ def _insert_statement(dialect: Dialect) -> Any:
         "due_at": now,
         "payload": sa.func.coalesce(sa.bindparam("payload", type_=Json), d.c.payload),
         "key": d.c.key,
+        "limit_key": d.c.limit_key,
+        "batch_id": sa.select(b.c.id).where(b.c.id == d.c.batch_id, b.c.finished_at.is_(None)).scalar_subquery(),
         "replay_of": d.c.id,
         "created_at": now,
         "is_ours": sa.true(),
@@ -345,10 +349,21 @@ def _insert_statement(dialect: Dialect) -> Any:
     return insert.returning(r.c.replay_of, r.c.id)
 
 
+@functools.cache
+def _lock_batches_statement(dialect: Dialect) -> Any:
+    """Build the lock on the letters' batches that have not finished: none finishes before the new runs are there."""
+    d, b = t.dead_letters, t.batches
+    given = dialect.rows("ids", id=sa.BigInteger())
+    theirs = sa.select(d.c.batch_id).where(d.c.id.in_(sa.select(given.c.id)))
+    held = sa.select(b.c.id).where(b.c.id.in_(theirs), b.c.finished_at.is_(None))
+    return held.order_by(b.c.id).with_for_update(of=b, read=True)
+
+
 async def _insert_runs(
     conn: AsyncConnection, dialect: Dialect, ids: Sequence[int], payload: dict[str, Any] | None, now: datetime
 ) -> dict[int, int]:
     parameters = {"ids": to_json({"id": number} for number in ids), "payload": payload, "now": now}
+    await conn.execute(_lock_batches_statement(dialect), {"ids": parameters["ids"]})
     rows = (await conn.execute(_insert_statement(dialect), parameters)).all()
     return {row.replay_of: row.id for row in rows}
 

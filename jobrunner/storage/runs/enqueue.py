@@ -7,6 +7,7 @@ which it may change first (`duplicates`).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.dialect import Dialect
 
 _TRIES = 5
+_NO_BATCH = "no such batch, or it has finished"
+"""What the database says of it (migration 0001)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,8 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
 
     Raises:
         WorkerNotFound: the database knows no such worker.
-        Refused: the run that has the key cannot be changed by this user of the database, or comes and goes too fast.
+        Refused: the run that has the key cannot be changed by this user of the database, or comes and goes too fast; or
+            there is no such batch, or it has finished.
     """
     return (await enqueue_told(conn, dialect, request, now)).run_id
 
@@ -174,13 +178,25 @@ async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request
             if is_changed is None:
                 continue  # it has started, or is gone: by the rules of its key another may be added
             return Added(int(holder.id), is_new=False, is_changed=is_changed)
-        inserted = (await conn.execute(statement, parameters)).scalars().all()
+        with _refusing_finished(request.batch_id):
+            inserted = (await conn.execute(statement, parameters)).scalars().all()
         if inserted:
             return Added(int(inserted[0]), is_new=True)
         known = await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == request.worker))
         if known.first() is None:
             raise WorkerNotFound(request.worker)
     raise Refused(f"the run with key {request.key!r} comes and goes faster than it can be read; try again")
+
+
+@contextmanager
+def _refusing_finished(batch_id: int | None) -> Iterator[None]:
+    """Say it in our words where the database refuses a member of that batch."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if batch_id is None or _NO_BATCH not in str(error):
+            raise
+        raise Refused(f"batch {batch_id} does not exist, or has finished; begin another") from None
 
 
 _CHUNK_ROWS, _CHUNK_BYTES = 5000, 8 * 1024 * 1024
@@ -205,12 +221,14 @@ async def enqueue_many(
 
     Raises:
         WorkerNotFound: the database knows no such worker.
+        Refused: there is no such batch, or it has finished.
     """
     run_ids: list[int] = []
     for chunk in _chunks(payloads):
         values = {"worker": worker, "priority": priority, "now": now, "many": f"[{','.join(chunk)}]"}
         values |= {"trace_context": trace_context, "batch_id": batch_id}
-        inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
+        with _refusing_finished(batch_id):
+            inserted = (await conn.execute(_insert_many(dialect), values)).scalars().all()
         if not inserted:
             raise WorkerNotFound(worker)
         run_ids += sorted(inserted)

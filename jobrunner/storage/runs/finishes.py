@@ -12,6 +12,9 @@ The protocol:
    with what step 2 found, else everything is rolled back; history and dead letters are inserted; each worker's state
    is written once. Commit.
 
+5. What waits for runs that have ended is released or cancelled in the same transaction (`flows.py`); batches of which
+   members have ended are probed after it (`batches.py`).
+
 Whoever claims, enables, disables or rescues takes the same row locks first, so between 1 and the commit nothing that
 the decision rests on can change.
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +35,15 @@ import sqlalchemy as sa
 
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.model.record import record
-from jobrunner.model.run import USES_UP_AN_ATTEMPT, Run
+from jobrunner.model.run import USES_UP_AN_ATTEMPT, EndsRun, Run
 from jobrunner.policy.transitions import Finish, decide_finish
+from jobrunner.storage.database import wakeups
 from jobrunner.storage.database.rowsets import built_once
 from jobrunner.storage.records.alerts import arise, happened_at_ends
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.records.history import attempt_row, missed_row, outcome_error, storable_outcome
+from jobrunner.storage.runs.batches import probe
+from jobrunner.storage.runs.flows import follow_ends
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import (
     CONFIG_COLUMNS,
@@ -52,7 +59,7 @@ from jobrunner.storage.tables.types import UtcDateTime
 from jobrunner.storage.tables.types import to_json as time_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -85,6 +92,10 @@ class Finished:
     written: tuple[tuple[Run, Finish], ...]
     stale: tuple[Run, ...]
     problems: tuple[str, ...] = ()  # of a rescue: what could not be written, and why
+    members: Mapping[int, bool] = field(default_factory=dict)
+    """The batches of which members have ended, and whether one of these has failed: to be probed after the commit."""
+    has_released: bool = False
+    """Steps of flows may start now."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,18 @@ async def finish(db: Database, ended: Sequence[Ended], draw: Callable[[], float]
         DatabaseUnavailable: nothing is known to have been written; call again with the same attempts.
     """
     async with db.write() as conn:
-        return await finish_within(conn, db.dialect, ended, draw or _draw)
+        finished = await finish_within(conn, db.dialect, ended, draw or _draw)
+        if finished.has_released:
+            await wakeups.notify(db, conn)
+    await probe_after(db, finished, ended)
+    return finished
+
+
+async def probe_after(db: Database, finished: Finished, ended: Sequence[Ended]) -> None:
+    """Probe the batches of what has ended, after the commit. What goes wrong is left to the sweep: the ends stand."""
+    if finished.members:
+        with suppress(Exception):  # a database that is away, or another's rows: it must not undo what is written
+            await probe(db, finished.members, max(item.outcome.finished_at for item in ended))
 
 
 def _draw() -> float:
@@ -219,7 +241,30 @@ async def finish_within(
         _decide(batch, stored, current[name], states, draw())
     await _write(conn, dialect, batch)
     lost = await _not_settled(conn, dialect, stale)
-    return Finished(tuple(batch.written), tuple(lost))
+    members, has_released = await _follow(conn, dialect, batch)
+    return Finished(tuple(batch.written), tuple(lost), members=members, has_released=has_released)
+
+
+async def _follow(conn: AsyncConnection, dialect: Dialect, batch: _Batch) -> tuple[dict[int, bool], bool]:
+    """Go on with the flows of what has ended; return the batches to probe, and whether steps were released."""
+    over = [(run, decided.ends_run) for run, decided in batch.written if decided.ends_run is not None]
+    steps = [(run, ends_run) for run, ends_run in over if run.flow_id is not None]
+    has_released = False
+    if steps:
+        now = max(decided.outcome.finished_at for _, decided in batch.written)
+        moved = await follow_ends(conn, dialect, steps, now)
+        has_released = bool(moved.released)
+        over += [(run, EndsRun.CANCELLED) for run in moved.cancelled]
+    return members_of(over), has_released
+
+
+def members_of(over: Sequence[tuple[Run, EndsRun]]) -> dict[int, bool]:
+    """Return the batches of runs that have ended, and whether one of them has failed."""
+    members: dict[int, bool] = {}
+    for run, ends_run in over:
+        if run.batch_id is not None:
+            members[run.batch_id] = members.get(run.batch_id, False) or ends_run is not EndsRun.SUCCEEDED
+    return members
 
 
 def _as_stored(item: Ended, cancel_requested_at: datetime | None, cancel_reason: str | None) -> Ended:
@@ -315,6 +360,8 @@ def _letter(run: Run, decided: Finish, past: list[dict[str, Any]]) -> dict[str, 
         "trigger": str(run.trigger),
         "priority": run.priority,
         "key": run.key,
+        "limit_key": run.limit_key,
+        "batch_id": run.batch_id,
         "scheduled_for": run.scheduled_for,
         "payload": run.payload,
         "attempts": run.attempt,

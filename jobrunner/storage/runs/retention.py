@@ -49,6 +49,8 @@ class Pruned:
     nodes: int = 0
     audit_log: int = 0
     alerts: int = 0
+    batches: int = 0
+    run_after: int = 0
     is_complete: bool = True
 
 
@@ -86,6 +88,8 @@ async def prune(
         ("nodes", _prune_nodes),
         ("audit_log", _prune_audit),
         ("alerts", _prune_alerts),
+        ("batches", _prune_batches),
+        ("run_after", _prune_edges),
     ]
     for table, prune_table in parts:
         try:
@@ -250,6 +254,42 @@ async def _prune_alerts(db: Database, limit: Limits, batch: int) -> Any:
         yield len(ids)
         if len(ids) < batch:
             return
+
+
+async def _prune_batches(db: Database, limit: Limits, batch: int) -> Any:
+    """Delete batches that finished long ago; letters of their members are replayed without them."""
+    b, given = t.batches, db.dialect.rows("ids", id=sa.BigInteger())
+    is_finished = b.c.finished_at.is_not(None)
+    gone = sa.delete(b).where(b.c.id.in_(sa.select(given.c.id)), is_finished).returning(b.c.id)
+    after_id = 0
+    while True:
+        page = sa.select(b.c.id, b.c.finished_at).where(b.c.id > after_id).order_by(b.c.id).limit(batch)
+        async with db.read(is_long=True, is_of_state=False) as conn:
+            rows = (await conn.execute(page)).all()
+        old = [row.id for row in rows if row.finished_at is not None and row.finished_at < limit.failures]
+        if old:
+            yield await _delete(db, gone, old)
+        if len(rows) < batch:
+            return
+        after_id = rows[-1].id
+
+
+async def _prune_edges(db: Database, _limit: Limits, batch: int) -> Any:
+    """Delete the edges of steps that are neither live nor in the history any more; what comes later is younger."""
+    e, r, h = t.run_after, t.runs, t.run_history
+    given = db.dialect.rows("ids", id=sa.BigInteger())
+    is_known = sa.or_(sa.exists().where(r.c.id == e.c.run_id), sa.exists().where(h.c.run_id == e.c.run_id))
+    gone = sa.delete(e).where(e.c.run_id.in_(sa.select(given.c.id)), sa.not_(is_known)).returning(e.c.run_id)
+    after_id = 0
+    while True:
+        page = sa.select(e.c.run_id).where(e.c.run_id > after_id).distinct().order_by(e.c.run_id).limit(batch)
+        async with db.read(is_long=True, is_of_state=False) as conn:
+            ids = list((await conn.execute(page)).scalars())
+        count = await _delete(db, gone, ids) if ids else 0
+        yield count
+        if not count or len(ids) < batch:
+            return
+        after_id = ids[-1]
 
 
 def _ids(ids: Sequence[int]) -> dict[str, str]:

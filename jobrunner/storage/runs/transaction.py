@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from jobrunner.errors import ClaimLost, Refused
-from jobrunner.storage.runs.finishes import finish_within
+from jobrunner.storage.database import wakeups
+from jobrunner.storage.runs.finishes import finish_within, probe_after
 from jobrunner.storage.tables import define as t
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ async def finishing(
         now = conn.sync_connection.get_transaction()  # type: ignore[union-attr]
         if now is not own or now is None or not now.is_active:
             raise Refused("the block of run.transaction() must not commit or roll back itself; the run did not end")
-        finished = await finish_within(conn, db.dialect, [end()])
+        ended = [end()]
+        finished = await finish_within(conn, db.dialect, ended)
         if not finished.written:
             raise ClaimLost(run.id)
+        if finished.has_released:
+            await wakeups.notify(db, conn)
     on_committed(finished)
+    await probe_after(db, finished, ended)

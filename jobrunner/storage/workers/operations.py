@@ -1,4 +1,4 @@
-"""What operators do to workers and runs. Each is one transaction: the change and its `audit_log` row, or neither.
+"""What operators do to workers. Each is one transaction: the change and its `audit_log` row, or neither.
 
 Every function takes the row lock of the worker's state before it decides, as claims and finishes do; so no claim
 commits after a disable has.
@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.errors import InvalidWorker, Refused, RunNotFound
-from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState
+from jobrunner.errors import InvalidWorker, Refused
 from jobrunner.model.unreadable import Unreadable
 from jobrunner.policy import definitions
 from jobrunner.policy.near import did_you_mean
-from jobrunner.policy.transitions import decide_finish
 from jobrunner.policy.words import counted
 from jobrunner.storage.database import wakeups
 from jobrunner.storage.records.audit import audit_row, write_audits
-from jobrunner.storage.records.history import attempt_row, storable, storable_outcome
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.rows import RUN_COLUMNS, run_of, state_values, write_state_statement
+from jobrunner.storage.tables.rows import state_values, write_state_statement
 from jobrunner.storage.workers import definitions as workers
 from jobrunner.storage.workers import switching
 from jobrunner.storage.workers.switching import switch_one
@@ -141,55 +138,6 @@ def _refuse_unreadable(stored: workers.Stored) -> None:
 
 def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str | dict) else str(value)
-
-
-async def cancel(db: Database, run_id: int, now: datetime, actor: str, reason: str | None = None) -> RunState:
-    """Cancel a run: one that waits ends at once, one that runs is asked to stop. Returns the state it was in.
-
-    Raises:
-        RunNotFound: no such run is live.
-    """
-    async with db.write() as conn:
-        run = await _lock_run(conn, db, run_id)
-        reason = storable(reason)
-        said = reason or storable(f"cancelled by {actor}")
-        detail = {"run_id": run_id, "state": str(run.state), "reason": reason}
-        if run.state is RunState.PENDING:
-            await _end_waiting(conn, db, run, now, said)
-        else:
-            r = t.runs
-            asked = sa.update(r).where(r.c.id == run_id).values(cancel_requested_at=now, cancel_reason=said)
-            await conn.execute(asked)
-        await write_audits(conn, [audit_row("cancel", run.worker, detail, now, actor)])
-        await wakeups.notify(db, conn)
-        return run.state
-
-
-async def _lock_run(conn: AsyncConnection, db: Database, run_id: int) -> Run:
-    """Lock the run's worker, then read the run: in that order, as everyone does."""
-    r = t.runs
-    name = (await conn.execute(sa.select(r.c.worker).where(r.c.id == run_id))).scalar()
-    if name is None:
-        raise RunNotFound(run_id)
-    await workers.read_one(conn, db.dialect, name, lock=True)
-    row = (await conn.execute(sa.select(*RUN_COLUMNS).where(r.c.id == run_id))).first()
-    if row is None:
-        raise RunNotFound(run_id)
-    return run_of(row)
-
-
-async def _end_waiting(conn: AsyncConnection, db: Database, run: Run, now: datetime, reason: str | None) -> None:
-    stored = await workers.read_one(conn, db.dialect, run.worker)
-    outcome = Outcome(OutcomeKind.CANCELLED, now, reason=reason)
-    decided = decide_finish(run, storable_outcome(outcome), stored.config, stored.config, stored.state, 0.0)
-    r = t.runs
-    gone = await conn.execute(
-        sa.delete(r).where(r.c.id == run.id, sa.literal_column("runs.state = 'pending'")).returning(r.c.id)
-    )
-    if gone.first() is None:
-        raise RunNotFound(run.id)
-    await conn.execute(sa.insert(t.run_history), [attempt_row(run, decided)])
-    await _write_state(conn, decided.state)
 
 
 async def remove(db: Database, name: str, now: datetime, actor: str) -> None:

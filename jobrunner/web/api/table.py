@@ -15,7 +15,7 @@ from jobrunner.storage.bulk import DEFAULT_RATE
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.api import fields as f
-from jobrunner.web.api import named_limits, reads, verbs
+from jobrunner.web.api import groups, named_limits, reads, verbs
 from jobrunner.web.api.ask import Ask, Page
 from jobrunner.web.api.fields import Field
 
@@ -153,6 +153,8 @@ ROUTES = (
     _get("/api/limits/{name}", named_limits.limit, "One limit: what holds, who runs in it, which workers name it."),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
+    _get("/api/batches", groups.batches, "The batches, the newest first.", _LIMIT, _AFTER_ID),
+    _get("/api/batches/{id}", groups.batch, "One batch: how many members are live, and what it calls."),
     _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit.", _REASON),
     _post("/api/workers/{name}/disable", verbs.disable, "Disable a worker: nothing of it starts.", _REASON),
     _post(
@@ -177,6 +179,7 @@ ROUTES = (
         Field("on_duplicate", f.TEXT, "what becomes of the waiting run with that key", KEEP, CHOICES),
         Field("at_most", f.LENGTH, "with postpone: no later than so long after the first trigger"),
         Field("force", f.FLAG, "start it even if disabled, paused, or waiting for another worker", False),
+        Field("batch", f.ID, "the open batch that it joins"),
     ),
     _post(
         "/api/workers/{name}/set",
