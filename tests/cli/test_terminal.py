@@ -169,7 +169,7 @@ def test_a_table_fits_the_terminal_and_breaks_no_name_and_drops_no_error(full, c
 def test_one_long_name_costs_the_others_no_column(cli):
     long = "the-nightly-import-of-all-customers-and-contracts"
     cli.register(triggered(long), triggered("sync"))
-    cli.ok("trigger", "sync", "--in", "2h")
+    cli.ok("trigger", "sync", "--in", "3h")
     cli.ok("trigger", long)
     cli.insert("run_history", ended(1, "sync"))
     cli.use(
