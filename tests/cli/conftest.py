@@ -122,7 +122,7 @@ class Cli:
     def register(self, *configs: WorkerConfig) -> None:
         async def write(db, conn):
             checked = [check_definition(config) for config in configs]
-            await workers.register(conn, db.dialect, checked, None, NOW)
+            await workers.register(conn, db.dialect, checked, None, datetime.now(UTC))
 
         self.use(write)
 

@@ -34,7 +34,8 @@ def by_key(p: str) -> str:
         UNION ALL
         SELECT f.id, f.worker, f.priority, f.due_at, f.first_started_at, f.limit_key,
             CASE WHEN held.taken IS NULL THEN f.place - 1 ELSE (ARRAY(
-                SELECT generate_series(0, cardinality(held.taken) + f.place - 1) EXCEPT SELECT unnest(held.taken) ORDER BY 1
+                SELECT generate_series(0, cardinality(held.taken) + f.place - 1)
+                EXCEPT SELECT unnest(held.taken) ORDER BY 1
             ))[f.place] END
         FROM (
             SELECT
