@@ -234,6 +234,18 @@ async def test_a_schedule_has_the_key_of_the_workers_own_payload(stage: Stage):
     assert len(await _ids(stage)) == 1
 
 
+async def test_the_rate_of_a_key_counts_for_the_firings_of_a_schedule_too(stage: Stage):
+    by_key = {"limit_key": "customer", "rate_per_key": "1/3m", "payload": {"customer": 7}}
+    await stage.register(scheduled("tick", interval_seconds=60, max_running=9, **by_key))
+    await stage.join("n1")
+    assert len(await stage.run_once()) == 1
+    stage.after(60)
+    assert await _ids(stage) == []
+    assert await _shut(stage, "tick") == {"rate": "rate 1/3m of key customer=7: opens 12:03:00 UTC"}
+    stage.after(120)
+    assert len(await _ids(stage)) == 1
+
+
 async def test_a_rate_that_cannot_be_read_starts_nothing_and_says_so(stage: Stage):
     await _limit(stage, "stripe", rate="soon")
     await stage.register(triggered("charge", limits=["stripe"]), triggered("mail", rate="1/1m"))

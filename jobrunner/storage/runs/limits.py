@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.facts import NO_STARTS, ActiveRun, Candidate, KeyFacts, LimitFacts, WorkerFacts
 from jobrunner.model.run import Trigger
+from jobrunner.policy.gates import candidates_of
 from jobrunner.policy.limit_gates import goes_by_key, most_per_key
 from jobrunner.policy.rates import Rate, rate_of, rates_of, window_of
 from jobrunner.storage.runs.limit_statements import statements
@@ -139,7 +140,7 @@ async def _add_keys(reading: Reading, known: dict[str, WorkerFacts], keyed: Coll
 
 
 def _keys_in(worker: WorkerFacts) -> set[str]:
-    return {candidate.limit_key for candidate in worker.waiting if candidate.limit_key is not None}
+    return {candidate.limit_key for candidate in candidates_of(worker) if candidate.limit_key is not None}
 
 
 async def _add_key_facts(
