@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobrunner.errors import Discard, JobrunnerError, RetryAfter, Snooze, StopRequested
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.reports import HistoryRow, RunInfo
     from jobrunner.model.worker import Dependency, JobPriority, WorkerConfig, WorkerExecutionMode, WorkerState
     from jobrunner.runtime.context import RunContext
@@ -22,6 +23,7 @@ __all__ = [
     "HistoryRow",
     "JobPriority",
     "JobrunnerError",
+    "LimitConfig",
     "RetryAfter",
     "RunContext",
     "RunInfo",
@@ -40,6 +42,7 @@ _WHERE = {
     "RetryAfter": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
     "StopRequested": "jobrunner.errors",
+    "LimitConfig": "jobrunner.model.named_limit",
     "HistoryRow": "jobrunner.model.reports",
     "RunInfo": "jobrunner.model.reports",
     "Dependency": "jobrunner.model.worker",

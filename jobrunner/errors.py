@@ -138,6 +138,16 @@ class AlertRuleNotFound(NotFound):
         self.rule = rule
 
 
+class LimitNotFound(NotFound):
+    """No named limit has that name."""
+
+    def __init__(self, limit: str, near: str | None = None) -> None:
+        """`near` is the one that was probably meant."""
+        advice = "`jobrunner admin limit` shows the names" if near is None else f"did you mean {near!r}?"
+        super().__init__(f"no limit named {limit!r}; {advice}")
+        self.limit = limit
+
+
 class NotSent(JobrunnerError):
     """A receiver of alerts did not take a message, or the channel to it cannot be used here."""
 

@@ -10,6 +10,7 @@ import typer
 from jobrunner.cli import context
 from jobrunner.cli.admin_add import add
 from jobrunner.cli.admin_cancel import cancel
+from jobrunner.cli.admin_limit import limit as named_limit
 from jobrunner.cli.admin_switches import disable, enable, pause, resume
 from jobrunner.cli.context import Access, Actor, AsJson, DatabaseUrl, Limit, Since, WorkerFilter, WorkerName
 from jobrunner.cli.inputs import read_assignments, read_past
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, help="Change workers and runs; every change is written to the audit log.")
 app.command("add")(add)
 app.command("cancel")(cancel)
+app.command("limit")(named_limit)
 for turn in (enable, disable, pause, resume):
     app.command(turn.__name__)(turn)
 

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from jobrunner.model.worker import JobPriority
 
 _MOST_BYTES_READ = 8 * definitions.MAX_PAYLOAD_BYTES  # white space does not count, but must end somewhere
-_NULLABLE = frozenset({"interval_seconds", "cron", "cooldown_seconds", "memory_limit_mb", "ping"})
-_COUNTS = frozenset({"max_retries", "max_consecutive_failures", "max_running", "memory_limit_mb"})
+_OF_LIMITS = frozenset({"limit_key", "max_running_per_key", "rate", "rate_per_key"})
+_NULLABLE = frozenset({"interval_seconds", "cron", "cooldown_seconds", "memory_limit_mb", "ping"}) | _OF_LIMITS
+_COUNTS = frozenset(
+    {"max_retries", "max_consecutive_failures", "max_running", "memory_limit_mb", "max_running_per_key"}
+)
+_FLAGS = frozenset({"smooth", "fair", "ordered"})
 
 
 def read_payload(given: str | None) -> dict[str, Any] | None:
@@ -146,14 +150,38 @@ def read_assignments(worker: str, given: Iterable[str]) -> dict[str, Any]:
         InvalidWorker: a value does not fit its field.
         InvalidPayload: the payload is no JSON object.
     """
+    return {field: _value(worker, field, text) for field, text in _parted(given, "interval_seconds=30").items()}
+
+
+def read_limit_values(given: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `field=value` arguments of a named limit; `null` is no limit of that kind.
+
+    Raises:
+        InvalidSetting: an argument is no assignment, names a field twice, or is no number where one is needed.
+    """
     values: dict[str, Any] = {}
+    for field, text in _parted(given, "max_running=4").items():
+        if text == "null":
+            values[field] = None
+        elif field == "max_running":
+            try:
+                values[field] = int(text)
+            except ValueError:
+                raise InvalidSetting(f"max_running must be a whole number, not {text!r}") from None
+        else:
+            values[field] = text
+    return values
+
+
+def _parted(given: Iterable[str], example: str) -> dict[str, str]:
+    values: dict[str, str] = {}
     for item in given:
         field, equals, text = item.partition("=")
         if not equals or not field:
-            raise InvalidSetting(f"{item!r} is no assignment; write field=value, such as interval_seconds=30")
+            raise InvalidSetting(f"{item!r} is no assignment; write field=value, such as {example}")
         if field in values:
             raise InvalidSetting(f"{field} is given twice; keep one")
-        values[field] = _value(worker, field, text)
+        values[field] = text
     return values
 
 
@@ -166,6 +194,10 @@ def _value(worker: str, field: str, text: str) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
     if field == "priority":
         return int(read_priority(worker, text))
+    if field in _FLAGS:
+        if text not in {"true", "false"}:
+            raise InvalidWorker(worker, f"{field} must be true or false, not {text!r}")
+        return text == "true"
     if field in _COUNTS:
         return _count(worker, field, text)
     if field.endswith("_seconds") or field == "retry_backoff":

@@ -3,7 +3,7 @@
 A command's module is imported when the command is used, so that `jobrunner --help` is there at once and a trigger does
 not wait for what only the demo needs. What each command does is therefore written here, too, in one line.
 
-Exit codes: 0 ok, 1 failed (an unreachable database, too), 2 usage or bad input, 3 no such worker, run or letter,
+Exit codes: 0 ok, 1 failed (an unreachable database, too), 2 usage or bad input, 3 no such worker, run, letter or limit,
 4 schema missing, behind, ahead or damaged, 5 a run of `run --until-idle` was exhausted, 130 interrupted. An error is
 one line on stderr. A traceback is a fault of jobrunner's, never of its user's.
 """

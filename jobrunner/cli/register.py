@@ -53,6 +53,7 @@ def _document(names: Sequence[str], registered: Registered) -> dict[str, Any]:
         "workers": len(names),
         "added": list(registered.added),
         "changed": list(registered.changed),
+        "limits": list(registered.limits),
         "kept_newer": list(registered.kept_newer),
         "unused_overrides": list(registered.unused),
     }
@@ -65,7 +66,8 @@ def _line(names: Sequence[str], registered: Registered) -> str:
 
 
 def _changes(count: int, registered: Registered) -> Iterator[str]:
-    for what, changed in (("added", registered.added), ("changed", registered.changed)):
+    each = (("added", registered.added), ("changed", registered.changed), ("set limits", registered.limits))
+    for what, changed in each:
         if changed:
             more = len(changed) - _MOST_NAMED
             yield f"{what} {', '.join(changed[:_MOST_NAMED])}" + (f" and {more} more" if more > 0 else "")

@@ -17,6 +17,7 @@ from jobrunner.cli.output import clean, note, say, say_folded, show_document, sh
 from jobrunner.cli.watching import Heard, show_end
 from jobrunner.errors import DatabaseError, Refused, UsageError, WaitedTooLong
 from jobrunner.policy.definitions import check_key
+from jobrunner.policy.duplicates import CHOICES, KEEP, POSTPONE, REPLACE, check_duplicate
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.showing import show_progress
 from jobrunner.policy.words import show_time
@@ -25,7 +26,7 @@ from jobrunner.storage.reading.explain import why_waits
 from jobrunner.storage.reading.status import read_due_time, read_live
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs.dead_letters import find_letter
-from jobrunner.storage.runs.enqueue import Request, enqueue_told
+from jobrunner.storage.runs.enqueue import Added, Request, enqueue_told
 from jobrunner.storage.workers.payloads import refuse_misfit
 from jobrunner.telemetry import tracing
 
@@ -55,6 +56,17 @@ def trigger(
     key: Annotated[str | None, typer.Option(help="Make no second run while one with this key has not started.")] = None,
     key_scope: Annotated[
         str | None, typer.Option(metavar="waiting|live", help="live: while one with this key has not ended.")
+    ] = None,
+    on_duplicate: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(CHOICES),
+            help="What becomes of the waiting run with that key: it stays, takes this payload, or is put off by --in.",
+        ),
+    ] = KEEP,
+    at_most: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="With postpone: no later than so long after the first trigger."),
     ] = None,
     priority: Annotated[str | None, typer.Option(help="LOW, NORMAL, HIGH or CRITICAL; else the worker's.")] = None,
     wait: Annotated[
@@ -91,16 +103,21 @@ def trigger(
         priority=None if priority is None else int(read_priority(worker, priority)),
         is_forced=force,
         waits_since=None if delay is None else now,
+        on_duplicate=on_duplicate,
+        at_most=_bound(on_duplicate, at_most, key, delay),
     )
 
     async def work(db: Database) -> dict[str, Any] | None:
         caller = tracing.in_environment(os.environ)
         with tracing.sending(tracing.tracer(), worker, caller) as sending:
-            run_id, is_new = await _enqueue(db, replace(request, trace_context=sending.trace_context), now)
+            added = await _enqueue(db, replace(request, trace_context=sending.trace_context), now)
+            run_id, is_new = added.run_id, added.is_new
             sending.sent([run_id])
         waits_for.extend([run_id] if wait else [])
         if not as_json:
-            say_folded(f"run {run_id}" if is_new else f"run {run_id} (there already, with that key)")
+            say_folded(
+                f"run {run_id}" + ("" if is_new else f" (there already, with that key{_change(request, added)})")
+            )
         elif not wait:
             show_json({"run_id": run_id, "worker": worker, "is_new": is_new})
         if is_new or wait:
@@ -170,7 +187,29 @@ def _key_scope(scope: str | None, key: str | None) -> str:
     return scope or "waiting"
 
 
-async def _enqueue(db: Database, request: Request, now: datetime) -> tuple[int, bool]:
+def _bound(on_duplicate: str, at_most: str | None, key: str | None, delay: str | None) -> timedelta | None:
+    if on_duplicate not in CHOICES:
+        raise UsageError(f"--on-duplicate: {on_duplicate!r} is none of {', '.join(CHOICES)}")
+    if on_duplicate != KEEP and key is None:
+        raise UsageError(f"--on-duplicate {on_duplicate} needs --key")
+    if on_duplicate == POSTPONE and delay is None:
+        raise UsageError("--on-duplicate postpone needs --in: by so much the run is put off")
+    if on_duplicate != POSTPONE and at_most is not None:
+        raise UsageError("--at-most goes with --on-duplicate postpone")
+    seconds = read_duration("--at-most", at_most)
+    return check_duplicate(on_duplicate, seconds, has_key=key is not None, has_delay=delay is not None)
+
+
+def _change(request: Request, added: Added) -> str:
+    """Say what became of the run that has the key, where more was asked for than to keep it."""
+    if request.on_duplicate == KEEP:
+        return ""
+    if not added.is_changed:
+        return "; nothing of it was changed"
+    return "; it has this payload now" if request.on_duplicate == REPLACE else "; it is put off"
+
+
+async def _enqueue(db: Database, request: Request, now: datetime) -> Added:
     await refuse_misfit(db, request.worker, request.payload)
     async with db.write() as conn:
         return await enqueue_told(conn, db.dialect, request, now)

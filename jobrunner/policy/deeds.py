@@ -169,6 +169,17 @@ def _alert_remove(said: Mapping[str, Any]) -> Deed:
     return Deed(f"removed the alert rule {_short(said.get('name', '?'))}{lost}")
 
 
+def _limit_set(said: Mapping[str, Any]) -> Deed:
+    name, changes = _short(said.get("limit", "?")), _fields(said)
+    made = "made" if said.get("is_new") else "changed"
+    return Deed(f"{made} the limit {name}" + (f": {changes}" if changes else "") + _because(said))
+
+
+def _limit_unset(said: Mapping[str, Any]) -> Deed:
+    name, changes = _short(said.get("limit", "?")), _fields(said)
+    return Deed(f"took back what was set of the limit {name}" + (f": {changes}" if changes else "") + _because(said))
+
+
 _TELLERS = {
     "pause": _pause,
     "set": _set,
@@ -184,4 +195,6 @@ _TELLERS = {
     "upgrade": _upgrade,
     "alert_add": _alert_add,
     "alert_remove": _alert_remove,
+    "limit_set": _limit_set,
+    "limit_unset": _limit_unset,
 }

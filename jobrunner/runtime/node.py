@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.config import Settings
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.executors.wrapped import Middleware
@@ -64,6 +65,7 @@ class Node:
         open_database: Callable[[int, float], Database],
         handlers: Mapping[str, Handler],
         configs: Mapping[str, WorkerConfig],
+        limits: Sequence[LimitConfig],
         version: int | None,
         clock: Clock,
         events: e.Events,
@@ -80,6 +82,7 @@ class Node:
         self._service_manager = service_manager or ServiceManager()
         self._handlers = handlers
         self._configs = configs
+        self._limits = limits
         self._version = version
         self._clock = clock
         self._events = events
@@ -115,7 +118,7 @@ class Node:
         now = self._clock.now()
         async with self.db.write(is_long=True) as conn:  # there may be 100,000 workers, and other nodes before us
             configs = list(self._configs.values())
-            registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now)
+            registered = await worker_store.register(conn, self.db.dialect, configs, self._version, now, self._limits)
             await nodes.join(conn, self.db.dialect, self.identity, self._handlers.keys(), now)
             await wakeups.notify(self.db, conn)
         self.crashed = asyncio.get_running_loop().create_future()

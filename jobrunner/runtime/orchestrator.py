@@ -19,8 +19,8 @@ from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.handlers import Handler, read_handler
 from jobrunner.runtime.kept import KeptDatabases
 from jobrunner.runtime.moments import read_length
+from jobrunner.runtime.named_limits import NamedLimits
 from jobrunner.runtime.node import Node
-from jobrunner.runtime.operator import Operator
 from jobrunner.runtime.options import refuse_unknown
 from jobrunner.runtime.process import end_process, first_of, share_the_interpreter, stop_signals, wait_for
 from jobrunner.runtime.registration import check_isolation, chosen_handlers, normalised, with_code_options
@@ -49,7 +49,7 @@ M = TypeVar("M", bound="Middleware")
 _orchestrators: weakref.WeakSet[WorkerOrchestrator] = weakref.WeakSet()
 
 
-class WorkerOrchestrator(Operator):
+class WorkerOrchestrator(NamedLimits):
     """Named workers and the node that runs them.
 
     Args:
@@ -101,6 +101,7 @@ class WorkerOrchestrator(Operator):
         self._handlers: dict[str, Handler] = {}
         self._read_handlers: dict[int, Handler] = {}
         self._configs: dict[str, WorkerConfig] = {}
+        self._limits = {}
         self._middleware: list[Middleware] = []
         self._node: Node | None = None
         self._state = "new"
@@ -227,7 +228,8 @@ class WorkerOrchestrator(Operator):
             JobrunnerError: the definitions do not hold together, or the database cannot be used.
         """
         async with self._database() as db:
-            return await register_all(db, list(self._configs.values()), self.version, self._clock.now())
+            configs, limits = list(self._configs.values()), list(self._limits.values())
+            return await register_all(db, configs, self.version, self._clock.now(), limits)
 
     async def start(self) -> None:
         """Register all workers, join, and tick; returns once the node ticks.
@@ -247,6 +249,7 @@ class WorkerOrchestrator(Operator):
             self._open_database,
             chosen_handlers(self._handlers, self.settings.workers or ()),
             dict(self._configs),
+            list(self._limits.values()),
             self.version,
             self._clock,
             self.events,

@@ -9,6 +9,7 @@ from jobrunner.errors import InvalidPayload, InvalidSetting
 from jobrunner.policy import definitions
 from jobrunner.policy.arguments import check_flag
 from jobrunner.policy.clocks import is_real_time
+from jobrunner.policy.duplicates import KEEP, check_duplicate
 from jobrunner.policy.durations import read_seconds
 from jobrunner.runtime.moments import read_aware
 from jobrunner.runtime.payloads import read_payload
@@ -36,6 +37,8 @@ def read_request(
     key_scope: str = "waiting",
     priority: int | str | None = None,
     force: bool = False,
+    on_duplicate: str = KEEP,
+    at_most: Seconds | None = None,
 ) -> Request:
     """Check a trigger. `code` is the worker's handler and its own payload, where this process has them.
 
@@ -54,10 +57,22 @@ def read_request(
         raise InvalidSetting(f"at must lie between 1970 and 9999, not in {at.year}")
     if key_scope not in ("waiting", "live"):
         raise InvalidSetting(f"key_scope {key_scope!r} is neither 'waiting' nor 'live'")
+    bound = check_duplicate(on_duplicate, at_most, has_key=key is not None, has_delay=delay is not None)
     level = None if priority is None else int(definitions.parse_priority(name, priority))
     is_forced = check_flag("force", force)
     since = None if delay is None else now
-    return Request(name, payload, _due_at(now, at, delay), key, key_scope, level, is_forced, waits_since=since)
+    return Request(
+        name,
+        payload,
+        _due_at(now, at, delay),
+        key,
+        key_scope,
+        level,
+        is_forced,
+        waits_since=since,
+        on_duplicate=on_duplicate,
+        at_most=bound,
+    )
 
 
 def read_payloads(payloads: Iterable[dict[str, Any] | None], code: tuple[Handler, dict[str, Any]] | None) -> list[str]:

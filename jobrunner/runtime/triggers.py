@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, Refused, WorkerNotFound
 from jobrunner.policy import definitions
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.worker import WorkerConfig
     from jobrunner.runtime.clock import Clock
     from jobrunner.runtime.handlers import Handler
     from jobrunner.runtime.node import Node
     from jobrunner.runtime.options import Seconds
     from jobrunner.storage.database.database import Database
+    from jobrunner.storage.runs.transaction import AsyncConnection
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class Triggers:
 
     _handlers: Mapping[str, Handler]
     _configs: Mapping[str, WorkerConfig]
+    _limits: dict[str, LimitConfig]
     version: int | None
     _clock: Clock
     _node: Node | None
@@ -75,6 +78,8 @@ class Triggers:
         key_scope: str = "waiting",
         priority: int | str | None = None,
         force: bool = False,
+        on_duplicate: Literal["keep", "replace", "postpone"] = "keep",
+        at_most: Seconds | None = None,
         connection: Any = None,
     ) -> int:
         """Add a run of worker `name`, due now or at `at` (aware) or after `delay`; return its id.
@@ -83,8 +88,12 @@ class Triggers:
         number of seconds, a `timedelta`, or text such as `"5m"`.
 
         With `key`, a run of this worker with the same key that has not started (`key_scope="live"`: not ended) is
-        returned instead. `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy
-        connection or session (async or sync) to the same database, the run is added in its transaction.
+        returned instead. If that has never started, `on_duplicate="replace"` gives it this payload and leaves its time;
+        "postpone" puts it off by `delay` from now, but to no later than `at_most` after the first trigger, and leaves
+        its payload. Of a run that has started neither changes anything.
+
+        `force` opens the gates enabled, paused and dependencies. With `connection`, a SQLAlchemy connection or session
+        (async or sync) to the same database, the run is added in its transaction.
 
         A worker of this orchestrator's own that the database does not know yet is registered first, with all others
         that it does not know; nothing that it knows is changed. On SQLite with `connection` that is part of its
@@ -94,8 +103,10 @@ class Triggers:
             WorkerNotFound: neither the database nor this orchestrator knows such a worker.
             InvalidPayload: the payload is no JSON object, too large, or does not fit the handler.
             InvalidSetting: another argument cannot be used.
+            Refused: this user of the database may add runs, but not change the one that has the key.
         """
         options = {"at": at, "delay": delay, "key": key, "key_scope": key_scope, "priority": priority, "force": force}
+        options |= {"on_duplicate": on_duplicate, "at_most": at_most}
         request = self._request(name, payload, **options)
         if self._diversion is not None:
             return self._diversion.enqueue([request])[0]
@@ -124,9 +135,9 @@ class Triggers:
             await refuse_misfit(db, name, request.payload)
         with tracing.sending(tracing.tracer(), name, caller) as sending:
             request = replace(request, trace_context=sending.trace_context)
-            run_id, is_new = await self._write(None, enqueue.enqueue_told, request, self._clock.now())
-            sending.sent([run_id])
-        return run_id, is_new
+            added = await self._write(None, enqueue.enqueue_told, request, self._clock.now())
+            sending.sent([added.run_id])
+        return added.run_id, added.is_new
 
     async def trigger_many(
         self,
@@ -205,7 +216,7 @@ class Triggers:
                 raise await naming_a_near_one(conn, unknown, self._configs) from None
             name = unknown.worker
         if db.is_sqlite:  # the caller may hold the file's write lock, for which another connection would wait in vain
-            await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+            await self._register_in(db, conn)
             return await add(conn, db.dialect, *arguments)
         # Not in the caller's transaction: nodes that start would wait for its end.
         registering = self._register_missing(name)
@@ -217,10 +228,14 @@ class Triggers:
                 f"worker {name!r} is registered now, but this transaction began before; trigger it in a new one"
             ) from None
 
+    async def _register_in(self, db: Database, conn: AsyncConnection) -> None:
+        configs, limits = list(self._configs.values()), list(self._limits.values())
+        await register_missing(db, conn, configs, self.version, self._clock.now(), limits)
+
     async def _register_missing(self, name: str) -> None:
         try:
             async with self._database() as db, db.write(is_long=True) as conn:
-                await register_missing(db, conn, list(self._configs.values()), self.version, self._clock.now())
+                await self._register_in(db, conn)
         except DatabaseUnavailable:
             raise
         except DatabaseError as error:

@@ -21,6 +21,7 @@ from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerConfig, WorkerState
 from jobrunner.policy import definitions
 from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
+from jobrunner.policy.duplicates import KEEP, REPLACE, postponed
 from jobrunner.policy.firing import after_starts, fire, first_time
 from jobrunner.policy.gates import decide_starts
 from jobrunner.policy.near import near_name
@@ -165,6 +166,7 @@ class Picture:
     def _enqueue(self, worker: _Worker, request: Request, now: datetime) -> int:
         holder = None if request.key is None else self._holder(worker, request.key, request.key_scope)
         if holder is not None:
+            self._change_waiting(worker, holder, request, now)
             return holder
         payload = worker.config.payload if request.payload is None else request.payload
         fields: dict[str, Any] = {
@@ -182,6 +184,22 @@ class Picture:
         worker.queue.add(run)
         self._note_change(worker, now)
         return run.id
+
+    def _change_waiting(self, worker: _Worker, run_id: int, request: Request, now: datetime) -> None:
+        """Replace or postpone the run that holds a key, if it has never started."""
+        live = self._live[run_id]
+        if live.run.first_started_at is not None or request.on_duplicate == KEEP:
+            return
+        worker.queue.remove(live.run)
+        if request.on_duplicate == REPLACE:
+            payload = worker.config.payload if request.payload is None else request.payload
+            live.run = replace(live.run, payload=json.loads(json.dumps(payload)))
+        else:
+            due_at = postponed(live.run.due_at, request.due_at or now, live.run.created_at or now, request.at_most, now)
+            if due_at is not None:
+                live.run = replace(live.run, due_at=due_at, scheduled_for=due_at)
+        worker.queue.add(live.run)
+        self._note_change(worker, now)
 
     def _holder(self, worker: _Worker, key: str, scope: str) -> int | None:
         """Return the first run that holds the key."""

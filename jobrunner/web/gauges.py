@@ -58,6 +58,12 @@ def families(gauges: Gauges) -> Iterator[GaugeMetricFamily]:
     messages = _family("alerts_waiting", "Messages of alerts that wait for their receivers, counted up to 10,001.")
     _add(messages, gauges.messages)
     yield messages
+    running = _family("limit_running", "Active runs of the workers that name a limit.", "limit")
+    bound = _family("limit_max_running", "How many there may be; a limit without that bound has none.", "limit")
+    for name, count, most in gauges.limits:
+        _add(running, count, name)
+        _add(bound, most, name)
+    yield from (running, bound)
     age = _family("node_beat_age_seconds", "How long ago the live node that is quietest was heard of.")
     _add(age, gauges.beat_age)
     yield age

@@ -24,6 +24,10 @@ async def noop() -> None:
     """Do nothing."""
 
 
+async def by_customer(customer: int = 0) -> None:
+    """Do nothing for a customer."""
+
+
 async def stamp(sent: int) -> dict[str, int]:
     """Return how many nanoseconds ago the trigger was written, by the clock that all processes share."""
     return {"ns": time.time_ns() - sent}
@@ -62,6 +66,10 @@ def _crowd() -> None:
 
 
 SETS: dict[str, Callable[[int], None]] = {
+    "plain": lambda _: _triggered("noop", by_customer, **MANY),
+    "keyed": lambda _: _triggered("noop", by_customer, limit_key="customer", max_running_per_key=1, **MANY),
+    "rated": lambda _: _triggered("noop", by_customer, rate="1000000/1m", **MANY),
+    "shut-rate": lambda _: _triggered("shut", noop, rate="1/7d", **MANY),
     "noop": lambda _: _triggered("noop", noop, **MANY),
     "stamp": lambda _: _triggered("stamp", stamp, **MANY),
     "scheduled": lambda size: _scheduled(size, interval_seconds=1.0),  # all due at the same moment

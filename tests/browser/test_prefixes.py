@@ -108,7 +108,7 @@ async def test_all_of_it_works_under_a_prefix(under_prefix, open_page, has_javas
     await expect(page.locator("#said")).to_contain_text("mail is paused.")
     await expect(page.locator("main")).to_contain_text("behind a prefix")
     await expect(page).to_have_url(f"{url}workers/mail")
-    for name in ("Runs", "Upcoming", "History", "Dead letters", "Nodes", "Alerts", "Audit", "Now"):
+    for name in ("Runs", "Upcoming", "History", "Dead letters", "Nodes", "Alerts", "Limits", "Audit", "Now"):
         await page.get_by_role("navigation", name="Pages").get_by_role("link", name=name, exact=True).click()
         await expect(page.locator("nav a[aria-current=page]")).to_have_text(name)
         assert page.url.startswith(url)

@@ -59,6 +59,19 @@ def test_a_role_that_may_trigger_does_so_by_sql_python_and_the_command_line(as_r
     assert "did you mean 'mail'?" in Cli(theirs, capsys).refused(3, "trigger", "mial")
 
 
+def test_a_role_that_may_trigger_may_not_change_the_run_that_has_its_key_and_is_told_so(as_role, postgres_url, capsys):
+    owner = Cli(postgres_url, capsys)
+    owner.register(triggered("mail"))
+    theirs = Cli(as_role("trigger"), capsys)
+    replace = ("trigger", "mail", "--key", "k", "--payload", '{"n": 2}', "--on-duplicate", "replace")
+    assert theirs.ok(*replace).out.startswith("run ")  # where nothing has the key, it is a trigger like any
+    said = theirs.refused(1, *replace)
+    assert "this database user may add runs but change none" in said
+    assert "`jobrunner db grants --role NAME --for operate`" in said
+    operator = Cli(as_role("operate"), capsys)
+    assert "it has this payload now" in operator.ok(*replace).out
+
+
 @pytest.mark.parametrize("what", MORE_THAN_A_TRIGGER)
 def test_a_role_that_may_trigger_may_do_nothing_else(what, as_role, postgres_url, postgres, capsys):
     Cli(postgres_url, capsys).register(triggered("mail"))

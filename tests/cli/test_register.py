@@ -50,12 +50,26 @@ def test_it_says_in_one_line_what_changed(cli, deploy):
     assert cli.rows("nodes") == []
 
 
+def test_it_says_which_limits_were_set(cli, deploy, tmp_path):
+    def declaring(most: int) -> list[str]:
+        words = deploy()
+        with (tmp_path / "shop.py").open("a") as file:
+            file.write(f'orchestrator.limit("api", max_running={most})\n')
+        return words
+
+    assert cli.ok(*declaring(4)).out == "registered 2 workers: added report, send-email; set limits api\n"
+    assert cli.ok(*declaring(4)).out == "registered 2 workers: 2 unchanged\n"
+    assert cli(*declaring(5), "--json").json["limits"] == ["api"]
+    assert cli.row("limits")["max_running"] == 5
+
+
 def test_programs_are_told_as_json(cli, deploy):
     found = cli(*deploy(), "--json").json
     assert found == {
         "workers": 2,
         "added": ["report", "send-email"],
         "changed": [],
+        "limits": [],
         "kept_newer": [],
         "unused_overrides": [],
     }

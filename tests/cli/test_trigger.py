@@ -53,6 +53,19 @@ def test_a_trigger_for_later_is_due_later(cli):
     assert third == datetime(2031, 3, 1, 12, tzinfo=UTC)
 
 
+def test_the_run_that_has_the_key_is_replaced_or_put_off_as_asked(cli):
+    def told(*more: str) -> str:
+        return cli.ok("trigger", "mail", "--key", "k", *more).out
+
+    told("--payload", '{"n": 1}')
+    assert "; it has this payload now)" in told("--payload", '{"n": 2}', "--on-duplicate", "replace")
+    assert "; it is put off)" in told("--in", "1h", "--on-duplicate", "postpone", "--at-most", "2h")
+    assert "; nothing of it was changed)" in told("--in", "1m", "--on-duplicate", "postpone")
+    row = cli.row("runs")
+    assert row["payload"] == {"n": 2}
+    assert row["due_at"] > datetime.now(UTC) + timedelta(minutes=50)
+
+
 def test_a_key_that_waits_answers_with_the_run_already_there(cli):
     first = cli("trigger", "mail", "--key", "k", "--json").json
     second = cli("trigger", "mail", "--key", "k", "--json").json
@@ -93,6 +106,10 @@ def test_a_disabled_worker_takes_a_trigger(sqlite_cli):
         (("mail", "--priority", "urgent"), 2, "priority 'urgent' is none of LOW (0)"),
         (("mail", "--key-scope", "live"), 2, "--key-scope needs --key"),
         (("mail", "--key", "k", "--key-scope", "ever"), 2, "none of waiting, live"),
+        (("mail", "--on-duplicate", "replace"), 2, "--on-duplicate replace needs --key"),
+        (("mail", "--key", "k", "--on-duplicate", "drop"), 2, "'drop' is none of keep, replace, postpone"),
+        (("mail", "--key", "k", "--on-duplicate", "postpone"), 2, "--on-duplicate postpone needs --in"),
+        (("mail", "--key", "k", "--in", "5", "--at-most", "9"), 2, "--at-most goes with --on-duplicate postpone"),
         (("mail", "--key", ""), 2, "a key is 1 to 200"),
         (("mail", "--key", "k" * 5000), 2, "a key is 1 to 200"),
     ],

@@ -45,7 +45,9 @@ def test_the_documentation_lists_every_option_with_its_default():
     defaults = {field.name: field.default for field in dataclasses.fields(WorkerConfig)}
     for name, said in rows:
         default = defaults.get(name)
-        if isinstance(default, int | float) and not hasattr(default, "name"):
+        if isinstance(default, bool):
+            assert said == str(default), name
+        elif isinstance(default, int | float) and not hasattr(default, "name"):
             assert said == f"{default:g}", name
         elif isinstance(default, str) and said.startswith("`"):
             assert said.strip("`") == (getattr(default, "value", default) or '""'), name

@@ -101,9 +101,13 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, fast_path: Fas
                 break
             continue
         turned = await turn(stage, fast_path, eligible, free)
-        assert not turned.has_other
         started = {(run.worker, run.id, run.slot) for run in turned.runs}
-        assert started == {(start.worker, start.run_id, start.slot) for start in expected}
+        wanted = {(start.worker, start.run_id, start.slot) for start in expected}
+        if turned.has_other:  # the keys of all runs that a turn reads are full: it leaves what is behind them
+            assert any(config.max_running_per_key for config in eligible.configs.values())
+            assert started <= wanted
+        else:
+            assert started == wanted
         running += turned.runs
     assert check(stage.url) == []
 

@@ -30,6 +30,21 @@ from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
             Deed("cancelled run 4 of", " while it ran: stuck"),
         ),
         (
+            "limit_set",
+            {"limit": "api", "old": {"max_running": 4}, "new": {"max_running": None}, "reason": "calm"},
+            Deed("changed the limit api: max_running from 4 to nothing: calm"),
+        ),
+        (
+            "limit_set",
+            {"limit": "api", "old": {"rate": None}, "new": {"rate": "5/s"}, "is_new": True},
+            Deed("made the limit api: rate from nothing to 5/s"),
+        ),
+        (
+            "limit_unset",
+            {"limit": "api", "old": {"max_running": 1}, "new": {"max_running": 4}},
+            Deed("took back what was set of the limit api: max_running from 1 to 4"),
+        ),
+        (
             "bulk",
             {"bulk_id": 2, "action": "discard", "filter": "worker:x", "expected": 1, "reason": None},
             Deed("began bulk operation 2: discard of all that fit worker:x, 1 row"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.storage.reading.incidents import count_waiting
+from jobrunner.storage.reading.named_limits import read_fill
 from jobrunner.storage.reading.nodes_heard import read_nodes_heard
 from jobrunner.storage.reading.one_page import names_after
 from jobrunner.storage.reading.status import MOST_COUNTED, read_status
@@ -47,7 +48,8 @@ class Gauges:
     are, how many of them are disabled, the longest streak, and how many runs of them wait (at most 10,001). `active`
     and `letters` count by worker (and state), those of workers that are left out as None. `due_since`: when the first
     run of a worker that is due fell due. `messages` of alerts wait, at most 10,001. `beat_age` is that of the live node
-    that was not heard of for longest.
+    that was not heard of for longest. `limits`: of the first limits by name, the active runs under each, and its
+    `max_running`.
     """
 
     at: datetime
@@ -59,6 +61,7 @@ class Gauges:
     nodes: dict[str, int]
     beat_age: float | None
     messages: int
+    limits: list[tuple[str, int, int | None]]
     missed: list[Missed] = field(default_factory=list)
     last_missed: int = 0
 
@@ -84,6 +87,7 @@ async def read_gauges(conn: AsyncConnection, dialect: Dialect, now: datetime, af
         nodes=nodes,
         beat_age=beat_age,
         messages=await count_waiting(conn, MOST_COUNTED + 1),
+        limits=await read_fill(conn, MOST_NAMED),
         missed=missed,
         last_missed=last_missed,
     )

@@ -26,7 +26,7 @@ from jobrunner.storage.tables.rows import (
     names_json,
     state_of,
 )
-from jobrunner.storage.workers.definitions import existing_names
+from jobrunner.storage.workers.relations import existing_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

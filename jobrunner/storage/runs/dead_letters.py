@@ -26,8 +26,8 @@ from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.rows import to_json
 from jobrunner.storage.tables.types import Json, UtcDateTime
-from jobrunner.storage.workers.definitions import existing_names
 from jobrunner.storage.workers.payloads import refuse_misfit
+from jobrunner.storage.workers.relations import existing_names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence

@@ -1,25 +1,28 @@
 """Enqueueing: a trigger becomes a waiting run. One INSERT; no row is updated that others update.
 
 A `key` is unique among the worker's runs that have not started (scope `waiting`), or that have not ended (scope
-`live`); two partial unique indexes hold this against every race, and a duplicate answers with the run already there.
+`live`); two partial unique indexes hold this against every race, and a duplicate answers with the run already there,
+which it may change first (`duplicates`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
 from jobrunner.errors import Refused, WorkerNotFound
 from jobrunner.model.run import Trigger
+from jobrunner.policy.duplicates import KEEP
 from jobrunner.storage.database.rowsets import built_once
+from jobrunner.storage.runs.duplicates import Change, change_waiting
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.types import Flag, Json, UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -47,6 +50,16 @@ class Request:
     batch_id: int | None = None
     flow_id: int | None = None
     step: str | None = None
+    on_duplicate: str = KEEP  # what becomes of the run that has the key (`policy.duplicates`)
+    at_most: timedelta | None = None  # so long it may be postponed; None: without end
+
+
+class Added(NamedTuple):
+    """What came of a trigger: the run, whether it is new, and whether it was there and was changed."""
+
+    run_id: int
+    is_new: bool
+    is_changed: bool = False
 
 
 @built_once
@@ -120,19 +133,21 @@ def _prepared(dialect: Dialect, request: Request, now: datetime) -> tuple[Any, d
     return insert_ours_statement(dialect), said | ours
 
 
-def same_key(request: Request) -> sa.Select[Any]:
-    """Build the search for the run that already holds the request's key.
+def _holder(request: Request) -> sa.Select[Any]:
+    """Build the search for the run that already holds the request's key: `id`, and whether it `has_started`.
 
     Each part says what one of the partial indexes on keys says, in its words: with OR, or without those words, a
-    database would look through all runs.
+    database would look through all runs. What may be changed comes first, where it shall be.
     """
     r = t.runs
     holders = ["first_started_at IS NULL", "key_scope = 'live'"]
     if request.key_scope == "live":  # any run that has not ended
         holders.append("first_started_at IS NOT NULL AND key_scope = 'waiting'")
-    of_the_key = sa.select(r.c.id).where(r.c.worker == request.worker, r.c.key == request.key, r.c.key.is_not(None))
+    columns = r.c.id, r.c.first_started_at.is_not(None).label("has_started")
+    of_the_key = sa.select(*columns).where(r.c.worker == request.worker, r.c.key == request.key, r.c.key.is_not(None))
     found = sa.union_all(*(of_the_key.where(sa.text(holder)) for holder in holders)).subquery()
-    return sa.select(found.c.id).order_by(found.c.id)
+    first = () if request.on_duplicate == KEEP else (found.c.has_started,)
+    return sa.select(found.c.id, found.c.has_started).order_by(*first, found.c.id).limit(1)
 
 
 async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> int:
@@ -140,29 +155,32 @@ async def enqueue(conn: AsyncConnection, dialect: Dialect, request: Request, now
 
     Raises:
         WorkerNotFound: the database knows no such worker.
+        Refused: the run that has the key cannot be changed by this user of the database, or comes and goes too fast.
     """
+    return (await enqueue_told(conn, dialect, request, now)).run_id
+
+
+async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> Added:
+    """Do the same, and say whether the run is new, or was changed. Raises as `enqueue`."""
     statement, parameters = _prepared(dialect, request, now)
     for _ in range(_TRIES):
-        if request.key is not None:
-            existing = (await conn.execute(same_key(request))).scalars().first()
-            if existing is not None:
-                return int(existing)
+        holder = None if request.key is None else (await conn.execute(_holder(request))).first()
+        if holder is not None:
+            if request.on_duplicate == KEEP or holder.has_started:
+                return Added(int(holder.id), is_new=False)
+            asked = request.due_at or now
+            change = Change(request.on_duplicate, request.payload, request.limit_key, asked, request.at_most)
+            is_changed = await change_waiting(conn, dialect, int(holder.id), change, now)
+            if is_changed is None:
+                continue  # it has started, or is gone: by the rules of its key another may be added
+            return Added(int(holder.id), is_new=False, is_changed=is_changed)
         inserted = (await conn.execute(statement, parameters)).scalars().all()
         if inserted:
-            return int(inserted[0])
+            return Added(int(inserted[0]), is_new=True)
         known = await conn.execute(sa.select(t.workers.c.name).where(t.workers.c.name == request.worker))
         if known.first() is None:
             raise WorkerNotFound(request.worker)
     raise Refused(f"the run with key {request.key!r} comes and goes faster than it can be read; try again")
-
-
-async def enqueue_told(conn: AsyncConnection, dialect: Dialect, request: Request, now: datetime) -> tuple[int, bool]:
-    """Do the same, and say whether the run is new. Raises as `enqueue`."""
-    known = None
-    if request.key is not None:
-        known = (await conn.execute(same_key(request))).scalars().first()
-    run_id = await enqueue(conn, dialect, request, now)
-    return run_id, run_id != known
 
 
 _CHUNK_ROWS, _CHUNK_BYTES = 5000, 8 * 1024 * 1024

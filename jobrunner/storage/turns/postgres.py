@@ -17,6 +17,7 @@ from jobrunner.storage.database import postgres_driver
 from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import read_json
 from jobrunner.storage.turns import postgres_function
+from jobrunner.storage.turns.known_starts import KnownStarts
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
 from jobrunner.storage.turns.turn import LOOK_AGAIN_SECONDS, Turned, result_json, under_one_revision
 
@@ -43,6 +44,7 @@ class PostgresFastPath:
         self._definition = postgres_function.definition(db.schema_prefix)
         self._connection: Any = None
         self._heads = _Heads()
+        self._starts = KnownStarts()
 
     async def turn(
         self, node_id: str, now: datetime, free_slots: int, eligible: Eligible | None, ended: Sequence[Ended]
@@ -53,7 +55,7 @@ class PostgresFastPath:
         ended, revisions = under_one_revision(ended)
         is_looking = self._heads.look_is_due(names, now)
         after_dues, after_ids = self._heads.of(names)
-        limits = _Limits.of([] if eligible is None else list(eligible.configs.values()))
+        limits = _Limits.of([] if eligible is None else list(eligible.configs.values()), self._starts)
         given = {
             "this_node": node_id,
             "at": now,
@@ -80,6 +82,8 @@ class PostgresFastPath:
             "key_limits": limits.keys,
             "rate_counts": limits.counts,
             "rate_windows": limits.windows,
+            "rate_known": limits.known,
+            "rate_lasts": limits.lasts,
             "asks_time": self._asks_time,
         }
         arguments = tuple(given[name] for name in postgres_function.ARGUMENTS)
@@ -89,6 +93,8 @@ class PostgresFastPath:
             return Turned(has_other=True)  # someone wrote around the locks: the long way decides afresh
         for row in answer["seen"]:
             self._heads.looked(names, now, *json.loads(row[_PAYLOAD]))
+        for row in answer["counted"]:
+            self._starts.note({} if eligible is None else eligible.configs, json.loads(row[_PAYLOAD]))
         turned = _turned(answer, node_id)
         in_order = [run for run in turned.runs if run.worker not in limits.keyed] if limits.keyed else turned.runs
         self._heads.note(in_order, is_full=len(turned.runs) >= free_slots + len(turned.written))
@@ -152,10 +158,12 @@ class _Limits:
     keys: list[int | None]
     counts: list[int | None]
     windows: list[timedelta | None]
+    known: list[int | None]
+    lasts: list[int | None]
     keyed: frozenset[str]
 
     @classmethod
-    def of(cls, configs: Sequence[WorkerConfig]) -> _Limits:
+    def of(cls, configs: Sequence[WorkerConfig], starts: KnownStarts) -> _Limits:
         if all(config.rate is None and config.limit_key is None for config in configs):
             return _NO_LIMITS
         rates = [rates_of(config)[0] for config in configs]
@@ -163,11 +171,13 @@ class _Limits:
             [most_of_a_key(config) for config in configs],
             [None if rate is None else rate.count for rate in rates],
             [None if rate is None else rate.window for rate in rates],
+            [starts.of(config)[0] for config in configs],
+            [starts.of(config)[1] for config in configs],
             frozenset(config.name for config in configs if most_of_a_key(config) is not None),
         )
 
 
-_NO_LIMITS = _Limits([], [], [], frozenset())
+_NO_LIMITS = _Limits([], [], [], [], [], frozenset())
 
 
 class _Heads:
@@ -236,7 +246,7 @@ def _unless_empty(texts: Iterable[str | None]) -> list[str | None]:
 
 
 def _by_kind(rows: list[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {kind: [] for kind in ("claim", "ended", "other", "seen", "locked", "all")}
+    found: dict[str, list[Any]] = {kind: [] for kind in ("claim", "ended", "other", "seen", "locked", "all", "counted")}
     for row in rows:
         found[row[0]].append(row)
     return found

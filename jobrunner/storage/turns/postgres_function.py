@@ -15,9 +15,10 @@ from sqlalchemy.dialects import postgresql
 
 from jobrunner.storage.runs.fact_statements import next_times
 from jobrunner.storage.tables.define import HAS_LEFT, SCHEMA_TOKEN
+from jobrunner.storage.turns import postgres_limits as limits
 from jobrunner.storage.turns import rules as r
 
-PAGES = 4
+PAGES = 2
 """Of a worker that goes by key so many times more runs are read than may start."""
 ARGUMENTS = {
     "this_node": "text",
@@ -45,6 +46,8 @@ ARGUMENTS = {
     "key_limits": "integer[]",
     "rate_counts": "integer[]",
     "rate_windows": "interval[]",
+    "rate_known": "bigint[]",
+    "rate_lasts": "bigint[]",
     "asks_time": "boolean",
 }
 """`names`: eligible workers, the first of them with `revisions`; `stuck`: workers to be passed by. `f_…`: firings of
@@ -93,6 +96,7 @@ DECLARE
     is_short boolean;
     is_full boolean;
     rated_at timestamptz;
+    counted jsonb;
 BEGIN
     IF cardinality(e_ids) > 0 THEN
         PERFORM FROM {p}worker_state s WHERE s.worker = ANY (e_workers)
@@ -266,20 +270,29 @@ BEGIN
             s.worker, s.last_fence, w.max_running, key_limits[g.n] AS key_limit, rate_counts[g.n] AS rate_count,
             greatest(CASE WHEN rate_counts[g.n] IS NULL THEN at ELSE rated_at END, s.last_ended_at) AS now,
             ARRAY(SELECT c.slot FROM {p}claims c WHERE c.worker = s.worker) AS taken,
-            CASE WHEN rate_counts[g.n] IS NULL THEN 0 ELSE (
-                SELECT count(*) FROM (
-                    SELECT FROM {_started(p)} LIMIT rate_counts[g.n]
-                ) started
-            ) END AS used,
+            last.id AS last_id,
+            CASE
+            WHEN last.quick + (SELECT count(*) FROM {p}claims c WHERE c.worker = s.worker) + free <= rate_counts[g.n]
+            THEN last.quick
+            WHEN rate_counts[g.n] IS NOT NULL THEN (
+                SELECT count(*) FROM {p}run_history h
+                WHERE h.worker >= s.worker AND h.worker <= s.worker AND h.is_rated
+                    AND h.started_at > rated_at - rate_windows[g.n]
+            ) END AS ended,
+            CASE WHEN rate_counts[g.n] IS NOT NULL THEN (
+                SELECT count(*) FROM {p}claims c JOIN {p}runs r ON r.id = c.run_id
+                WHERE c.worker = s.worker AND r.started_at > rated_at - rate_windows[g.n]
+            ) END AS running,
             (g.n - 1) * 4 + 1 AS after
         FROM unnest(names) WITH ORDINALITY AS g (name, n)
         JOIN {p}worker_state s ON s.worker = g.name
         JOIN {p}workers w ON w.name = s.worker
+        {limits.last_counted(p)}
         WHERE s.worker = ANY (mine)
     ), room AS MATERIALIZED (  -- how many more of each may start, and its free slots, the lowest first
         SELECT
-            b.worker, b.last_fence, b.now, b.key_limit, b.rate_count, b.used,
-            greatest(0, least(free, b.max_running - cardinality(b.taken), b.rate_count - b.used)) AS n,
+            b.worker, b.last_fence, b.now, b.key_limit, b.rate_count, b.ended, b.running, b.last_id,
+            greatest(0, least(free, b.max_running - cardinality(b.taken), b.rate_count - b.ended - b.running)) AS n,
             ARRAY(
                 SELECT generate_series(0, cardinality(b.taken) + free - 1)
                 EXCEPT SELECT unnest(b.taken) ORDER BY 1
@@ -299,28 +312,7 @@ BEGIN
             ORDER BY r.priority, r.due_at, r.id
             LIMIT CASE WHEN room.key_limit IS NULL THEN room.n ELSE room.n * {PAGES} END
         ) f
-    ), of_keys AS (  -- of each key as many as there is room for
-        SELECT f.*, k.slot AS key_slot
-        FROM first f JOIN room ON room.worker = f.worker
-        CROSS JOIN LATERAL (SELECT NULL::integer AS slot) k
-        WHERE room.key_limit IS NULL OR f.limit_key IS NULL
-        UNION ALL
-        SELECT f.id, f.worker, f.priority, f.due_at, f.first_started_at, f.limit_key, k.slots[f.place]
-        FROM (
-            SELECT f.*, row_number() OVER (PARTITION BY f.worker, f.limit_key ORDER BY {r.STARTING_ORDER}) AS place
-            FROM first f
-            WHERE f.limit_key IS NOT NULL
-                AND EXISTS (SELECT FROM room WHERE room.worker = f.worker AND room.key_limit IS NOT NULL)
-        ) f
-        JOIN room ON room.worker = f.worker
-        CROSS JOIN LATERAL (
-            SELECT ARRAY(
-                SELECT generate_series(0, least(room.key_limit, 10000) - 1)
-                EXCEPT SELECT r.key_slot FROM {p}runs r
-                WHERE r.worker = f.worker AND r.limit_key = f.limit_key AND r.key_slot IS NOT NULL ORDER BY 1
-            ) AS slots
-        ) k
-        WHERE f.place <= cardinality(k.slots)
+    {limits.by_key(p)}
     ), numbered AS (
         SELECT f.*, row_number() OVER (PARTITION BY f.worker ORDER BY {r.STARTING_ORDER}) AS n
         FROM of_keys f
@@ -347,8 +339,12 @@ BEGIN
                 AND (SELECT count(*) FROM first f WHERE f.worker = room.worker) >= room.n * {PAGES}
                 AND (SELECT count(*) FROM of_keys f WHERE f.worker = room.worker) < room.n
         ),
-        EXISTS (SELECT FROM room WHERE room.used >= room.rate_count)
-    INTO ids, slots, fences, starts, key_slots, rated, is_short, is_full FROM chosen c;
+        EXISTS (SELECT FROM room WHERE room.ended + room.running >= room.rate_count),
+        (
+            SELECT jsonb_agg(jsonb_build_array(room.worker, room.ended, room.last_id))
+            FROM room WHERE room.rate_count IS NOT NULL
+        )
+    INTO ids, slots, fences, starts, key_slots, rated, is_short, is_full, counted FROM chosen c;
     RETURN QUERY
     UPDATE {p}runs r
     SET state = 'running', node_id = this_node, (slot, fence, started_at, first_started_at, key_slot, is_rated) = (
@@ -358,6 +354,9 @@ BEGIN
     WHERE r.id = ANY (ids) AND r.fence IS NULL  -- is pending; by its `state`, all that are would be read
     RETURNING 'claim'::text, {r.CLAIMED};
     GET DIAGNOSTICS claimed = ROW_COUNT;
+    IF counted IS NOT NULL THEN
+        RETURN QUERY SELECT 'counted'::text, {_no_claim("counted")};
+    END IF;
     IF is_short THEN
         RETURN QUERY SELECT 'other'::text, {_no_claim("NULL::jsonb")};
     ELSIF cardinality(mine) < cardinality(revisions) THEN
@@ -367,19 +366,6 @@ BEGIN
     END IF;
 END $$
 """  # noqa: S608 - made of constants
-
-
-def _started(p: str) -> str:
-    """Return the starts in the window of a worker's rate, of attempts that run and of those that have ended."""
-    since = "rated_at - rate_windows[g.n]"
-    return f"""(
-                        SELECT h.started_at FROM {p}run_history h
-                        WHERE h.worker >= s.worker AND h.worker <= s.worker AND h.is_rated
-                            AND h.started_at > {since}
-                        UNION ALL
-                        SELECT r.started_at FROM {p}claims c JOIN {p}runs r ON r.id = c.run_id
-                        WHERE c.worker = s.worker AND r.started_at > {since}
-                    ) each"""  # noqa: S608 - made of constants
 
 
 def _no_claim(payload: str) -> str:

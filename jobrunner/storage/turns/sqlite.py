@@ -11,6 +11,7 @@ from jobrunner.policy.rates import rates_of
 from jobrunner.storage.records.history import storable
 from jobrunner.storage.tables.types import Garbled, from_text, read_json, to_text
 from jobrunner.storage.turns import sqlite_trigger
+from jobrunner.storage.turns.known_starts import KnownStarts
 from jobrunner.storage.turns.rules import CLAIM, claimed_run
 from jobrunner.storage.turns.turn import Turned, result_json, under_one_revision
 
@@ -34,14 +35,15 @@ class SqliteFastPath:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._starts = KnownStarts()
         self._prepared: sqlite3.Connection | None = None
 
     async def turn(
         self, node_id: str, now: datetime, free_slots: int, eligible: Eligible | None, ended: Sequence[Ended]
     ) -> Turned:
         """See `FastPath.turn`."""
-        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(eligible, now))
-        answers: list[tuple[str, str, int]] = []
+        given = (node_id, to_text(now), free_slots, *_ended(ended), *_wanted(eligible, now, self._starts))
+        answers: list[tuple[str, str, int, str]] = []
 
         def take(connection: sqlite3.Connection) -> None:
             if connection is not self._prepared:
@@ -54,7 +56,9 @@ class SqliteFastPath:
             await self._db.visit_writer(take)
         except sqlite3.IntegrityError:
             return Turned(has_other=True)  # someone wrote around the rules: the long way decides afresh
-        written, claims, has_other = answers[0]
+        written, claims, has_other, counted = answers[0]
+        if eligible is not None:
+            self._starts.note(eligible.configs, json.loads(counted))
         runs = tuple([_run(row, node_id) for row in _read_claims(claims)])
         return Turned(runs, frozenset(json.loads(written)), bool(has_other))
 
@@ -88,7 +92,7 @@ def _ended(all_ended: Sequence[Ended]) -> tuple[str, str]:
     return json.dumps(rows), json.dumps(list(revisions.items()))
 
 
-def _wanted(eligible: Eligible | None, now: datetime) -> tuple[str, str, str, str]:
+def _wanted(eligible: Eligible | None, now: datetime, starts: KnownStarts) -> tuple[str, str, str, str]:
     if eligible is None:
         return "[]", "[]", "[]", "[]"
     firings = [
@@ -97,17 +101,15 @@ def _wanted(eligible: Eligible | None, now: datetime) -> tuple[str, str, str, st
     ]
     all_names, stuck = json.dumps([*eligible.configs, *eligible.stuck]), json.dumps(eligible.stuck)
     runs, schedules = (stuck, all_names) if firings else (all_names, stuck)
-    wanted = [
-        _with_limits(name, revision, eligible.configs[name], now) for name, revision in eligible.revisions.items()
-    ]
+    configs, revisions = eligible.configs, eligible.revisions
+    wanted = [_with_limits(configs[name], revision, now, starts) for name, revision in revisions.items()]
     return json.dumps(wanted), runs, schedules, json.dumps(firings)
 
 
-def _with_limits(name: str, revision: int, config: WorkerConfig, now: datetime) -> tuple[Any, ...]:
+def _with_limits(config: WorkerConfig, revision: int, now: datetime, starts: KnownStarts) -> tuple[Any, ...]:
     rate = rates_of(config)[0]
-    if rate is None:
-        return name, revision, most_of_a_key(config)
-    return name, revision, most_of_a_key(config), rate.count, to_text(now - rate.window)
+    plain = config.name, revision, most_of_a_key(config)
+    return plain if rate is None else (*plain, rate.count, to_text(now - rate.window), *starts.of(config))
 
 
 def _text(moment: datetime | None) -> str | None:

@@ -28,12 +28,17 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 ended: of [run id, fence, finished_at, duration_ms, result, reason, output], the result itself as JSON text.
 ended_workers: of [name, revision], the workers of those runs.
-eligible: of [name, revision, most of a key, starts of a rate, since when they count]; empty to claim nothing.
+eligible: of [name, revision, most of a key, starts of a rate, since when they count, how many ended attempts did, the
+last row that was counted]; empty to claim nothing.
 passed_runs, passed_schedules: the names of the workers whose waiting runs, and whose schedules, need no other decision.
 firings: of [name, the `next_run_at` that is expected, what is due, the next `next_run_at`]; empty to claim runs.
 """
-ANSWER = "SELECT ended, claims, has_other FROM turn_answer"
-"""Ids of the runs whose ends were written, the claims (`CLAIM`, each a JSON array), whether other work is due."""
+ANSWER = (
+    "SELECT ended, claims, has_other, (SELECT json_group_array(json_array(worker, ended, last_id)) FROM turn_counted)"
+    " FROM turn_answer"
+)
+"""Ids of the runs whose ends were written, the claims (`CLAIM`, each a JSON array), whether other work is due, and what
+was counted of rates (`known_starts`)."""
 _CLAIM = f"json_array({r.CLAIMED})"
 _PENDING = "r.state = 'pending' AND r.worker = {worker} AND r.priority = {priority}"
 _FIRST_DUE = "\n                OR ".join(
@@ -51,6 +56,7 @@ _TABLES = {
     "turn_answer": "free INTEGER, ended TEXT, claims TEXT, has_other INTEGER",
     "turn_ending": "id INTEGER PRIMARY KEY, worker, finished_at, ms, result, reason, output",
     "turn_ended": "worker TEXT PRIMARY KEY, finished_at, ms, runs, latest",
+    "turn_counted": "worker TEXT PRIMARY KEY, ended, last_id",
     "turn_room": "worker TEXT PRIMARY KEY, last_fence, ended_at, most, after, now, page, key_most, is_rated",
     "turn_first": "place INTEGER PRIMARY KEY, id, worker, priority, due_at, first_started_at, limit_key, key_place",
     "turn_slot": "place INTEGER PRIMARY KEY, slot",
@@ -191,19 +197,35 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
     );
 
     -- Runs that wait: the first in starting order, each into its worker's lowest free slot under the next fence.
+    INSERT INTO turn_counted (worker, ended, last_id)
+    SELECT
+        s.worker, (g.value ->> 5) + (
+            SELECT count(*) FROM run_history h WHERE h.worker = s.worker AND h.id > g.value ->> 6
+        ), coalesce((SELECT max(h.id) FROM run_history h WHERE h.worker = s.worker), 0)
+    FROM turn_answer a
+    CROSS JOIN json_each(NEW.eligible) g
+    CROSS JOIN worker_state s ON s.worker = g.value ->> 0
+    WHERE a.free > 0 AND NOT a.has_other AND json_array_length(NEW.firings) = 0 AND g.value ->> 3 IS NOT NULL;
+    UPDATE turn_counted SET ended = (
+        SELECT count(*) FROM run_history h
+        WHERE h.worker = turn_counted.worker AND h.is_rated AND h.started_at > (
+            SELECT g.value ->> 4 FROM json_each(NEW.eligible) g WHERE g.value ->> 0 = turn_counted.worker
+        )
+    ) WHERE (
+        ended + (SELECT count(*) FROM runs r WHERE r.worker = turn_counted.worker AND r.slot IS NOT NULL)
+        + (SELECT free FROM turn_answer)
+        <= (SELECT g.value ->> 3 FROM json_each(NEW.eligible) g WHERE g.value ->> 0 = turn_counted.worker)
+    ) IS NOT TRUE;
     INSERT INTO turn_room (worker, last_fence, ended_at, most, now, page, key_most, is_rated)
     SELECT
-        worker, last_fence, ended_at, most, NEW.now, CASE WHEN key_most IS NULL THEN most ELSE most * 4 END, key_most,
+        worker, last_fence, ended_at, most, NEW.now, CASE WHEN key_most IS NULL THEN most ELSE most * 2 END, key_most,
         is_rated
     FROM (SELECT
         s.worker, s.last_fence, coalesce(s.last_ended_at, '') AS ended_at,
         min(
             a.free, w.max_running - (SELECT count(*) FROM runs r WHERE r.worker = s.worker AND r.slot IS NOT NULL),
             CASE WHEN g.value ->> 3 IS NULL THEN a.free ELSE (g.value ->> 3) - (
-                SELECT count(*) FROM (
-                    SELECT 1 FROM run_history h
-                    WHERE h.worker = s.worker AND h.is_rated AND h.started_at > g.value ->> 4
-                )
+                SELECT c.ended FROM turn_counted c WHERE c.worker = s.worker
             ) - (
                 SELECT count(*) FROM runs r
                 WHERE r.worker = s.worker AND r.slot IS NOT NULL AND r.started_at > g.value ->> 4

@@ -9,6 +9,7 @@ from jobrunner.policy.definitions import check_definition, to_document
 from jobrunner.storage.database import wakeups
 from jobrunner.storage.records.audit import audit_row, write_audits
 from jobrunner.storage.workers import definitions as workers
+from jobrunner.storage.workers.relations import existing_names
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +32,7 @@ async def add(db: Database, config: WorkerConfig, now: datetime, actor: str) -> 
     config = check_definition(config)
     async with db.write() as conn:
         await db.dialect.lock_for_migration(conn)  # as registering does: nobody else adds this name meanwhile
-        if await workers.existing_names(conn, db.dialect, [config.name]):
+        if await existing_names(conn, db.dialect, [config.name]):
             raise Refused(
                 f"there is a worker {config.name!r} already; `jobrunner admin set` changes it, "
                 "`jobrunner admin remove` removes it"

@@ -9,7 +9,6 @@ its relations holds its `worker_state` row, as a claim does, so that no claim is
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,10 @@ import sqlalchemy as sa
 from jobrunner.errors import WorkerNotFound
 from jobrunner.model.worker import Dependency, Isolation, WorkerConfig
 from jobrunner.policy import clocks, definitions
-from jobrunner.policy.clocks import shifted
-from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse_unknown
 from jobrunner.policy.missed import with_schedule_of
 from jobrunner.policy.transitions import rescheduled_time
 from jobrunner.storage.records.history import missed_row, write_missed
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.tables.rows import (
     CONFIG_COLUMNS,
     CONFIG_FIELDS,
@@ -36,7 +32,9 @@ from jobrunner.storage.tables.rows import (
     to_json,
     write_state_statement,
 )
-from jobrunner.storage.workers import states
+from jobrunner.storage.workers import named_limits, states
+from jobrunner.storage.workers.changed_at import after_starts, hold_states
+from jobrunner.storage.workers.relations import check_relations, write_edges
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.worker import WorkerState
     from jobrunner.storage.database.dialect import Dialect
 
@@ -61,6 +60,7 @@ class Registered:
     added: tuple[str, ...]
     changed: tuple[str, ...]
     kept_newer: tuple[str, ...]  # another version= is higher in the database; its definition stays
+    limits: tuple[str, ...] = ()  # named limits that were written
     unused: tuple[str, ...] = ()  # `worker.field`: overrides in the database that cannot be used with this code
 
 
@@ -77,21 +77,32 @@ class Stored:
 
 
 async def register(
-    conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], version: int | None, now: datetime
+    conn: AsyncConnection,
+    dialect: Dialect,
+    configs: Sequence[WorkerConfig],
+    version: int | None,
+    now: datetime,
+    limits: Sequence[LimitConfig] = (),
+    *,
+    keeps_limits: bool = False,
 ) -> Registered:
-    """Write the definitions that changed, all in the caller's transaction.
+    """Write the definitions that changed, all in the caller's transaction; the named limits first.
+
+    With `keeps_limits`, or where a newer version of the code is registered, limits that are known stay as they are.
 
     Raises:
-        InvalidWorker: a dependency or block names a worker known neither in `configs` nor in the database.
+        InvalidWorker: a worker or a limit is named that is known neither in code nor in the database.
         DependencyCycle: workers would wait for each other in a circle.
     """
     hashes = dict(_hashes(configs))
-    if await _unchanged(conn, dialect, hashes, version):
+    if await _unchanged(conn, dialect, hashes, version) and await named_limits.are_unchanged(conn, dialect, limits):
         return Registered((), (), ())
     await dialect.lock_for_migration(conn)  # one registering node at a time, and none during an upgrade
     await states.mend(conn, dialect, now)
-    stored = await read_stored(conn, dialect, hashes, lock=True)
+    await hold_states(conn, dialect, {*hashes, *await named_limits.read_workers(conn, dialect, limits)})
+    stored = await read_stored(conn, dialect, hashes)
     kept = {name for name in stored if _is_older(version, stored[name].definition_version)}
+    set_limits = await named_limits.register_limits(conn, dialect, limits, now, only_missing=keeps_limits or bool(kept))
     wanted = [
         config
         for config in configs
@@ -100,13 +111,13 @@ async def register(
     ]
     unused: list[str] = []
     merged = {config.name: _merge(config, stored.get(config.name), unused) for config in wanted}
-    await _check_relations(conn, dialect, merged, hashes)
+    await check_relations(conn, dialect, merged, hashes)
     given = {config.name: config for config in wanted}
     added = [name for name in sorted(given) if name not in stored]
     changed = [name for name in sorted(given) if name in stored]
 
     given_names = dialect.rows("names", name=sa.Text())
-    changed_at = await _after_starts(conn, sa.select(given_names.c.name), now, {"names": names_json(changed)})
+    changed_at = await after_starts(conn, sa.select(given_names.c.name), now, {"names": names_json(changed)})
 
     def row(name: str) -> dict[str, Any]:
         moment = changed_at if name in stored else now
@@ -118,24 +129,8 @@ async def register(
     for start in range(0, len(changed), _CHUNK):
         await _update(conn, [row(name) for name in changed[start : start + _CHUNK]])
     await _reschedule(conn, [(stored[name], merged[name]) for name in changed], now)
-    await _write_edges(conn, dialect, list(merged.values()), new=frozenset(added))
-    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(unused))
-
-
-async def _after_starts(
-    conn: AsyncConnection, names: sa.Select[Any], now: datetime, parameters: Mapping[str, Any]
-) -> datetime:
-    """Return `now`, or later: after all that was started under the definitions that are about to change.
-
-    The caller holds the state rows. While it waited for them others may have claimed, by the old definition and later
-    than `now`; `db verify` judges a start by the new one if it is not before the change.
-    """
-    s, r = t.worker_state, t.runs
-    ended = sa.select(sa.func.max(s.c.last_run_at), sa.func.max(s.c.last_ended_at)).where(s.c.worker.in_(names))
-    started = sa.select(sa.func.max(r.c.started_at)).where(r.c.worker.in_(names), is_active())
-    moments = [*(await conn.execute(ended, parameters)).one(), (await conn.execute(started, parameters)).scalar()]
-    latest = max((moment for moment in moments if moment is not None), default=None)
-    return now if latest is None or latest < now else shifted(latest, timedelta(microseconds=1))
+    await write_edges(conn, dialect, list(merged.values()), new=frozenset(added))
+    return Registered(tuple(added), tuple(changed), tuple(sorted(kept)), tuple(set_limits), tuple(unused))
 
 
 def _hashes(configs: Sequence[WorkerConfig]) -> Iterator[tuple[str, str]]:
@@ -263,60 +258,6 @@ def _schedule_key(config: WorkerConfig) -> tuple[object, ...]:
     return (config.execution_mode, config.interval_seconds, config.cron, config.timezone, config.jitter_seconds)
 
 
-async def _write_edges(
-    conn: AsyncConnection, dialect: Dialect, configs: Sequence[WorkerConfig], new: Collection[str]
-) -> None:
-    d, b, n = t.worker_dependencies, t.worker_blocks, t.worker_limits
-    old = [config.name for config in configs if config.name not in new]
-    if old:
-        for table in (d, b, n):
-            given = dialect.rows("names", name=sa.Text())
-            await conn.execute(
-                sa.delete(table).where(table.c.worker.in_(sa.select(given.c.name))), {"names": names_json(old)}
-            )
-    dependencies = [
-        {
-            "worker": config.name,
-            "depends_on": edge.depends_on,
-            "condition": str(edge.condition),
-            "max_age_seconds": edge.max_age_seconds,
-        }
-        for config in configs
-        for edge in config.depends_on
-    ]
-    blocks = [{"worker": config.name, "blocks": other} for config in configs for other in config.blocks]
-    limits = [{"worker": config.name, "limit_name": limit} for config in configs for limit in config.limits]
-    if limits:
-        await conn.execute(sa.insert(n), limits)
-    if dependencies:
-        await conn.execute(sa.insert(d), dependencies)
-    if blocks:
-        await conn.execute(sa.insert(b), blocks)
-
-
-async def _check_relations(
-    conn: AsyncConnection, dialect: Dialect, merged: Mapping[str, WorkerConfig], in_code: Iterable[str]
-) -> None:
-    named = named_elsewhere(merged)
-    refuse_unknown(named, await existing_names(conn, dialect, named), in_code)
-    if any(config.depends_on for config in merged.values()):
-        d = t.worker_dependencies
-        edges: dict[str, list[str]] = {}
-        for worker, other in await conn.execute(sa.select(d.c.worker, d.c.depends_on)):
-            edges.setdefault(worker, []).append(other)
-        edges.update({name: [edge.depends_on for edge in config.depends_on] for name, config in merged.items()})
-        refuse_cycles(edges, merged)
-
-
-async def existing_names(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> set[str]:
-    """Return those of `names` that the database knows."""
-    if not names:
-        return set()
-    given = dialect.rows("names", name=sa.Text())
-    statement = sa.select(t.workers.c.name).join(given, given.c.name == t.workers.c.name)
-    return set((await conn.execute(statement, {"names": names_json(names)})).scalars())
-
-
 async def read_stored(
     conn: AsyncConnection, dialect: Dialect, names: Collection[str], *, lock: bool = False
 ) -> dict[str, Stored]:
@@ -332,8 +273,7 @@ async def read_stored(
     )
     if lock:
         # A statement of its own: one that waits for the lock reads `workers` as it was before the wait.
-        hold = sa.select(s.c.worker).where(s.c.worker.in_(sa.select(given.c.name))).order_by(s.c.worker)
-        await conn.execute(hold.with_for_update(key_share=True, of=s), {"names": names_json(names)})
+        await hold_states(conn, dialect, names)
     found = {}
     first, second = len(CONFIG_COLUMNS), len(CONFIG_COLUMNS) + len(STATE_COLUMNS)
     for row in (await conn.execute(statement, {"names": names_json(names)})).all():
@@ -373,7 +313,7 @@ async def write_overrides(
     document = stored.definition or definitions.to_document(stored.config)
     merged = definitions.from_document(name, document, overrides)
     mine = sa.select(t.workers.c.name).where(t.workers.c.name == name)
-    changed_at = await _after_starts(conn, mine, now, {})
+    changed_at = await after_starts(conn, mine, now, {})
     row = _row(merged, document, stored.definition_hash, stored.definition_version, changed_at)
     await _update(conn, [{**row, "overrides": dict(overrides)}])
     await _reschedule(conn, [(stored, merged)], now)

@@ -17,7 +17,7 @@ _ERRORS = {
     "400": "a field cannot be used",
     "401": "no token, or one that is wrong",
     "403": "the token may not do this, or another site's page sent it",
-    "404": "there is no such worker, run or letter",
+    "404": "there is no such worker, run, letter or limit",
     "503": "the database or its schema cannot be used now, or the answer took too long",
 }
 _ERRORS_OF_VERBS = {

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jobrunner.policy.duplicates import CHOICES, KEEP
 from jobrunner.policy.filters import LETTER_STATES, OUTCOMES
 from jobrunner.storage.bulk import DEFAULT_RATE
 from jobrunner.storage.tables.kept_tables import AUDIT_ACTIONS
 from jobrunner.web.access import Level
 from jobrunner.web.api import fields as f
-from jobrunner.web.api import reads, verbs
+from jobrunner.web.api import named_limits, reads, verbs
 from jobrunner.web.api.ask import Ask, Page
 from jobrunner.web.api.fields import Field
 
@@ -148,6 +149,8 @@ ROUTES = (
         _AFTER_ID,
     ),
     _get("/api/alerts/rules", reads.rules, "The alert rules, by name, and how many messages wait.", _LIMIT, _AFTER),
+    _get("/api/limits", named_limits.limits, "The limits that workers share, by name.", _LIMIT, _AFTER),
+    _get("/api/limits/{name}", named_limits.limit, "One limit: what holds, who runs in it, which workers name it."),
     _get("/api/bulk", reads.operations, "The bulk operations, the newest first.", _LIMIT, _AFTER_ID),
     _get("/api/bulk/{id}", reads.operation, "One bulk operation, and how far it has come."),
     _post("/api/workers/{name}/enable", verbs.enable, "Enable a worker: zero its streak, close its circuit.", _REASON),
@@ -171,6 +174,8 @@ ROUTES = (
         Field("priority", f.PRIORITY, "else the worker's"),
         Field("at", f.TIME, "when; UTC without a zone"),
         Field("in", f.LENGTH, "after so long, such as 15m"),
+        Field("on_duplicate", f.TEXT, "what becomes of the waiting run with that key", KEEP, CHOICES),
+        Field("at_most", f.LENGTH, "with postpone: no later than so long after the first trigger"),
         Field("force", f.FLAG, "start it even if disabled, paused, or waiting for another worker", False),
     ),
     _post(
@@ -186,6 +191,21 @@ ROUTES = (
         "Take back what was set: the fields are again as the worker's code says.",
         Field("fields", f.TEXTS, "their names", is_required=True),
         level=Level.ADMIN,
+    ),
+    _post(
+        "/api/limits/{name}/set",
+        named_limits.set_limit,
+        "Set a limit over what its code says; what runs beyond it may end.",
+        Field("values", f.OBJECT, "max_running or rate, such as 4 and 100/1m; null lifts it", is_required=True),
+        Field("create", f.FLAG, "make the limit, if there is none of that name", False),
+        _REASON,
+    ),
+    _post(
+        "/api/limits/{name}/unset",
+        named_limits.unset_limit,
+        "Take back what was set of a limit: the fields are again as its code says.",
+        Field("fields", f.TEXTS, "their names", is_required=True),
+        _REASON,
     ),
     _post("/api/runs/{id}/cancel", verbs.cancel, "Cancel a run: one that runs is told to stop.", _REASON),
     _post("/api/dead-letters/{id}/replay", verbs.replay, "Make a new run of a letter, and close it.", _PAYLOAD),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jobrunner.storage.runs.transaction import AsyncConnection
     from jobrunner.web.api.ask import Ask
 
-_TRIGGER_OPTIONS = ("at", "key", "key_scope", "priority", "force")
+_TRIGGER_OPTIONS = ("at", "key", "key_scope", "priority", "force", "on_duplicate", "at_most")
 
 
 async def enable(ask: Ask) -> dict[str, Any]:

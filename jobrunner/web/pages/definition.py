@@ -53,7 +53,7 @@ def layers(row: Mapping[str, Any], audits: Iterable[Mapping[str, Any]]) -> list[
     changes = _changes(audits)
     found = []
     for name in _FIELDS:
-        said, effective = code.get(name), row.get(name)
+        said, effective = code.get(name), row.get(name, code.get(name))
         is_set = name in overrides
         if not is_set and name not in changes and said in _NOTHING and effective in _NOTHING:
             continue

@@ -16,9 +16,11 @@ from starlette.routing import Route as Path
 from jobrunner.errors import InvalidPayload, InvalidSetting, JobrunnerError
 from jobrunner.policy.arguments import check_text, read_id
 from jobrunner.policy.definitions import OVERRIDABLE
+from jobrunner.policy.named_limits import FIELDS
 from jobrunner.storage import bulk
 from jobrunner.storage.reading import status as reading
 from jobrunner.storage.reading.enabled import with_next_once_enabled
+from jobrunner.storage.reading.named_limits import read_limit
 from jobrunner.storage.reading.story import read_story
 from jobrunner.storage.runs import dead_letters
 from jobrunner.web.answers import Forbidden, told
@@ -58,6 +60,8 @@ _KINDS = {
 _SHOW = "show"
 """The button that shows what was changed is called so, and changes nothing."""
 _OURS = ("tz", _SHOW, once.FIELD)
+_OF_PROGRAMS = frozenset({"create"})
+"""Fields that a form does not offer: it is of something that is there."""
 _HINTS = {id(f.TIME): "such as 2026-03-02 12:00"}
 _ROUTES = {route.path.removeprefix("/api"): route for route in ROUTES if route.method == "POST"}
 
@@ -137,7 +141,9 @@ class Forms:
             "once": once.new_token(),
             "back": place_of(verb.subject, row),
             "asks": verb.asks(row),
-            "entries": [self._entry(verb, field, row, given) for field in route.fields],
+            "entries": [
+                self._entry(verb, field, row, given) for field in route.fields if field.name not in _OF_PROGRAMS
+            ],
             "inputs": inputs,
             "commands": (verb.command(row),),
             "api": f"api/{verb.place(row)}",
@@ -151,7 +157,7 @@ class Forms:
         if verb.name == "set":
             return [
                 payload_form.Input(name, "setting", "", given.get(f"values.{name}", ""), False, (_now_is(row, name),))
-                for name in OVERRIDABLE
+                for name in (FIELDS if verb.subject == "limit" else OVERRIDABLE)
             ]
         if verb.name != "trigger":
             return None
@@ -244,12 +250,18 @@ class Forms:
         async with ask.desk.reading() as conn:
             if verb.subject == "worker":
                 found = with_next_once_enabled(await reading.read_worker(conn, ask.path["name"]), ask.now)
+            elif verb.subject == "limit":
+                return await read_limit(conn, ask.path["name"])
             elif verb.subject == "letter":
                 found = dict(await dead_letters.read_letter(conn, ask.path["id"]))
             else:
                 return ask.published(await bulk.read_operation(conn, ask.path["id"]))
             (shown,) = await ask.shown(conn, [found])
         return shown
+
+
+def _offered(route: Route) -> list[Field]:
+    return [field for field in route.fields if field.name not in _OF_PROGRAMS]
 
 
 def _said(verb: Verb, row: Mapping[str, Any], answer: Any) -> dict[str, str]:

@@ -26,7 +26,7 @@ class Verb:
     Args:
         path: of the route, below `/api`.
         label: what the button says.
-        subject: `worker`, `run`, `letter` or `bulk`: what is named in the path.
+        subject: `worker`, `run`, `letter`, `bulk` or `limit`: what is named in the path.
         asks: what it will do, in a sentence, of the subject's row.
         done: what was done, of the subject's row and the answer.
         command: the same on the command line, of the subject's row.
@@ -57,8 +57,8 @@ class Verb:
 
 def place_of(subject: str, row: Row) -> str:
     """Return the address of the page of what a verb is done to."""
-    folder = {"worker": "workers", "run": "runs", "letter": "dead-letters", "bulk": "bulk"}[subject]
-    return f"{folder}/{row['name'] if subject == 'worker' else row['id']}"
+    folder = {"worker": "workers", "run": "runs", "letter": "dead-letters", "bulk": "bulk", "limit": "limits"}[subject]
+    return f"{folder}/{row['name'] if subject in {'worker', 'limit'} else row['id']}"
 
 
 def _is_paused(row: Row, now: datetime) -> bool:
@@ -122,6 +122,12 @@ def _trigger_asks(row: Row) -> str:
     if not row["is_enabled"]:
         return f"Make a run of {row['name']}. It is disabled: the run waits until it is enabled, unless it is forced."
     return f"Make a run of {row['name']}, now or later."
+
+
+def _limit_asks(row: Row) -> str:
+    running = row["running"]
+    still = f" {counted(running, 'run')} of it may end, whatever is set." if running else ""
+    return f"Set the limit {row['name']} over what its code says; a deploy does not undo it.{still} null lifts a field."
 
 
 def _cancel_asks(row: Row) -> str:
@@ -212,6 +218,25 @@ VERBS = (
         lambda row: f"Take back what was set for {row['name']}: the fields are again as its code says.",
         lambda row, _: f"{row['name']} is again as its code says, in those fields.",
         _command("admin", "unset", "SUBJECT", "interval_seconds"),
+        lambda row, _: None if row.get("overrides") else "nothing is set over what its code says",
+        is_destructive=True,
+    ),
+    Verb(
+        "/limits/{name}/set",
+        "Set…",
+        "limit",
+        _limit_asks,
+        lambda row, _: f"The limit {row['name']} is set.",
+        _command("admin", "limit", "SUBJECT", "max_running=4"),
+        _always,
+    ),
+    Verb(
+        "/limits/{name}/unset",
+        "Unset…",
+        "limit",
+        lambda row: f"Take back what was set of the limit {row['name']}: the fields are again as its code says.",
+        lambda row, _: f"The limit {row['name']} is again as its code says, in those fields.",
+        _command("admin", "limit", "SUBJECT", "--unset", "max_running"),
         lambda row, _: None if row.get("overrides") else "nothing is set over what its code says",
         is_destructive=True,
     ),
