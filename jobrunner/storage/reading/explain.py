@@ -93,6 +93,8 @@ async def explain(db: Database, name: str, now: datetime) -> dict[str, Any]:
         if name not in facts.workers:
             raise WorkerNotFound(name)
         later = await read_later(conn, db.dialect, now, name)
+        for run in later.first if later is not None else ():
+            facts = await reading.with_key_of(conn, db.dialect, facts, run)
     worker = replace(facts.workers[name], later=later)
     facts = replace(facts, workers={**facts.workers, name: worker})
     answers = [judge(facts, node, name) for node in nodes if node.has(facts.workers[name])]
