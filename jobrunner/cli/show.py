@@ -95,6 +95,10 @@ class _Telling:
             trigger += f" of dead letter {letter['letter_id']}, of run {letter['run_id']}"
         yield "trigger", trigger + (", forced" if story["is_forced"] else "")
         yield "key", story["key"]
+        yield "limit key", story["limit_key"]
+        yield "batch", None if story["batch_id"] is None else str(story["batch_id"])
+        if story["flow_id"] is not None:
+            yield "flow", f"{story['flow_id']}, step {story['step']}" if story["step"] else str(story["flow_id"])
         yield "priority", None if story["priority"] is None else show_field("priority", story["priority"])
         yield "scheduled for", self._time(story["scheduled_for"])
         if story["due_at"] != story["scheduled_for"] and story["state"] != "pending":

@@ -85,6 +85,7 @@ def runs(
             age("started_at", "started", now, importance=8),
             *columns("started_at", started_at="at", importance=6),
             *columns("key", importance=4),
+            Column("limit_key", "part of", part_of, importance=4),
             *columns("node_id", node_id="node", importance=2),
             Column("progress", "progress", lambda row: show_progress(row["progress"]), longest=200),
             Column("why", "why", longest=WHOLE),
@@ -103,6 +104,15 @@ def runs(
             say_silent(heard)
 
     context.with_database(ctx, database_url, read)
+
+
+def part_of(row: Row) -> str | None:
+    """Say of a run which key of a limit it has, and which batch and flow it is of; None where there is none."""
+    parts = [f"limit key {row['limit_key']}" if row["limit_key"] else ""]
+    parts.append(f"batch {row['batch_id']}" if row["batch_id"] else "")
+    parts.append(f"flow {row['flow_id']}" if row["flow_id"] else "")
+    parts.append(f"step {row['step']}" if row["step"] else "")
+    return ", ".join(filter(None, parts)) or None
 
 
 def _follow(ctx: typer.Context, database_url: str | None, worker: str | None, *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ class Spell:
     """One attempt: a row of history, or a live run (`finished_at` None), which may not have started yet.
 
     Of what has ended no priority is kept: it is None, and that of the worker counts. `created_at` is known of live runs
-    only. `duration_ms` is in milliseconds.
+    only. `duration_ms` is in milliseconds. `is_rated`: it counts in a rate, as all do that run.
     """
 
     run_id: int
@@ -40,6 +40,8 @@ class Spell:
     priority: int | None = None
     created_at: datetime | None = None
     first_started_at: datetime | None = None
+    limit_key: str | None = None
+    is_rated: bool = True
 
     def is_over(self, at: datetime) -> bool:
         """Say whether the attempt had ended by then."""

@@ -12,6 +12,7 @@ import heapq
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.model.facts import ActiveRun, Facts, Gate, Verdict, WorkerFacts
@@ -23,20 +24,23 @@ from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.expected import expected_end
 from jobrunner.policy.firing import Fired, after_starts, fire
 from jobrunner.policy.gates import candidates_of, decide_starts
+from jobrunner.policy.limit_gates import goes_by_key, starting_order
+from jobrunner.policy.played_limits import NOTED, PlayedLimits, show_waited_for
 from jobrunner.policy.ties import related, tied_groups
 from jobrunner.policy.transitions import after_end
-from jobrunner.policy.verdicts import first_shut_due
+from jobrunner.policy.verdicts import first_shut_due, first_shut_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from jobrunner.model.facts import Candidate, Start
+    from jobrunner.model.facts import Candidate, LimitFacts, Start
     from jobrunner.model.worker import WorkerState
 
 MOST_PLAYED = 10_000
 """So many starts are played at most."""
 LATE = timedelta(seconds=1)
 """What starts so much later than it is due, or more, is late: why is said then."""
+NO_LIMITS: Mapping[str, LimitFacts] = MappingProxyType({})
 _NODE = "forecast"
 _FIRST_ID = 2**62  # of the runs that the play makes
 
@@ -98,6 +102,7 @@ def play(
     now: datetime,
     until: datetime,
     most: int = MOST_PLAYED,
+    limits: Mapping[str, LimitFacts] = NO_LIMITS,
 ) -> Forecast:
     """Play the time from `now` to `until`.
 
@@ -108,15 +113,22 @@ def play(
         now: the time now.
         until: the end of the play.
         most: so many starts are played at most.
+        limits: the limits that the workers share.
     """
-    return _Play(workers, usual, slots, now).run(until, most)
+    return _Play(workers, usual, slots, now, limits).run(until, most)
 
 
 class _Play:
     def __init__(
-        self, workers: Mapping[str, WorkerFacts], usual: Mapping[str, timedelta], slots: int, now: datetime
+        self,
+        workers: Mapping[str, WorkerFacts],
+        usual: Mapping[str, timedelta],
+        slots: int,
+        now: datetime,
+        limits: Mapping[str, LimitFacts],
     ) -> None:
         self._now = self._began = now
+        self._limits = PlayedLimits(workers, limits, now)
         self._slots = slots
         self._active = sum(len(worker.active) for worker in workers.values())
         self._found: dict[Key, Expected] = {}
@@ -175,7 +187,7 @@ class _Play:
         state = part.facts.state
         moments = {state.next_run_at, state.probe_at, state.paused_until, *(run.due_at for run in part.facts.waiting)}
         ahead = [moment for moment in moments if moment is not None and moment > self._now]
-        ahead += part.ends.values()
+        ahead += [*part.ends.values(), *self._limits.opens(part.facts, self._now)]
         if ahead:
             heapq.heappush(self._agenda, (min(ahead), name))
         due = [each.order for each in candidates_of(part.facts) if each.due_at <= self._now]
@@ -202,6 +214,7 @@ class _Play:
             for run_id in [run_id for run_id, at in part.ends.items() if at <= self._now]:
                 del part.ends[run_id]
                 self._active -= 1
+                self._limits.end(part.facts.config, run_id)
                 part.facts = _ended(part.facts, run_id, self._now)
             self._plan(name)
         if is_full and self._active < self._slots:  # whoever waited for a slot
@@ -210,7 +223,8 @@ class _Play:
     def _facts(self, names: Iterable[str]) -> Facts:
         around = frozenset[str]().union(*(self._parts[name].related for name in names))
         free = max(self._slots - self._active, 0)
-        return Facts(self._now, {name: self._parts[name].facts for name in around}, free)
+        workers = {name: self._limits.of(self._parts[name].facts, self._now) for name in around}
+        return Facts(self._now, workers, free, self._limits.shared(workers.values(), self._now))
 
     def _start(self) -> bool:
         """Start what may start; say whether anything has changed, be it only that a time was passed over."""
@@ -225,8 +239,11 @@ class _Play:
         return bool(starts)
 
     def _place(self, start: Start) -> Order:
-        worker = self._parts[start.worker].facts
-        return next(each.order for each in candidates_of(worker) if each.id == start.run_id)
+        facts = self._parts[start.worker].facts
+        worker = self._limits.of(facts, self._now) if facts.config.fair else facts
+        due = [each for each in candidates_of(worker) if each.due_at <= self._now]
+        place = starting_order(Facts(self._now, {start.worker: worker}, 0), due)
+        return next(place(each) for each in due if each.id == start.run_id)
 
     def _start_one(self, start: Start) -> None:
         part = self._parts[start.worker]
@@ -255,7 +272,9 @@ class _Play:
             self._note_start(start.worker, run_id, run.due_at, part.why.pop(run_id, None))
         probe = run_id if start.is_probe else None
         state = after_starts(state, state.last_fence + 1, self._now if begins else None, probe)
-        active = ActiveRun(run_id, start.worker, start.slot, _NODE, self._now, trigger)
+        where = (run_id, start.worker, start.slot, _NODE, self._now, trigger)
+        active = ActiveRun(*where, start.limit_key, start.key_slot)
+        self._limits.start(worker.config, active)
         part.facts = replace(worker, state=state, active=(*worker.active, active), **changed)
         self._active += 1
         part.ends[run_id] = self._now + (part.usual or timedelta())
@@ -288,11 +307,14 @@ class _Play:
         new = self._unexplained if self._has_freed else self._unexplained & self._touched
         if not new:
             return
-        for name, shut in first_shut_due(self._facts(new), new).items():
+        facts = self._facts(new)
+        for name, shut in first_shut_due(facts, new).items():
             part = self._parts[name]
-            said = "waits" if shut is None else self._show(part, shut)
-            for run_id in _due_ids(part.facts, self._now):
-                part.why.setdefault(run_id, said)
+            said = dict.fromkeys(_due_ids(part.facts, self._now), shut)
+            if goes_by_key(part.facts.config):  # its runs wait for one thing each
+                said |= first_shut_of_each(facts, name)
+            for run_id, each in said.items():
+                part.why.setdefault(run_id, "waits" if each is None else self._show(part, each))
             self._unexplained.discard(name)
 
     def _show(self, part: _Part, shut: Verdict) -> str:
@@ -300,6 +322,8 @@ class _Play:
         config = part.facts.config
         if shut.is_lasting:
             return shut.reason
+        if shut.gate in NOTED:
+            return show_waited_for(shut)
         match shut.gate:
             case Gate.MAX_RUNNING | Gate.DUE:
                 return "waits for its run before" + self._usually(config.name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Later, WorkerFacts
 from jobrunner.model.run import FROM_SCHEDULE, Trigger
 from jobrunner.policy import schedule as schedules
+from jobrunner.policy.past_limits import with_limits_at
 from jobrunner.policy.past_states import state_at
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def facts_at(past: Past, at: datetime, known_id: int) -> WorkerFacts:
             errors[run_id] = _said(ended[-1])
     active.sort(key=lambda spell: (spell.started_at, spell.run_id))
     later.sort(key=attrgetter("due_at", "id"))
-    return WorkerFacts(
+    worker = WorkerFacts(
         past.config,
         state_at(past, at),
         active=tuple(_active(past.config.name, spell, slot) for slot, spell in enumerate(active)),
@@ -61,6 +62,7 @@ def facts_at(past: Past, at: datetime, known_id: int) -> WorkerFacts:
         scheduled_run=scheduled,
         later=Later(tuple(later[:_MOST_NAMED]), min(len(later), MOST_LATER + 1), errors) if later else None,
     )
+    return with_limits_at(worker, past, at, [*waiting, *later])
 
 
 def _standing(spells: tuple[Spell, ...], at: datetime, known_id: int) -> Spell | None:
@@ -86,12 +88,13 @@ def _candidate(config: WorkerConfig, spell: Spell, *, has_started: bool) -> Cand
         spell.attempt,
         spell.is_forced,
         has_started_before=has_started,
+        limit_key=spell.limit_key,
     )
 
 
 def _active(worker: str, spell: Spell, slot: int) -> ActiveRun:
     assert spell.started_at is not None  # noqa: S101 - it is active
-    return ActiveRun(spell.run_id, worker, slot, spell.node_id or "?", spell.started_at, spell.trigger)
+    return ActiveRun(spell.run_id, worker, slot, spell.node_id or "?", spell.started_at, spell.trigger, spell.limit_key)
 
 
 def _said(spell: Spell) -> str:

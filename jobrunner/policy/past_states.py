@@ -32,9 +32,18 @@ SWITCHES = ("enable", "disable", "trip", "close", "pause", "resume", "set", "uns
 SKIPPED = "more than 60 s late"
 """How the reason of a `missed` row begins that no run came after: `misfire` skip."""
 _OF_A_SCHEDULE = frozenset({"execution_mode", "interval_seconds", "cron", "timezone", "jitter_seconds"})
-_READ_BY_GATES = frozenset(
-    {"interval_seconds", "cron", "timezone", "jitter_seconds", "priority", "max_running", "misfire", "cooldown_seconds"}
-)
+_OF_LIMITS = frozenset({"limit_key", "max_running_per_key", "rate", "rate_per_key", "smooth", "fair", "ordered"})
+_READ_BY_GATES = _OF_LIMITS | {
+    "interval_seconds",
+    "cron",
+    "timezone",
+    "jitter_seconds",
+    "priority",
+    "max_running",
+    "misfire",
+    "cooldown_seconds",
+    "payload",  # a firing's key is the one of the worker's own payload
+}
 _END, _SWITCH, _START, _END_AT_ONCE = range(4)  # what comes first of one moment
 
 

@@ -1,7 +1,8 @@
-"""Which workers matter to each other, by dependencies and blocks. Pure."""
+"""Which workers matter to each other, by dependencies, blocks and limits that they share. Pure."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,12 +23,18 @@ def related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:
 
 
 def tied_groups(workers: Mapping[str, WorkerFacts]) -> dict[str, frozenset[str]]:
-    """Return for each worker all that are connected with it, in any direction."""
+    """Return for each worker all that are connected with it, in any direction, or by a limit that they share."""
     near: dict[str, set[str]] = {name: set(worker.counterparts) for name, worker in workers.items()}
+    sharing: defaultdict[str, list[str]] = defaultdict(list)
     for name, worker in workers.items():
         for edge in worker.config.depends_on:
             near[name].add(edge.depends_on)
             near[edge.depends_on].add(name)
+        for limit in worker.config.limits:
+            sharing[limit].append(name)
+    for others in sharing.values():  # in a ring: that ties them all
+        for one, other in zip(others, [*others[1:], others[0]], strict=True):
+            near[one].add(other)
     found: dict[str, frozenset[str]] = {}
     for name in workers:
         if name in found:

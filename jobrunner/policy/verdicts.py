@@ -68,6 +68,23 @@ def first_shut_due(facts: Facts, names: Collection[str]) -> dict[str, Verdict | 
     return _judge_due(facts, names, judge)
 
 
+def first_shut_of_each(facts: Facts, name: str) -> dict[int | None, Verdict | None]:
+    """Return the first shut gate of each run of `name` that is due, and of its schedule (None), by id.
+
+    Where no slot is left before it is a run's turn, it is not judged.
+    """
+    view = View.of(facts)
+    found: dict[int | None, Verdict | None] = {}
+
+    def look(candidate: Candidate) -> None:
+        if candidate.worker == name:
+            found[candidate.id] = next(_judged(view, name, candidate, is_shut_only=True), None)
+
+    for _ in walk(view, look=look):
+        pass
+    return found
+
+
 def _judge_due(facts: Facts, names: Collection[str], judge: Callable[[View, str, Candidate], T]) -> dict[str, T]:
     view = View.of(facts)
     starting = _starting(facts)

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from jobrunner.cli.status import part_of
 from tests.cli.conftest import NODE, NOW, scheduled, triggered
 from tests.cli.test_dead_letters import letter
 from tests.cli.test_reads import ended
@@ -173,3 +174,17 @@ def test_what_others_have_written_reaches_no_terminal_as_control_characters(cli)
         assert "red" in out
         assert "\x1b" not in out
         assert "\x07" not in out
+
+
+def test_a_key_of_a_limit_a_batch_and_a_step_are_told_of_runs_that_have_them(cli):
+    cli.join("mail")
+    part = {"limit_key": "ada", "batch_id": 7, "flow_id": 3, "step": "load"}
+    cli.insert("run_history", ended(4712, worker="mail", run_id=4712, finished_at=NOW, started_at=NOW, **part))
+    cli.insert("run_history", ended(4713, worker="mail", run_id=4713, finished_at=NOW, started_at=NOW))
+    lines = [line.split(maxsplit=1) for line in cli.ok("show", "4712").out.splitlines()]
+    assert ["limit", "key      ada"] in lines
+    assert ["batch", "7"] in lines
+    assert ["flow", "3, step load"] in lines
+    assert "limit key" not in cli.ok("show", "4713").out
+    assert part_of(part) == "limit key ada, batch 7, flow 3, step load"
+    assert part_of(dict.fromkeys(part)) is None

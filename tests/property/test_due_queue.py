@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobrunner.model.facts import ActiveRun, Candidate, Start, WorkerFacts
+from jobrunner.model.facts import ActiveRun, Candidate, KeyFacts, LimitFacts, Start, Window, WorkerFacts
 from jobrunner.model.run import Trigger
 from jobrunner.model.worker import (
     Dependency,
@@ -101,6 +101,50 @@ def _worker(
         counterparts=counterparts,
         scheduled_run=next((run.id for run in active if run.trigger is Trigger.SCHEDULE), None),
     )
+
+
+def limited(
+    draw: random.Random, workers: dict[str, WorkerFacts]
+) -> tuple[dict[str, WorkerFacts], dict[str, LimitFacts]]:
+    """The same workers with limits at random."""
+    limits: dict[str, LimitFacts] = {}
+    for name in ("one", "two"):
+        rate = draw.choice([None, "1/20s", "4/1m"])
+        full = Window(4, NOW + timedelta(seconds=draw.randrange(60)))
+        window = draw.choice([Window(), Window(3), full]) if rate == "4/1m" else Window()
+        limits[name] = LimitFacts(name, draw.choice([None, 1, 2]), rate, window=window)
+    found = {}
+    for name, worker in workers.items():
+        rules: dict[str, Any] = {"rate": draw.choice([None, None, "1/10s", "3/1m"]), "smooth": draw.random() < 0.2}
+        rules["limits"] = draw.choice([(), (), ("one",), ("two",), ("one", "two")])
+        if draw.random() < 0.5:
+            rules |= {"limit_key": "customer", "payload": draw.choice([{}, {"customer": "a"}])}
+            rules |= {"max_running_per_key": draw.choice([None, 1, 2]), "rate_per_key": draw.choice([None, "1/15s"])}
+            rules |= {"fair": draw.random() < 0.5, "ordered": draw.random() < 0.3, "max_running": 3}
+        key = lambda run: replace(run, limit_key=draw.choice([None, "a", "b"]))  # noqa: E731
+        found[name] = replace(
+            worker,
+            config=replace(worker.config, **rules),
+            waiting=tuple(key(run) for run in worker.waiting),
+            active=tuple(replace(key(run), key_slot=0) for run in worker.active),
+            keys={"b": KeyFacts(last_started_at=draw.choice([None, NOW - timedelta(seconds=9)]))},
+        )
+    for name, limit in limits.items():
+        active = [run for worker in found.values() if name in worker.config.limits for run in worker.active]
+        limits[name] = replace(limit, active=tuple(active))
+    return found, limits
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_few_are_judged_of_those_with_limits_and_the_same_is_said(seed: int, monkeypatch: pytest.MonkeyPatch):
+    draw = random.Random(seed)
+    workers, limits = limited(draw, drawn(draw))
+    usual = {name: timedelta(seconds=draw.choice([0.5, 3, 20, 90])) for name in workers if draw.random() < 0.8}
+    slots, most = draw.choice([1, 2, 3, 5, 20, 2**31]), draw.choice([30, 150])
+    found = forecast.play(workers, usual, slots, NOW, UNTIL, most, limits)
+    monkeypatch.setattr(forecast, "DueQueue", Everybody)
+    assert found == forecast.play(workers, usual, slots, NOW, UNTIL, most, limits)
+    assert any(expected.starts_at for expected in found.expected.values())
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -7,6 +7,8 @@ import asyncio
 import inspect
 import re
 import shlex
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,13 @@ import sqlalchemy as sa
 
 from jobrunner import WorkerOrchestrator
 from jobrunner.cli.main import main
+from jobrunner.storage.nodes import join
+from jobrunner.storage.reading.explain import explain
+from jobrunner.storage.runs.claims import claim_due
+from jobrunner.storage.runs.facts import Here
+from jobrunner.storage.runs.looks import Claimer
 from tests.runtime.conftest import House
+from tests.support.stage import identity
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
 
@@ -91,3 +99,63 @@ async def test_duplicates_do_what_the_page_says(house: House, orchestrator: Work
     assert await asyncio.to_thread(main, shlex.split(command)[1:]) == 0
     (later,) = await house.rows("SELECT due_at FROM {p}runs WHERE worker = 'report'")
     assert house.time(later["due_at"]) > house.time(rows[1]["due_at"])
+
+
+@pytest.fixture
+async def limited(orchestrator: WorkerOrchestrator) -> WorkerOrchestrator:
+    """The orchestrator with the workers of the sections on keys, rates and order."""
+    names: dict[str, Any] = {"orchestrator": orchestrator}
+    for heading in ("Per key", "Rates", "Fair and ordered"):
+        (example,) = examples("python", heading)
+        await run(example, names)
+    await orchestrator.register_definitions()
+    return orchestrator
+
+
+async def test_a_run_of_plain_sql_has_the_key_of_its_payload(house: House, limited: WorkerOrchestrator):
+    (script,) = examples("sql", "Per key")
+    async with house.db.write() as conn:
+        if not house.db.is_sqlite:
+            await conn.execute(sa.text("SET LOCAL search_path = jobrunner"))
+        *inserts, query = script.strip().rstrip(";").split(";\n")
+        for insert in inserts:
+            await conn.exec_driver_sql(insert)
+        keys = [row.limit_key for row in await conn.execute(sa.text(query))]
+    assert keys == ["42", "vip"]
+
+
+async def test_what_has_no_key_and_what_is_too_long_for_one_is_as_the_page_says(
+    house: House, limited: WorkerOrchestrator
+):
+    wanted: list[str | None] = []
+    values: list[tuple[Any, str | None]] = [(None, None), ([1], None), ("a" * 300, "a" * 200), (7, "7")]
+    for value, key in values:
+        await limited.trigger_worker("import", {"customer": {"id": value}, "file": "x"})
+        wanted.append(key)
+    await limited.trigger_worker("import", {"customer": {}, "file": "x"})
+    rows = await house.rows("SELECT limit_key FROM {p}runs WHERE worker = 'import' ORDER BY id")
+    assert [row["limit_key"] for row in rows] == [*wanted, None]
+
+
+async def test_keys_and_rates_hold_what_the_page_says(house: House, limited: WorkerOrchestrator):
+    for _ in range(2):
+        await limited.trigger_worker("import", {"customer": {"id": 42}, "file": "x"})
+    await limited.trigger_worker("import", {"customer": {"id": 43}, "file": "x"})
+    for _ in range(4):
+        await limited.trigger_worker("notify", {"user": "ada"})
+    for number in range(2):
+        await limited.trigger_worker("crawl", {"url": str(number)})
+        await limited.trigger_worker("apply", {"account": "7", "change": number})
+    here = Here(["import", "notify", "crawl", "apply"])
+    now = datetime.now(UTC)
+    async with house.db.write() as conn:
+        await join(conn, house.db.dialect, identity("n1", max_concurrent=50), here.handlers or (), now)
+    claimed = await claim_due(house.db, Claimer("n1", here), 50, lambda: now)
+    started = Counter(claim.run.worker for claim in claimed.claims)
+    assert started == {"import": 2, "notify": 3, "crawl": 1, "apply": 1}
+    said = {name: (await explain(house.db, name, now))["why"] for name in started}
+    held = next(claim.run.id for claim in claimed.claims if claim.run.limit_key == "42")
+    assert said["import"] == f"key customer.id=42: run {held} is active"
+    assert said["notify"].startswith("rate 3/1h of key user=ada: opens ")
+    assert said["crawl"].startswith("rate 60/1m, evenly: opens ")
+    assert said["apply"].startswith("key account=7: run ")

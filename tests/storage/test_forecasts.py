@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from jobrunner import WorkerOrchestrator
-from jobrunner.model.run import OutcomeKind, Run
+from jobrunner.model.run import OutcomeKind, Run, Trigger
 from jobrunner.model.worker import Dependency, DependencyCondition, WorkerConfig
-from jobrunner.storage.reading.forecasts import Ahead, read_ahead, read_usual
+from jobrunner.policy.definitions import check_definition
+from jobrunner.storage.reading.forecasts import Ahead, read_ahead, read_to_play, read_usual
 from jobrunner.storage.reading.status import read_upcoming
+from jobrunner.storage.runs.claims import Nothing, Passed
+from jobrunner.storage.tables import define as t
 from jobrunner.testing import ManualClock, simulate
 from tests.support.stage import T0, Stage, continuous, scheduled, triggered
 
@@ -89,7 +94,10 @@ async def test_a_day_that_is_listed_is_the_day_that_is_simulated(sqlite_url: str
 
 
 async def live(stage: Stage, lengths: dict[str, float], until: datetime, slots: int) -> dict[Any, datetime]:
-    """Let a node live, whose runs take their usual time to the millisecond; return when each firing started."""
+    """Let a node live, whose runs take their usual time to the millisecond; return when each firing started.
+
+    A run that was triggered is named by its id.
+    """
     running: list[tuple[datetime, int, Run]] = []
     starts: dict[Any, datetime] = {}
     while True:
@@ -97,13 +105,16 @@ async def live(stage: Stage, lengths: dict[str, float], until: datetime, slots: 
             if ends_at <= stage.now:
                 running.remove((ends_at, number, run))
                 await stage.end(run, duration_ms=round(lengths[run.worker] * 1000))
-        started = await stage.tick(slots - len(running))
+        claimed = await stage.claim(slots - len(running))
+        started = [claim.run for claim in claimed.claims]
         for run in started:
-            starts[run.worker, run.scheduled_for] = stage.now
+            is_firing = run.trigger is Trigger.SCHEDULE
+            starts[run.worker, run.scheduled_for if is_firing else run.id] = stage.now
             running.append((stage.now + timedelta(seconds=lengths[run.worker]), run.id, run))
-        if started:
+        if started or (isinstance(claimed, Passed) and len(running) < slots):
             continue
         planned = [(await stage.state(name)).next_run_at for name in lengths]
+        planned += [claimed.next_due_at] if isinstance(claimed, Nothing) else []
         moments = [at for at in (*planned, *(each[0] for each in running)) if at is not None and at > stage.now]
         if not moments or min(moments) > until:
             for _, _, run in running:
@@ -135,6 +146,99 @@ async def test_starts_are_at_the_times_that_were_said(stage: Stage, seed: int):
     }
     assert played == lived
     assert len(lived) >= 8
+
+
+def with_limits(draw: random.Random, config: WorkerConfig) -> WorkerConfig:
+    """The worker with limits at random."""
+    rules: dict[str, Any] = {"rate": draw.choice([None, "1/20m", "3/2h"]), "max_running": draw.choice([1, 3])}
+    rules["smooth"] = rules["rate"] is not None and draw.random() < 0.3
+    rules["limits"] = draw.choice([(), ("one",), ("two",), ("one", "two")])
+    if draw.random() < 0.6:
+        rules |= {"limit_key": "customer", "payload": draw.choice([{}, {"customer": "a"}])}
+        rules |= {"max_running_per_key": draw.choice([None, 1]), "rate_per_key": draw.choice([None, "2/1h"])}
+        rules |= {"fair": draw.random() < 0.5, "ordered": draw.random() < 0.3}
+    return check_definition(replace(config, **rules))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_is_limited_starts_at_the_times_that_were_said(stage: Stage, seed: int):
+    draw = random.Random(seed)
+    configs = [with_limits(draw, config) for config in [*drawn(draw), triggered("t")]]
+    lengths = {config.name: draw.choice([20.0, 200.0, 700.0]) for config in configs}
+    slots = draw.choice([2, 20])
+    async with stage.db.write() as conn:
+        await conn.execute(sa.insert(t.limits).values(name="one", max_running=1))
+        await conn.execute(sa.insert(t.limits).values(name="two", rate="4/1h"))
+    await stage.register(*configs)
+    await stage.join("n1", max_concurrent=slots)
+    for config in configs:
+        for number in range(draw.choice([0, 3])):
+            payload = draw.choice([{}, {"customer": "a"}, {"customer": "b"}])
+            due_at = T0 + timedelta(minutes=draw.choice([1, 1 + 9 * number]))
+            await stage.trigger(config.name, payload=payload, due_at=due_at)
+    began, until = stage.now, stage.now + timedelta(hours=5)
+    async with stage.db.read() as conn:
+        to_play = await read_to_play(conn, stage.db.dialect, stage.now, until)
+    known = {name: timedelta(seconds=length) for name, length in lengths.items()}
+    expected = replace(to_play, usual=known).play().forecast.expected
+    played = {key: each.starts_at for key, each in expected.items() if each.starts_at is not None}
+    lived = await live(stage, lengths, until, slots)
+    assert lived == {key: at for key, at in played.items() if at <= until}
+    assert any(at > began for at in lived.values())
+
+
+async def test_what_waits_for_a_limit_says_which(stage: Stage):
+    async with stage.db.write() as conn:
+        await conn.execute(sa.insert(t.limits).values(name="stripe", max_running=1))
+    by_key = {"limit_key": "customer", "max_running": 9, "max_running_per_key": 1}
+    await stage.register(
+        triggered("mail", rate="2/10m", max_running=9),
+        triggered("charge", limits=["stripe"]),
+        triggered("refund", limits=["stripe"]),
+        triggered("report", **by_key),
+    )
+    await stage.join("n1", max_concurrent=20)
+    for name in ("charge", "report"):
+        await stage.trigger(name)
+        await stage.end(await stage.start_one(), duration_ms=90_000)
+    then = T0 + timedelta(hours=1)
+    mails = [await stage.trigger("mail", due_at=then) for _ in range(3)]
+    charge, refund = [await stage.trigger(name, due_at=then) for name in ("charge", "refund")]
+    reports = [await stage.trigger("report", payload={"customer": key}, due_at=then) for key in ("a", "a", "b")]
+    ahead, _ = await ahead_of(stage, 2)
+    found = {run_id: (each.starts_at, each.note) for (_, run_id), each in ahead.forecast.expected.items()}
+    assert found == {
+        **dict.fromkeys((*mails[:2], charge, reports[0], reports[2]), (then, None)),
+        mails[2]: (then + timedelta(minutes=10), "waits for rate 2/10m"),
+        refund: (then + timedelta(seconds=90), "waits for limit stripe"),
+        reports[1]: (then + timedelta(seconds=90), "waits for key customer=a"),
+    }
+
+
+async def test_of_one_worker_is_played_who_shares_a_limit_with_it(stage: Stage):
+    async with stage.db.write() as conn:
+        await conn.execute(sa.insert(t.limits).values(name="stripe", rate="1/10m"))
+    shared = {"interval_seconds": 3600, "limits": ["stripe"]}
+    await stage.register(scheduled("first", priority=2, **shared), scheduled("second", **shared))
+    await stage.join("n1")
+    ahead, _ = await ahead_of(stage, 0.5, "second")
+    ten = T0 + timedelta(minutes=10)
+    found = ahead.forecast.of("second", ten, None)
+    assert (found.starts_at, found.note) == (ten, "waits for limit stripe, rate 1/10m")
+
+
+async def test_starts_before_the_play_count_in_its_rates(stage: Stage):
+    await stage.register(triggered("mail", rate="2/10m", max_running=9))
+    await stage.join("n1")
+    for _ in range(2):
+        await stage.trigger("mail")
+        await stage.end(await stage.start_one(), duration_ms=1000)
+        stage.after(120)
+    mails = [await stage.trigger("mail", due_at=stage.now + timedelta(seconds=1)) for _ in range(4)]
+    ahead, _ = await ahead_of(stage, 2)
+    starts = [ahead.forecast.expected["mail", run_id].starts_at for run_id in mails]
+    full, now = T0 + timedelta(minutes=10), stage.now
+    assert starts == [full, now + timedelta(minutes=10), full + timedelta(minutes=10), now + timedelta(minutes=20)]
 
 
 async def usual(stage: Stage, names: list[str]) -> dict[str, timedelta]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from jobrunner.storage.reading.explain import explain, why_waits
 from jobrunner.storage.tables import define as t
 from tests.support.stage import Stage, scheduled, triggered
 
@@ -234,6 +235,18 @@ async def test_a_schedule_has_the_key_of_the_workers_own_payload(stage: Stage):
     assert len(await _ids(stage)) == 1
 
 
+async def test_the_rate_of_a_key_counts_for_the_firings_of_a_schedule_too(stage: Stage):
+    by_key = {"limit_key": "customer", "rate_per_key": "1/3m", "payload": {"customer": 7}}
+    await stage.register(scheduled("tick", interval_seconds=60, max_running=9, **by_key))
+    await stage.join("n1")
+    assert len(await stage.run_once()) == 1
+    stage.after(60)
+    assert await _ids(stage) == []
+    assert await _shut(stage, "tick") == {"rate": "rate 1/3m of key customer=7: opens 12:03:00 UTC"}
+    stage.after(120)
+    assert len(await _ids(stage)) == 1
+
+
 async def test_a_rate_that_cannot_be_read_starts_nothing_and_says_so(stage: Stage):
     await _limit(stage, "stripe", rate="soon")
     await stage.register(triggered("charge", limits=["stripe"]), triggered("mail", rate="1/1m"))
@@ -245,3 +258,26 @@ async def test_a_rate_that_cannot_be_read_starts_nothing_and_says_so(stage: Stag
     assert await _ids(stage) == []
     assert await _shut(stage, "charge") == {"rate": "limit stripe: its rate 'soon' cannot be read"}
     assert await _shut(stage, "mail") == {"handler": "set aside: its rate 'soon' is no rate such as 100/1m"}
+
+
+async def test_explain_names_the_limit_and_the_key_as_the_tick_judges_them(stage: Stage):
+    await _limit(stage, "stripe", max_running=1)
+    await stage.register(
+        triggered("charge", limits=["stripe"]),
+        triggered("refund", limits=["stripe"]),
+        triggered("mail", max_running=9, limit_key="customer", rate_per_key="1/1m"),
+    )
+    await stage.join("n1", max_concurrent=9)
+    (charge,) = await _trigger(stage, "charge", None)
+    mails = await _trigger(stage, "mail", "a")
+    assert sorted(await _ids(stage)) == sorted([charge, *mails])
+    (refund,) = await _trigger(stage, "refund", None)
+    flood = await _trigger(stage, "mail", *"abcdefghijklmnopqrstuvwxyz" * 2)
+    found = await explain(stage.db, "refund", stage.now)
+    held = f"limit stripe: 1 of 1, held by run {charge}"
+    assert (found["starts"], found["why"]) == (False, held)
+    assert await why_waits(stage.db, refund, stage.now) == held
+    assert await why_waits(stage.db, flood[0], stage.now) == "rate 1/1m of key customer=a: opens 12:01:00 UTC"
+    for _ in range(5):
+        await stage.run_once(slots=9)
+    assert await why_waits(stage.db, flood[-1], stage.now) == "rate 1/1m of key customer=z: opens 12:01:00 UTC"

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from jobrunner.model.run import OutcomeKind, Run
 from jobrunner.model.worker import Dependency, DependencyCondition, WorkerConfig
@@ -17,8 +18,9 @@ from jobrunner.storage.reading.explain import explain
 from jobrunner.storage.reading.past import explain_at
 from jobrunner.storage.runs import cancelling
 from jobrunner.storage.runs.finishes import Ended, finish
+from jobrunner.storage.tables import define as t
 from jobrunner.storage.workers import operations
-from tests.support.stage import ACTOR, Stage, continuous, scheduled, triggered
+from tests.support.stage import ACTOR, T0, Stage, continuous, scheduled, triggered
 
 NAMES = ("a", "b", "c", "d")
 GROUPS = 20  # histories that share a node and a database, each with workers of its own
@@ -50,6 +52,8 @@ def definitions(draw: random.Random, group: int) -> list[WorkerConfig]:
             "priority": draw.randrange(4),
             "misfire": draw.choice(["run_once", "run_all", "skip"]),
         }
+        if draw.random() < 0.4:
+            rules |= limits(draw)
         others = [each.name for each in found]
         if others and draw.random() < 0.5:
             condition, age = draw.choice(list(DependencyCondition)), draw.choice([None, None, 120])
@@ -68,6 +72,18 @@ def definitions(draw: random.Random, group: int) -> list[WorkerConfig]:
     return found
 
 
+def limits(draw: random.Random) -> dict[str, Any]:
+    """Limits at random."""
+    rules: dict[str, Any] = {"rate": draw.choice([None, None, "1/1m", "3/5m"]), "max_running": draw.choice([1, 3])}
+    rules["smooth"] = rules["rate"] is not None and draw.random() < 0.3
+    rules["limits"] = draw.choice([[], [], ["one"], ["two"], ["one", "two"]])
+    if draw.random() < 0.5:
+        rules |= {"limit_key": "customer", "payload": draw.choice([{}, {"customer": "a"}])}
+        rules |= {"max_running_per_key": draw.choice([None, 1]), "rate_per_key": draw.choice([None, "1/1m", "2/5m"])}
+        rules |= {"ordered": draw.random() < 0.3}
+    return rules
+
+
 class Life:
     """Twenty histories at once: a node, its runs and an operator, for some steps of random length."""
 
@@ -83,6 +99,9 @@ class Life:
         return self.draw.choice(self.workers).name
 
     async def live(self) -> None:
+        async with self.stage.db.write() as conn:
+            await conn.execute(sa.insert(t.limits).values(name="one", max_running=2))
+            await conn.execute(sa.insert(t.limits).values(name="two", rate="3/1m"))
         await self.stage.register(*self.workers)
         await self.stage.join("n1", max_concurrent=SLOTS)
         for step in range(STEPS):
@@ -133,7 +152,8 @@ class Life:
                 for run_id in waiting:
                     await cancelling.cancel(db, run_id, now, ACTOR)
             case _:
-                await self.stage.trigger(self.name, is_forced=draw.random() < 0.15)
+                payload = draw.choice([{}, {"customer": "a"}, {"customer": "b"}])
+                await self.stage.trigger(self.name, payload=payload, is_forced=draw.random() < 0.15)
         self.pass_time(0.01)
 
     async def record(self) -> None:
@@ -150,12 +170,15 @@ def judged(document: dict[str, Any]) -> tuple[str | None, set[str]]:
 
 
 def differs_by_others(then: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Say whether what cannot be known makes the difference: who else waited for a slot when all were taken.
+    """Say whether what cannot be known makes the difference: who else waited for a slot, when all were taken or not.
 
-    Then the order between counterparts is judged as far as the first run that needs a slot, and no further.
+    If they were, the order between counterparts is judged as far as the first run that needs a slot, and no further.
     """
     gates = [{gate["gate"]: gate for gate in document["gates"]} for document in (then, now)]
     was, found = gates
+    takes_slot = was["slot"]["reason"].startswith("others that are due go first")
+    if takes_slot and judged(then)[1] - judged(now)[1] == {"slot"}:
+        return True
     goes_first = [each["blocks"]["reason"].startswith("lets ") for each in gates]
     is_full = not was["slot"]["open"] and not found["slot"]["open"]
     return is_full and goes_first[0] != goes_first[1] and judged(then)[1] ^ judged(now)[1] == {"blocks"}
@@ -255,6 +278,49 @@ async def test_what_was_set_since_is_taken_back_and_said(stage: Stage):
     assert found["max_running"].startswith("shut: 1 of 1 running: run 1 on node n1, since ")
     assert found["due"].startswith("shut: not due until 2026-03-02 13:00:00 UTC")
     assert "is taken to have been as now, but for what was set since" in found["assumed"]
+
+
+async def test_what_limits_held_then_is_said_and_what_of_them_is_not_known(stage: Stage):
+    async with stage.db.write() as conn:
+        await conn.execute(sa.insert(t.limits).values(name="stripe", max_running=1, updated_at=T0))
+        await conn.execute(sa.insert(t.limits).values(name="all", rate="3/1m", updated_at=T0))
+    await stage.register(
+        triggered("charge", limits=["stripe"]),
+        triggered("refund", limits=["stripe", "all"]),
+        triggered("mail", max_running=9, limit_key="customer", max_running_per_key=1, rate="2/1m", limits=["all"]),
+        triggered("next", max_running=9, limit_key="customer", ordered=True, rate_per_key="1/1m"),
+    )
+    await stage.join("n1", max_concurrent=20)
+    for name, key in (("charge", "a"), ("refund", "a"), *[("mail", "a")] * 2, ("next", "b"), ("next", "b")):
+        await stage.trigger(name, payload={"customer": key})
+    runs = {run.id: run for run in await stage.tick(20)}
+    first = stage.after(5)
+    stage.after(1)
+    await stage.end(runs[3])
+    assert [run.id for run in await stage.tick(20)] == [4]
+    await stage.end(runs[5])
+    second = stage.after(5)
+    await stage.trigger("mail", payload={"customer": "c"})
+    third = stage.after(5)
+    stage.after(600)
+    stripe = sa.update(t.limits).where(t.limits.c.name == "stripe")
+    async with stage.db.write() as conn:
+        await conn.execute(stripe.values(max_running=7, updated_at=T0 + timedelta(minutes=5)))
+    await operations.set_values(stage.db, "mail", {"rate": "9/1m"}, stage.now, ACTOR)
+    found = await reasons(stage, "refund", first)
+    assert found["limits"] == "limit stripe: 1 of 7"
+    assert "limit stripe was changed at 2026-03-02 12:05:00 UTC, and is taken to have been as now" in found["assumed"]
+    assert (await reasons(stage, "mail", first))["key"] == "shut: key customer=a: run 3 is active"
+    assert (await reasons(stage, "next", first))["key"] == "shut: key customer=b: run 5 is active"
+    assert (await reasons(stage, "next", second))["rate"] == "shut: rate 1/1m of key customer=b: opens 12:01:00 UTC"
+    found = await reasons(stage, "mail", third)
+    assert found["key"] == "key customer=c: 0 of 1 running"
+    assert found["rate"] == "shut: rate 2/1m: opens 12:01:00 UTC"
+    async with stage.db.write() as conn:
+        await conn.execute(stripe.values(max_running=1))
+    found = await reasons(stage, "refund", third)
+    assert found["limits"] == "shut: limit stripe: 1 of 1, held by run 1"
+    assert found["rate"] == "limit all, rate 3/1m: 2 of 3 started"
 
 
 async def test_a_run_that_was_triggered_for_later_is_known_by_the_ids_of_others(stage: Stage):

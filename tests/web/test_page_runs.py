@@ -217,3 +217,18 @@ async def test_a_run_that_snoozed_is_shown(web: Web, pages: Pages):
 async def test_what_there_is_not_is_not_found(web: Web, pages: Pages):
     await pages.get("/runs/999", status=404)
     await pages.get("/runs/%D9%A1", status=400)
+
+
+async def test_of_a_run_is_shown_its_key_of_a_limit_its_batch_and_its_step(web: Web, pages: Pages):
+    plain = await web.stage.trigger("mail")
+    run_id = await web.stage.trigger("mail")
+    where = f"WHERE id = {run_id}"
+    await web.stage.sql(f"UPDATE {{p}}runs SET limit_key = 'a<b', batch_id = 7, flow_id = 3, step = 'load' {where}")
+    page = await pages.get(f"/runs/{run_id}")
+    assert '<dt>Limit key</dt><dd class="mono"><bdi>a&lt;b</bdi></dd>' in page
+    assert "<dt>Batch</dt><dd>7</dd>" in page
+    assert '<dt>Flow</dt><dd>3, step <bdi class="mono">load</bdi></dd>' in page
+    assert "Limit key" not in await pages.get(f"/runs/{plain}")
+    listed = await pages.get("/runs")
+    assert 'limit key <bdi class="mono">a&lt;b</bdi>, batch 7, flow 3, step <bdi class="mono">load</bdi>' in listed
+    assert listed.count("limit key") == 1

@@ -1,7 +1,8 @@
 """Reading what the play of the time ahead needs (`policy.forecast`), and playing it.
 
-Bounded: the `MOST_WORKERS` schedules that fire next, with all they are related to; of what waits the first runs; of
-each worker's history the newest `_NEWEST` rows, for how long its runs usually take.
+Bounded: the `MOST_WORKERS` schedules that fire next, with all they are related to; at most as many that share a limit
+with these; of what waits the first runs; of each worker's history the newest `_NEWEST` rows, for how long its runs
+usually take.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from jobrunner.model.facts import WorkerFacts
+    from jobrunner.model.facts import LimitFacts, WorkerFacts
     from jobrunner.policy.upcoming import Upcoming
     from jobrunner.storage.database.dialect import Dialect
 
@@ -96,6 +97,7 @@ class ToPlay:
     """All that was read for a play: after that it needs no connection any more."""
 
     workers: Mapping[str, WorkerFacts]
+    limits: Mapping[str, LimitFacts]
     usual: Mapping[str, timedelta]
     slots: int
     now: datetime
@@ -107,7 +109,7 @@ class ToPlay:
 
     def play(self) -> Ahead:
         """Play it: up to a second of computing, of which an event loop that answers others should be kept free."""
-        forecast = play(self.workers, self.usual, self.slots, self.now, self.until, self.starts)
+        forecast = play(self.workers, self.usual, self.slots, self.now, self.until, self.starts, self.limits)
         cut = None
         if self.has_more:
             cut = (
@@ -149,8 +151,10 @@ async def read_to_play(
     planned = await _read_planned(conn, now, until, worker)
     _, rooms = await read_nodes_heard(conn, now)
     free = sum(room.free_slots for room in rooms)
+    names |= planned.keys()
+    names |= await _read_sharing(conn, dialect, names)
     around, _ = await reading.read_around(
-        conn, dialect, now, names | planned.keys(), reading.Here(handlers=None), min(max(free, 1), _MOST_PLANNED)
+        conn, dialect, now, names, reading.Here(handlers=None), min(max(free, 1), _MOST_PLANNED)
     )
     workers = {name: _with_planned(each, planned.get(name, [])) for name, each in around.workers.items()}
     if not rooms:  # without a node nothing starts at all; it is played as if one were there
@@ -158,6 +162,7 @@ async def read_to_play(
     is_whole = rows is None
     return ToPlay(
         workers,
+        around.limits,
         await read_usual(conn, dialect, workers),
         free + sum(len(each.active) for each in workers.values()) if rooms else _MANY_SLOTS,
         now,
@@ -169,19 +174,35 @@ async def read_to_play(
     )
 
 
+@built_once
+def _sharing(dialect: Dialect) -> sa.Select[Any]:
+    """The workers that share a limit with :names, or with one of those that do, and so on."""
+    given, wl, other = dialect.rows("names", name=sa.Text()), t.worker_limits, t.worker_limits.alias()
+    found = sa.select(wl.c.limit_name).where(wl.c.worker.in_(sa.select(given.c.name))).cte("found", recursive=True)
+    further = found.join(wl, wl.c.limit_name == found.c.limit_name).join(other, other.c.worker == wl.c.worker)
+    found = found.union(sa.select(other.c.limit_name).select_from(further))
+    sharing = sa.select(wl.c.worker).where(wl.c.limit_name.in_(sa.select(found.c.limit_name)))
+    return sharing.distinct().limit(MOST_WORKERS)
+
+
+async def _read_sharing(conn: AsyncConnection, dialect: Dialect, names: Collection[str]) -> set[str]:
+    rows = await conn.execute(_sharing(dialect), {"names": names_json(names)})
+    return set(rows.scalars())
+
+
 async def _read_planned(
     conn: AsyncConnection, now: datetime, until: datetime, worker: str | None
 ) -> dict[str, list[Candidate]]:
     """Read the runs that wait for a time up to `until`, the first of them by worker."""
     r = t.runs
-    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
-    later = sa.select(*columns).where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
+    columns = [r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at]
+    later = sa.select(*columns, r.c.limit_key).where(_PENDING, r.c.due_at > now, r.c.due_at <= until)
     if worker is not None:
         later = later.where(r.c.worker == worker)
     found: defaultdict[str, list[Candidate]] = defaultdict(list)
     for row in await conn.execute(later.order_by(r.c.due_at).limit(_MOST_PLANNED)):
         has_started = row.first_started_at is not None
-        run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=has_started)
+        run = Candidate(*row[:5], bool(row.is_forced), has_started, row.limit_key)
         found[row.worker].append(run)
     return dict(found)
 

@@ -17,8 +17,10 @@ from jobrunner.model.past import Passed, Spell
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.gates import show_problem
 from jobrunner.policy.past_facts import facts_at, next_start, served
+from jobrunner.policy.past_limits import counted_since
 from jobrunner.policy.words import counted, first_line, show_time
 from jobrunner.storage.reading.explain import Answer, document, judge, nowhere
+from jobrunner.storage.reading.limits_then import LimitsThen, read_limits_then
 from jobrunner.storage.reading.nodes_then import SOMEBODY, NodesThen, read_nodes_then
 from jobrunner.storage.reading.recorded import OTHERS_ROWS, WINDOW_ROWS, Recorded, read_recorded
 from jobrunner.storage.runs import facts as reading
@@ -63,14 +65,15 @@ async def explain_at(db: Database, name: str, at: datetime, now: datetime) -> di
         near, is_cut = _nearest(today.workers, name)
         recorded = await read_recorded(conn, db.dialect, at, now, near)
         nodes = await read_nodes_then(conn, db.dialect, at, now, near, recorded)
+        shared = await read_limits_then(conn, today.limits, at, recorded.held)
     known = {each: facts_at(past, at, recorded.known_id) for each, past in recorded.pasts.items()}
     for each, worker in known.items():
         has_handler = bool(nodes.for_worker(worker)[0])
         problem = near[each].problem
         known[each] = replace(worker, has_handler=has_handler, has_handler_elsewhere=has_handler, problem=problem)
-    answer, is_guess = _answer(Facts(at, known, 1), nodes, name)
+    answer, is_guess = _answer(Facts(at, known, 1, shared.limits), nodes, name)
     past = recorded.pasts[name]
-    assumed = list(_assumed(recorded, at, near, name, is_cut=is_cut))
+    assumed = [*_assumed(recorded, at, near, name, is_cut=is_cut), *_assumed_of_limits(recorded, at, shared)]
     if is_guess:
         assumed.append("a node that lived then had the handler; the nodes of then are gone")
     if answer.node_id is None and nodes.forgotten:
@@ -147,6 +150,15 @@ def _assumed(
         )
     if is_cut:
         yield f"of what {name} is related to, the nearest {MOST_RELATED} workers were judged"
+
+
+def _assumed_of_limits(recorded: Recorded, at: datetime, shared: LimitsThen) -> Iterator[str]:
+    for name, changed_at in shared.changed.items():
+        yield f"limit {name} was changed at {show_time(changed_at)}, and is taken to have been as now"
+    for each, past in recorded.pasts.items():
+        counted = counted_since(past, at)
+        if counted is not None and recorded.since.get(each, counted) > counted:
+            yield f"of {each} the starts are counted as far as the {WINDOW_ROWS} ends before that moment tell"
 
 
 def _served(past: Past, at: datetime) -> dict[str, Any] | None:

@@ -55,6 +55,8 @@ _HISTORY = (
     "error",
     "reason",
     "duration_ms",
+    "limit_key",
+    "is_rated",
     "occurrences",
 )
 _LIVE = (
@@ -71,6 +73,7 @@ _LIVE = (
     "priority",
     "created_at",
     "first_started_at",
+    "limit_key",
 )
 
 
@@ -80,6 +83,8 @@ class Held:
 
     run_id: int
     node_id: str
+    worker: str
+    started_at: datetime
 
 
 @dataclass(slots=True)
@@ -88,7 +93,8 @@ class Recorded:
 
     `held` are the slots that were taken then; `known_id` is the highest id of a run that there was by then; `oldest` is
     the first end that history still has, None if nothing was pruned. `cut` are workers of which history has more after
-    the moment than was read, and `changed` those whose definition was changed since, with when. `held_until`: what
+    the moment than was read, `since` those of which it has more before it, with when the first end was that was read,
+    and `changed` those whose definition was changed since, with when. `held_until`: what
     ended later than that, and held a slot, is not in `held`.
     """
 
@@ -97,6 +103,7 @@ class Recorded:
     known_id: int = 0
     oldest: datetime | None = None
     cut: list[str] = field(default_factory=list)
+    since: dict[str, datetime] = field(default_factory=dict)
     changed: dict[str, datetime] = field(default_factory=dict)
     held_until: datetime | None = None
 
@@ -123,7 +130,7 @@ def _statements(dialect: Dialect) -> _Statements:
     pivot = sa.bindparam("pivot", type_=sa.BigInteger())
     name = sa.bindparam("name", type_=sa.Text())
     mine = sa.select(*(h.c[column] for column in _HISTORY)).where(same(h.c.worker, name))
-    others = (h.c.id, h.c.run_id, h.c.node_id, h.c.started_at, h.c.finished_at)
+    others = (h.c.id, h.c.run_id, h.c.worker, h.c.node_id, h.c.started_at, h.c.finished_at)
     return _Statements(
         live=dialect.first_waiting("names", _number(_MOST_WAITING), PRIORITIES, live, is_due=None),
         active=sa.select(*live).where(is_active()),
@@ -206,12 +213,13 @@ async def _read_live(
             priority=row.priority,
             created_at=row.created_at,
             first_started_at=row.first_started_at,
+            limit_key=row.limit_key,
         )
         runs[row.worker].append(spell)
         if row.created_at <= at:
             found.known_id = max(found.known_id, row.id)
         if spell.has_started(at):
-            found.held.append(Held(row.id, row.node_id))
+            found.held.append(Held(row.id, row.node_id, row.worker, row.started_at))
     return runs
 
 
@@ -221,7 +229,7 @@ async def _read_others(conn: AsyncConnection, prepared: _Statements, at: datetim
     for row in rows:
         if row.started_at is not None and row.started_at <= at:
             found.known_id = max(found.known_id, row.run_id)
-            found.held.append(Held(row.run_id, row.node_id))
+            found.held.append(Held(row.run_id, row.node_id, row.worker, row.started_at))
     ended = (await conn.execute(prepared.ended, {"at": at})).scalars()
     found.known_id = max([found.known_id, *(run_id for run_id in ended if run_id is not None)])
     if len(rows) == OTHERS_ROWS:
@@ -237,6 +245,8 @@ async def _read_history(
     later = (await conn.execute(prepared.after, asked)).all()
     if len(later) == WINDOW_ROWS:
         found.cut.append(name)
+    if len(earlier) == WINDOW_ROWS:
+        found.since[name] = earlier[-1].finished_at
     spells, passed = [], []
     for row in (*reversed(earlier), *later):
         if row.run_id is None:
@@ -265,6 +275,8 @@ def _spell(row: Any) -> Spell:
         row.error,
         row.reason,
         row.duration_ms,
+        limit_key=row.limit_key,
+        is_rated=bool(row.is_rated),
     )
 
 

@@ -39,6 +39,10 @@ _OF_BOTH = (
     "payload",
     "node_id",
     "trace_context",
+    "limit_key",
+    "batch_id",
+    "flow_id",
+    "step",
 )
 _OF_LIVE = ("priority", "key", "created_at", "progress", "cancel_requested_at", "cancel_reason", "output")
 _OF_ENDED = ("finished_at", "result")

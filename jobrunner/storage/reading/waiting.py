@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _COUNTED = MOST_LATER + 1
 _MOST_NAMED = 3
 _OF_SCHEDULES = frozenset({Trigger.SCHEDULE, Trigger.CONTINUOUS})
-_COLUMNS = ("id", "worker", "trigger", "priority", "due_at", "attempt", "is_forced", "first_started_at")
+_COLUMNS = ("id", "worker", "trigger", "priority", "due_at", "attempt", "is_forced", "first_started_at", "limit_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ async def _read_runs(
     holding: set[str] = set()
     rows = (await conn.execute(statement, {"names": names_json(names), "now": now})).all() if names else []
     for row in rows:
-        is_forced, has_started = bool(row.is_forced), row.first_started_at is not None
-        run = Candidate(row.worker, row.id, row.priority, row.due_at, row.attempt, is_forced, has_started)
+        state = (row.attempt, bool(row.is_forced), row.first_started_at is not None)
+        run = Candidate(row.worker, row.id, row.priority, row.due_at, *state, row.limit_key)
         found[row.worker].append(run)
         if row.trigger in _OF_SCHEDULES:
             holding.add(row.worker)

@@ -163,6 +163,14 @@ async def read_around(
     return Facts(now, known, free_slots, shared, rated_at), edges
 
 
+async def with_key_of(conn: AsyncConnection, dialect: Dialect, facts: Facts, run: Candidate) -> Facts:
+    """Add what the key of a waiting run holds, which may stand behind all that were read."""
+    known = dict(facts.workers)
+    asked = limits.Reading(conn, dialect, facts.now, facts.rated_at or facts.now, 1, _candidate)
+    await limits.add_key(asked, known, run)
+    return replace(facts, workers=known)
+
+
 def _neighbourhood(names: Collection[str], edges: Edges) -> set[str]:
     if edges.is_empty:
         return set(names)

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from jobrunner.model.facts import NO_STARTS, ActiveRun, Candidate, KeyFacts, LimitFacts, WorkerFacts
 from jobrunner.model.run import Trigger
+from jobrunner.policy.gates import candidates_of
 from jobrunner.policy.limit_gates import goes_by_key, most_per_key
 from jobrunner.policy.rates import Rate, rate_of, rates_of, window_of
 from jobrunner.storage.runs.limit_statements import statements
@@ -138,8 +139,15 @@ async def _add_keys(reading: Reading, known: dict[str, WorkerFacts], keyed: Coll
     await _add_key_facts(reading, known, new)
 
 
+async def add_key(reading: Reading, known: dict[str, WorkerFacts], run: Candidate) -> None:
+    """Add to `known` what the key of a run holds, unless that was read."""
+    worker = known[run.worker]
+    if run.limit_key is not None and goes_by_key(worker.config) and run.limit_key not in worker.keys:
+        await _add_key_facts(reading, known, {run.worker: [run.limit_key]})
+
+
 def _keys_in(worker: WorkerFacts) -> set[str]:
-    return {candidate.limit_key for candidate in worker.waiting if candidate.limit_key is not None}
+    return {candidate.limit_key for candidate in candidates_of(worker) if candidate.limit_key is not None}
 
 
 async def _add_key_facts(
