@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from jobrunner.storage.reading.explain import explain, why_waits
 from jobrunner.storage.tables import define as t
 from tests.support.stage import Stage, scheduled, triggered
 
@@ -245,3 +246,23 @@ async def test_a_rate_that_cannot_be_read_starts_nothing_and_says_so(stage: Stag
     assert await _ids(stage) == []
     assert await _shut(stage, "charge") == {"rate": "limit stripe: its rate 'soon' cannot be read"}
     assert await _shut(stage, "mail") == {"handler": "set aside: its rate 'soon' is no rate such as 100/1m"}
+
+
+async def test_explain_and_why_waits_say_the_limit_that_is_shared_and_the_key(stage: Stage):
+    await _limit(stage, "stripe", max_running=1)
+    await stage.register(
+        triggered("charge", max_running=9, limits=["stripe"]),
+        triggered("mail", max_running=9, limit_key="customer", max_running_per_key=1),
+    )
+    await stage.join("n1")
+    (held, charge), (active, mail) = (
+        await _trigger(stage, "charge", None, None),
+        await _trigger(stage, "mail", "a", "a"),
+    )
+    assert await _ids(stage) == [held, active]
+    for name, run_id, said in (
+        ("charge", charge, f"limit stripe: 1 of 1, held by run {held}"),
+        ("mail", mail, f"key customer=a: run {active} is active"),
+    ):
+        assert (await explain(stage.db, name, stage.now))["why"] == said
+        assert await why_waits(stage.db, run_id, stage.now) == said

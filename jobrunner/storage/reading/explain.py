@@ -150,14 +150,15 @@ async def _read_waiting(
 ) -> tuple[Candidate, NodesHeard, list[NodeView], Facts] | None:
     """Read a waiting run with what its gates need; None if it waits no more."""
     r = t.runs
-    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.first_started_at)
-    waiting = sa.select(*columns).where(r.c.id == run_id, sa.literal_column("runs.state = 'pending'"))
+    columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.limit_key)
+    is_waiting = sa.literal_column("runs.state = 'pending'")
+    waiting = sa.select(*columns, r.c.first_started_at).where(r.c.id == run_id, is_waiting)
     async with db.read() as conn:
         row = (await conn.execute(waiting)).first()
         if row is None:
             return None
         heard, nodes, facts = await _read_all(conn, db.dialect, now, {row.worker})
-    run = Candidate(*row[:5], is_forced=bool(row.is_forced), has_started_before=row.first_started_at is not None)
+    run = Candidate(*row[:5], bool(row.is_forced), row.first_started_at is not None, row.limit_key)
     return run, heard, nodes, facts
 
 
@@ -211,7 +212,7 @@ def _as_seen_by(facts: Facts, node: NodeView) -> Facts:
         other: worker if node.has(worker) else replace(worker, has_handler=False)
         for other, worker in facts.workers.items()
     }
-    return Facts(facts.now, seen, node.free_slots)
+    return replace(facts, workers=seen, free_slots=node.free_slots)
 
 
 def judge(facts: Facts, node: NodeView, name: str) -> Answer:
