@@ -83,10 +83,10 @@ class Life:
         """Define all limits and workers anew."""
         draw, n = self.draw, t.limits
         for name in LIMITS:
-            values = draw.choice(
+            drawn: dict[str, Any] = draw.choice(
                 [{"max_running": 1}, {"max_running": 3}, {"rate": "2/3s"}, {"max_running": 2, "rate": "4/6s"}]
             )
-            values = {"max_running": None, "rate": None, "updated_at": self.stage.now, **values}
+            values = {"max_running": None, "rate": None, "updated_at": self.stage.now, **drawn}
             async with self.stage.db.write() as conn:
                 if (await conn.execute(sa.update(n).where(n.c.name == name).values(**values))).rowcount == 0:
                     await conn.execute(sa.insert(n).values(name=name, **values))
@@ -135,7 +135,7 @@ class Life:
             stage.note(claims_of(turned, seen.eligible))
             started += turned.runs
             self.seen["turns"] += bool(turned.runs)
-            if not turned.has_other:
+            if turned.runs and not turned.has_other:
                 return started
         claimed = await claim_due(stage.db, self.claimer, free - len(started), lambda: stage.now)
         stage.note(claimed.claims)

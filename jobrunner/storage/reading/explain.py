@@ -151,7 +151,7 @@ async def _read_waiting(
     """Read a waiting run with what its gates need; None if it waits no more."""
     r = t.runs
     columns = (r.c.worker, r.c.id, r.c.priority, r.c.due_at, r.c.attempt, r.c.is_forced, r.c.limit_key)
-    is_waiting = sa.literal_column("runs.state = 'pending'")
+    is_waiting: sa.ColumnElement[bool] = sa.literal_column("runs.state = 'pending'")
     waiting = sa.select(*columns, r.c.first_started_at).where(r.c.id == run_id, is_waiting)
     async with db.read() as conn:
         row = (await conn.execute(waiting)).first()
