@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import Start
 from tests.support.limited_load import OPTIONS, SHARED, harass, trigger, verdict
 
-NODES, RUNS, KEYS = 4, 2000, 300
+NODES, RUNS, KEYS = 4, 1000, 300
 
 
 @pytest.mark.slow

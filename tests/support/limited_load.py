@@ -12,6 +12,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from jobrunner.storage.schema.migrate import upgrade_database
 from tests.support.checker import check
@@ -19,7 +20,13 @@ from tests.support.cluster import ROOT, Cluster, cluster
 from tests.support.postgres import LocalPostgres
 
 SHARED = "INSERT INTO {p}limits (name, max_running, rate) VALUES ('shared', 6, '60/1s')"
-OPTIONS = {"scenario": "limited", "lease": 2.0, "tick_interval": 1, "max_concurrent": 20, "elsewhere": True}
+OPTIONS: dict[str, Any] = {
+    "scenario": "limited",
+    "lease": 2.0,
+    "tick_interval": 1,
+    "max_concurrent": 20,
+    "elsewhere": True,
+}
 _SHARES = ("keyed",) * 11 + ("rated",) * 3 + ("each",) * 2 + ("order", "fair", "paid", "billed")
 _A_STATEMENT = 500
 
