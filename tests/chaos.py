@@ -7,7 +7,8 @@ wrong, found by `jobrunner db verify` or an independent check of the tables, and
 started here are signalled, by their pid.
 
 `scripts/chaos --soak` is another program: half an hour of everything at once, on both databases;
-`scripts/chaos --soak --help` says more.
+`scripts/chaos --soak --help` says more. `scripts/chaos --limits` is a third: 20,000 runs under limits of every kind on
+eight nodes, some killed or stopped all the time, on both databases; `scripts/chaos --limits --help` says more.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from jobrunner.storage.schema.migrate import upgrade_database
 from tests.soak.main import main as soak
 from tests.support.checker import check
 from tests.support.cluster import ROOT, Cluster, NodeProcess, cluster, executions, moment
+from tests.support.limited_load import main as limits
 from tests.support.postgres import LocalPostgres, take_all_connections
 
 NODES = 3
@@ -329,6 +331,8 @@ def _dead(scene: Scene) -> list[str]:
 def main() -> None:
     if "--soak" in sys.argv[1:]:
         soak([word for word in sys.argv[1:] if word != "--soak"])
+    if "--limits" in sys.argv[1:]:
+        limits([word for word in sys.argv[1:] if word != "--limits"])
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

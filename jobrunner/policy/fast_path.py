@@ -107,6 +107,8 @@ def is_passed_by(worker: WorkerFacts) -> bool:
 
 def is_unhindered(worker: WorkerFacts) -> bool:
     """Say whether a worker is eligible but for its schedule, which may be due."""
+    if worker.config.rate is not None and any(run.is_forced for run in worker.waiting):
+        return False  # it passes the rate, by which a turn judges all
     return worker.state.missed_from is None and all(is_open(worker) for is_open in STAYS_OPEN.values())
 
 

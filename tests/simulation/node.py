@@ -46,6 +46,7 @@ class Execution:
     run_id: int
     start: float
     end: float | None = None
+    key: str | None = None
 
 
 @dataclass

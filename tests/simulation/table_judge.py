@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter, defaultdict
 
-_ACTIVE = "SELECT id, fence, worker, node_id FROM runs WHERE state <> 'pending'"
+_ACTIVE = "SELECT id, fence, worker, node_id, is_forced FROM runs WHERE state <> 'pending'"
 _STATE = "SELECT state FROM nodes WHERE id = ?"
 
 
@@ -19,7 +19,7 @@ class TableJudge:
     def __init__(self, limits: dict[str, int], blocks: tuple[tuple[str, str], ...]) -> None:
         self._limits = limits
         self._blocks = blocks
-        self._seen: set[tuple[int, int, str, str]] = set()
+        self._seen: set[tuple[int, int, str, str, int]] = set()
         self._fences: defaultdict[str, int] = defaultdict(int)
         self.disabled: set[str] = set()
 
@@ -28,23 +28,23 @@ class TableJudge:
         found = set(driver.execute(_ACTIVE).fetchall())
         if found == self._seen:
             return
-        active = Counter(name for _, _, name, _ in found)
+        active = Counter(name for _, _, name, *_ in found)
         for name, count in active.items():
             if count > self._limits[name]:
                 raise Violation(f"{count} runs of {name} at {when:.3f}")
         for one, other in self._blocks:
             if active[one] and active[other]:
                 raise Violation(f"{one} and {other} at {when:.3f}")
-        for run_id, fence, name, node_id in sorted(found - self._seen):
+        for run_id, fence, name, node_id, is_forced in sorted(found - self._seen):
             (state,) = driver.execute(_STATE, (node_id,)).fetchone() or ("unknown",)
+            if name in self.disabled and not is_forced:
+                raise Violation(f"run {run_id} of {name} was claimed at {when:.3f} while it was disabled")
             self._look_at_claim(f"run {run_id} of {name} was claimed at {when:.3f}", fence, name, state)
-        for _, fence, name, _ in found:
+        for _, fence, name, *_ in found:
             self._fences[name] = max(self._fences[name], fence)
         self._seen = found
 
     def _look_at_claim(self, what: str, fence: int, name: str, state: str) -> None:
-        if name in self.disabled:
-            raise Violation(f"{what} while it was disabled")
         if fence <= self._fences[name]:
             raise Violation(f"{what} with an old fence, {fence}")
         if state not in {"active", "draining"}:

@@ -9,6 +9,8 @@ back; it leaves in good order, with or without code that does not end. Operators
 One true time drives everything. Whenever a node is about to use the database, or has just done so, it may be held up:
 then the others live on first, as far as the pause goes.
 
+Every second seed is a life of workers that have limits (`limited`): per key, rates, one that workers share.
+
 Judged, after every commit: no limit is passed and no counterparts are together in the table, fences only grow, nothing
 disabled is claimed, and nothing by a node that is lost. Judged by true time: nobody is lost who has beaten within a
 lease; no run's code runs twice at once, nor that of counterparts, nor more than a limit allows (the code of a node that
@@ -22,6 +24,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -39,6 +42,7 @@ from jobrunner.storage.runs.enqueue import Request, enqueue
 from jobrunner.storage.workers import operations
 from jobrunner.storage.workers.definitions import register
 from tests.simulation.database import SimulatedDatabase
+from tests.simulation.limited import LIMITED, LimitJudge, a_trigger, add_shared, together
 from tests.simulation.node import FENCE_SECONDS, LEASE, TICK, Execution, SimulatedNode
 from tests.simulation.table_judge import TableJudge, Violation
 from tests.support.stage import ACTOR, T0, scheduled, triggered
@@ -56,9 +60,7 @@ WORKERS = (
     triggered("later", depends_on=["alone"], **RETRY),
     scheduled("clock", interval_seconds=5.0, max_retries=0, max_consecutive_failures=50),
 )
-LIMITS = {config.name: config.max_running for config in WORKERS}
 BLOCKS = (("left", "right"),)
-NAMES = tuple(LIMITS)
 HEALTHY = 0.75  # the share of outcomes that are successes
 
 
@@ -73,19 +75,23 @@ class Planned:
 class World:
     """All nodes, the true time, and what happens to them."""
 
-    names = frozenset(LIMITS)
-
     def __init__(self, seed: int, path: Path) -> None:
         self.random = random.Random(seed)
         self.time = 0.0
-        self.table = TableJudge(LIMITS, BLOCKS)
-        self.db = SimulatedDatabase(path, lambda driver: self.table.look(driver, self.time))
+        self.is_limited = seed % 2 == 1
+        self.workers = LIMITED if self.is_limited else WORKERS
+        self.order = tuple(config.name for config in self.workers)
+        self.names = frozenset(self.order)
+        self.most = {config.name: config.max_running for config in self.workers}
+        self.table = TableJudge(self.most, BLOCKS)
+        self.db = SimulatedDatabase(path, self._judge_table)
         self.is_healed = False
         self.all_away_until = 0.0
         self.accepted: list[int] = []
         self.written: dict[ClaimKey, str] = {}  # the outcomes that a node was told are written
         self.executions: list[Execution] = []
         self.has_jumps = self.random.random() < 0.3
+        self.limits = LimitJudge(is_in_order=not self.has_jumps)
         self.trouble = self.random.choice((0.0, 0.02, 0.05, 0.1))  # how often a use of the database meets any
         self._focus = self.random.choice((None, None, "is_ticking", "is_ticking", "is_recording", "is_beating"))
         if self._focus is not None:  # all else goes well: others must live to notice
@@ -99,6 +105,11 @@ class World:
         self.nodes: list[SimulatedNode] = []
         self.beats: dict[str, float] = {}  # by node id, the true time of the last beat that counts
         self.events = self.turns = 0
+
+    def _judge_table(self, driver: sqlite3.Connection) -> None:
+        self.table.look(driver, self.time)
+        if self.is_limited:
+            self.limits.look(driver, self.time)
 
     # --- planning ---
 
@@ -212,11 +223,12 @@ class World:
         elif what == "operate":
             await self._operate()
         else:
-            node.clock_error = self.random.choice((-3600.0, -60.0, -1.0, 0.0, 1.0, 60.0, 3600.0))
+            far = () if self.is_limited else (-3600.0, 3600.0)  # a rate stays shut until the latest start is past
+            node.clock_error = self.random.choice((-60.0, -1.0, 0.0, 1.0, 60.0, *far))
 
     async def _operate(self) -> None:
         """An operator disables a worker; one that is disabled is enabled."""
-        name = self.random.choice(NAMES)
+        name = self.random.choice(self.order)
         db: Any = self.db
         if name in self.table.disabled:
             self.table.disabled.discard(name)
@@ -242,7 +254,7 @@ class World:
     async def add_node(self) -> None:
         node = SimulatedNode(self, len(self.nodes) + 1)
         if not self.is_healed and self.random.random() < 0.2:
-            node.names = self.names - {self.random.choice(NAMES)}
+            node.names = self.names - {self.random.choice(self.order)}
         self.nodes.append(node)
         try:
             await node.join()
@@ -261,7 +273,7 @@ class World:
     async def trigger(self) -> None:
         """Somebody else triggers runs; what the database accepts it keeps."""
         if self.db.value(_LEFT) < MOST_WAITING:
-            await self._enqueue([self.random.choice(NAMES) for _ in range(self.random.randint(1, 3))])
+            await self._enqueue([self.random.choice(self.order) for _ in range(self.random.randint(1, 3))])
         for node in self.random.sample(self.nodes, min(2, len(self.nodes))):
             self.soon(node, node.tick)  # they hear of it; the others look by themselves
         if not self.is_healed:
@@ -270,7 +282,8 @@ class World:
     async def _enqueue(self, names: list[str]) -> None:
         async with self.db.write() as conn:
             for name in names:
-                self.accepted.append(await enqueue(conn, self.db.dialect, Request(name), self.now()))
+                more = a_trigger(self.random) if self.is_limited else {}
+                self.accepted.append(await enqueue(conn, self.db.dialect, Request(name, **more), self.now()))
 
     def outcome(self) -> OutcomeKind:
         if self.is_healed or self.random.random() < HEALTHY:
@@ -278,14 +291,16 @@ class World:
         return self.random.choice((OutcomeKind.FAILED, OutcomeKind.SNOOZED, OutcomeKind.FAILED))
 
     def begin(self, run: Run) -> Execution:
-        execution = Execution(run.worker, run.id, self.time)
+        execution = Execution(run.worker, run.id, self.time, key=run.limit_key)
         self.executions.append(execution)
         return execution
 
     async def live(self) -> None:
         """The whole life, and the judgement at its end."""
         async with self.db.write() as conn:
-            await register(conn, self.db.dialect, WORKERS, None, T0)
+            if self.is_limited:
+                await add_shared(conn)
+            await register(conn, self.db.dialect, self.workers, None, T0)
         for _ in range(self.random.choice((2, 3, 3, 4, 6))):
             await self.add_node()
         self.at(0.1, None, self.trigger)
@@ -330,7 +345,7 @@ class World:
         """Enable what an operator or the circuit disabled; let what others depend on succeed once more."""
         db: Any = self.db
         self.table.disabled.clear()
-        for name in NAMES:
+        for name in self.order:
             if not db.value(f"SELECT is_enabled FROM worker_state WHERE worker = '{name}'"):
                 await operations.enable(db, name, self.now(), ACTOR)
         await self._enqueue(["alone"])
@@ -364,12 +379,21 @@ class World:
             by_run[execution.run_id].append(execution)
         for run_id, found in by_run.items():
             _at_most(1, found, f"run {run_id}")
-        for name, limit in LIMITS.items():
+        for name, limit in self.most.items():
             _at_most(limit, [e for e in self.executions if e.worker == name], name)
+        self._judge_limits()
         for e in self.executions:
             for other in self.executions:
                 if e.worker == "left" and other.worker == "right" and _overlap(e, other):
                     raise Violation(f"left {e} and right {other}")
+
+    def _judge_limits(self) -> None:
+        held: defaultdict[tuple[str, int], list[Execution]] = defaultdict(list)
+        for execution in self.executions if self.is_limited else ():
+            for limit in together(execution.worker, execution.key):
+                held[limit].append(execution)
+        for (what, most), found in held.items():
+            _at_most(most, found, what)
 
 
 def _overlap(one: Execution, other: Execution) -> bool:

@@ -57,7 +57,7 @@ def independent(where: Set, feeder: Feeder) -> list[str]:
     """Check what rests on no clock, of all workers but the victims, with no code of jobrunner's."""
     queries = {
         table: query.replace(
-            "ORDER BY", f"WHERE {'name' if table == 'workers' else 'worker'} NOT LIKE 'victim%' ORDER BY"
+            "ORDER BY", f"WHERE {'name' if table in {'workers', 'limits'} else 'worker'} NOT LIKE 'victim%' ORDER BY"
         )
         for table, query in QUERIES.items()
     }

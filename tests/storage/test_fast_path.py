@@ -112,6 +112,21 @@ async def test_it_starts_what_the_gates_would_start(stage: Stage, fast_path: Fas
     assert check(stage.url) == []
 
 
+async def test_a_forced_run_passes_a_rate_that_a_turn_judges_by(stage: Stage, fast_path: FastPath):
+    await stage.register(triggered("rated", max_running=9, rate="1/1m"), triggered("free", max_running=9))
+    await stage.join(NODE)
+    for name in ("rated", "rated", "free"):
+        await stage.trigger(name)
+    eligible = await eligible_of(stage)
+    assert [run.worker for run in (await turn(stage, fast_path, eligible)).runs] == ["rated", "free"]
+    for name in ("free", "rated"):
+        await stage.trigger(name, is_forced=name == "rated")
+    turned = await turn(stage, fast_path, eligible)
+    assert (turned.has_other, turned.runs) == (True, ())
+    assert set((await eligible_of(stage)).configs) == {"free"}
+    assert await stage.started() == ["free", "rated"]
+
+
 async def test_what_is_put_before_the_head_of_a_queue_starts_a_moment_later_at_most(stage: Stage, fast_path: FastPath):
     await stage.register(triggered("a", max_running=9))
     await stage.join(NODE)

@@ -281,3 +281,23 @@ async def test_explain_names_the_limit_and_the_key_as_the_tick_judges_them(stage
     for _ in range(5):
         await stage.run_once(slots=9)
     assert await why_waits(stage.db, flood[-1], stage.now) == "rate 1/1m of key customer=z: opens 12:01:00 UTC"
+
+
+async def test_explain_and_why_waits_say_the_limit_that_is_shared_and_the_key(stage: Stage):
+    await _limit(stage, "stripe", max_running=1)
+    await stage.register(
+        triggered("charge", max_running=9, limits=["stripe"]),
+        triggered("mail", max_running=9, limit_key="customer", max_running_per_key=1),
+    )
+    await stage.join("n1")
+    (held, charge), (active, mail) = (
+        await _trigger(stage, "charge", None, None),
+        await _trigger(stage, "mail", "a", "a"),
+    )
+    assert await _ids(stage) == [held, active]
+    for name, run_id, said in (
+        ("charge", charge, f"limit stripe: 1 of 1, held by run {held}"),
+        ("mail", mail, f"key customer=a: run {active} is active"),
+    ):
+        assert (await explain(stage.db, name, stage.now))["why"] == said
+        assert await why_waits(stage.db, run_id, stage.now) == said

@@ -2,7 +2,8 @@
 
 It reads the tables with plain SQL and shares no code with jobrunner, so that the two cannot be wrong together.
 `check(url)` returns one line for each violation. It takes for granted that nothing was pruned, that blocks,
-dependencies and `max_running` are what they were when the runs started, and that all nodes' clocks agree.
+dependencies, `max_running` and limits (`limit_checker`) are what they were when the runs started, and that all nodes'
+clocks agree.
 
     read_tables(url) -> Tables      plain SQL
     violations(tables) -> lines     plain Python; what the checker's own tests call with rows made by hand
@@ -24,6 +25,8 @@ from urllib.parse import unquote
 
 import asyncpg
 
+from tests.support.limit_checker import limits_kept
+
 Row = dict[str, Any]
 USES_UP = {"failed", "timed_out", "lost"}
 WITH_LETTER = {"exhausted", "discarded"}
@@ -32,10 +35,13 @@ QUERIES = {
     "runs": "SELECT * FROM {p}runs ORDER BY id",
     "history": "SELECT * FROM {p}run_history ORDER BY id",
     "letters": "SELECT id, run_id, worker, attempts, status, replay_run_id FROM {p}dead_letters ORDER BY id",
-    "workers": "SELECT name, max_running FROM {p}workers ORDER BY name",
+    "workers": "SELECT name, max_running, limit_key, max_running_per_key, ordered, rate, rate_per_key, smooth"
+    " FROM {p}workers ORDER BY name",
     "states": "SELECT worker, consecutive_failures, streak_since_id, last_fence FROM {p}worker_state ORDER BY worker",
     "dependencies": "SELECT worker, depends_on FROM {p}worker_dependencies ORDER BY worker, depends_on",
     "blocks": "SELECT worker, blocks FROM {p}worker_blocks ORDER BY worker, blocks",
+    "limits": "SELECT name, max_running, rate FROM {p}limits ORDER BY name",
+    "worker_limits": "SELECT worker, limit_name FROM {p}worker_limits ORDER BY worker, limit_name",
 }
 TIMES = ("scheduled_for", "due_at", "started_at", "finished_at", "created_at")
 
@@ -51,6 +57,8 @@ class Tables:
     states: list[Row] = field(default_factory=list)
     dependencies: list[Row] = field(default_factory=list)
     blocks: list[Row] = field(default_factory=list)
+    limits: list[Row] = field(default_factory=list)
+    worker_limits: list[Row] = field(default_factory=list)
 
     @property
     def attempts(self) -> list[Row]:
@@ -187,6 +195,7 @@ def _never_together(tables: Tables) -> Iterator[str]:
             yield f"{first} and {second} overlap: {one} and {other}"
     for worker in tables.workers:
         yield from _too_many(worker["name"], worker["max_running"], spans.get(worker["name"], []))
+    yield from limits_kept(tables)
 
 
 def _overlaps(ones: list[Span], others: list[Span]) -> Iterator[tuple[Span, Span]]:

@@ -145,6 +145,19 @@ def failing(o: WorkerOrchestrator) -> None:
         o.register_worker(f"fails-{number}", unlucky, **rules)
 
 
+def limited(o: WorkerOrchestrator) -> None:
+    """Workers with limits of every kind; the limit `shared` is there already."""
+    often: dict[str, Any] = {"execution_mode": "triggered", "max_retries": 50, "retry_delay_seconds": 0.0}
+    keyed: dict[str, Any] = {"limit_key": "customer", "max_running": 1000, **often}
+    o.register_worker("keyed", work, max_running_per_key=1, **keyed)
+    o.register_worker("order", work, ordered=True, **keyed)
+    o.register_worker("fair", work, fair=True, max_running_per_key=2, **keyed)
+    o.register_worker("each", work, rate_per_key="2/1s", **keyed)
+    o.register_worker("rated", work, rate="80/1s", max_running=1000, **often)
+    o.register_worker("paid", work, limits=["shared"], max_running=1000, **often)
+    o.register_worker("billed", work, limits=["shared"], rate="100/2s", smooth=True, max_running=1000, **often)
+
+
 SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
     "simple": simple,
     "clock": clock,
@@ -153,6 +166,7 @@ SCENARIOS: dict[str, Callable[[WorkerOrchestrator], None]] = {
     "new": new,
     "mixed": mixed,
     "failing": failing,
+    "limited": limited,
 }
 
 

@@ -26,6 +26,7 @@ from jobrunner.policy.sweep import Together, TooMany
 from jobrunner.storage.reading import group_checks, run_checks, state_checks
 from jobrunner.storage.reading.findings import Scope, Violation
 from jobrunner.storage.reading.intervals import Intervals, moment
+from jobrunner.storage.reading.limit_checks import check_limits
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import is_active
 from jobrunner.storage.workers.clock_steps import doubtful_times
@@ -87,7 +88,7 @@ async def verify(
 async def _times(
     db: Database, conn: AsyncConnection, scope: Scope, progress: Progress, doubt: Callable[[], None]
 ) -> AsyncIterator[Violation]:
-    """Promises 3 and 4: never too many, never together, never before what a run depends on."""
+    """Promises 3 and 4: never too many, never together, no limit passed, never before what a run depends on."""
     doubtful = await doubtful_times(conn)
     intervals = Intervals(db, conn, scope.tolerance)
     glance = await intervals.glance()
@@ -108,6 +109,11 @@ async def _times(
             doubt()
         else:
             yield await _told(fault, intervals)
+    async for passed_at, violation in check_limits(conn, scope):
+        if any(start <= passed_at <= end for start, end in doubtful):
+            doubt()
+        else:
+            yield violation
 
 
 async def _faults(

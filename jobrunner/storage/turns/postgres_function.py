@@ -209,6 +209,9 @@ BEGIN
             AND s.worker NOT IN (  -- hashed, where <> ALL would compare each with each
                 SELECT unnest(CASE WHEN cardinality(f_expected) > 0 THEN stuck || names ELSE stuck END)
             )
+    ) OR EXISTS (
+        SELECT FROM unnest(names, rate_counts) AS g (name, rate_count)
+        WHERE g.rate_count IS NOT NULL AND {r.IS_FORCED_PAST.format(p=p, worker="g.name", now="at")}
     ) THEN
         RETURN QUERY SELECT 'other'::text, {_no_claim("NULL::jsonb")};
         RETURN;

@@ -34,6 +34,11 @@ FIRED_COLUMNS = (
 FIRED = (
     "f.worker, 'schedule', 'running', w.priority, f.due, f.due, w.payload, 0, f.fence, {node}, f.at, f.at, {now}, true"
 )
+IS_FORCED_PAST = (
+    "EXISTS (SELECT 1 FROM {p}runs r WHERE r.state = 'pending' AND r.is_forced AND r.worker = {worker}"
+    " AND r.due_at <= {now})"
+)
+"""Of a worker with a rate: a turn judges its runs by that, and a forced one passes it. The long way starts those."""
 HAS_NO_RUN = (
     "NOT EXISTS (SELECT 1 FROM {p}runs r WHERE r.worker = s.worker AND r.state = 'pending')"
     " AND NOT EXISTS (SELECT 1 FROM {p}claims c WHERE c.worker = s.worker)"

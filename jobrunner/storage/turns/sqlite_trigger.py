@@ -194,6 +194,10 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
             WHERE s.next_run_at IS NOT NULL AND s.next_run_at <= NEW.now
                 AND s.worker NOT IN (SELECT value FROM json_each(NEW.passed_schedules))
         )
+        OR EXISTS (
+            SELECT 1 FROM json_each(NEW.eligible) g
+            WHERE g.value ->> 3 IS NOT NULL AND {r.IS_FORCED_PAST.format(p="", worker="g.value ->> 0", now="NEW.now")}
+        )
     );
 
     -- Runs that wait: the first in starting order, each into its worker's lowest free slot under the next fence.
