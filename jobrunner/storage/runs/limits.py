@@ -109,7 +109,7 @@ async def _read_shared(
         active[row.limit_name].append(run)
     # After the holders: so it is no earlier than the end of any run that is not among them any more.
     last = (await reading.conn.execute(prepared.last_ends, {"limits": names_json(found)})).all()
-    ends = {name: ended_at for name, ended_at in last}
+    ends = {row[0]: row[1] for row in last}
     rates = {name: rate for name, limit in found.items() if (rate := rate_of(limit.rate)) is not None}
     windows = await _windows(reading, rates, prepared.limit_windows)
     return {
