@@ -96,13 +96,17 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class LimitFacts:
-    """A limit that workers share: what it allows, the runs that hold it, and what its rate's window holds."""
+    """A limit that workers share: what it allows, the runs that hold it, and what its rate's window holds.
+
+    `last_ended_at`: when a run of those workers last ended, of all ends that `active` knows of.
+    """
 
     name: str
     max_running: int | None = None
     rate: str | None = None
     active: tuple[ActiveRun, ...] = ()
     window: Window = Window()
+    last_ended_at: datetime | None = None
 
 
 MOST_LATER = 100

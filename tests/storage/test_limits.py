@@ -301,3 +301,16 @@ async def test_explain_and_why_waits_say_the_limit_that_is_shared_and_the_key(st
     ):
         assert (await explain(stage.db, name, stage.now))["why"] == said
         assert await why_waits(stage.db, run_id, stage.now) == said
+
+
+async def test_no_run_starts_before_the_last_end_under_a_limit_that_it_shares_whatever_the_clocks_say(stage: Stage):
+    await _limit(stage, "stripe", max_running=1)
+    await stage.register(*(triggered(name, limits=["stripe"]) for name in ("charge", "refund")))
+    await stage.join("n1")
+    await _trigger(stage, "charge", None)
+    run = await stage.start_one()
+    ended_at = stage.after(10)
+    await stage.end(run)
+    stage.after(-7)  # another node, whose clock is behind
+    await _trigger(stage, "refund", None)
+    assert (await stage.start_one()).started_at == ended_at

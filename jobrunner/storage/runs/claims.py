@@ -346,6 +346,7 @@ def _settle(batch: _Batch, facts: Facts, worker: WorkerFacts) -> None:
 def _start_time(facts: Facts, worker: WorkerFacts, now: datetime) -> datetime:
     """Return `now`, but no time before the last end it waited for: the clock of whoever wrote that may be ahead."""
     ends = [worker.state.last_ended_at, *(facts.workers[name].state.last_ended_at for name in worker.counterparts)]
+    ends += [facts.limits[name].last_ended_at for name in worker.config.limits if name in facts.limits]
     return max([now, *(end for end in ends if end is not None)])
 
 

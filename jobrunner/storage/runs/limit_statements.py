@@ -32,6 +32,7 @@ class LimitStatements:
     lock: sa.Select[Any]
     shared: sa.Select[Any]
     holders: sa.Select[Any]
+    last_ends: sa.Select[Any]
     worker_windows: sa.Select[Any]
     limit_windows: sa.Select[Any]
     keys: sa.Select[Any]
@@ -56,6 +57,7 @@ def statements(dialect: Dialect) -> LimitStatements:
         lock=lock,
         shared=shared,
         holders=_holders(dialect),
+        last_ends=_last_ends(dialect),
         worker_windows=_worker_windows(dialect),
         limit_windows=_limit_windows(dialect),
         keys=_keys(dialect),
@@ -75,6 +77,15 @@ def _holders(dialect: Dialect) -> sa.Select[Any]:
         .join(r, r.c.id == claims.c.run_id)
     )
     return sa.select(given.c.name.label("limit_name"), *columns).select_from(source).order_by(r.c.started_at, r.c.id)
+
+
+def _last_ends(dialect: Dialect) -> sa.Select[Any]:
+    """When a run last ended of the workers that name one of :limits."""
+    s, wl = t.worker_state, t.worker_limits
+    given = dialect.rows("limits", name=sa.Text())
+    last = sa.func.max(s.c.last_ended_at, type_=UtcDateTime())
+    source = given.join(wl, wl.c.limit_name == given.c.name).join(s, s.c.worker == wl.c.worker)
+    return sa.select(given.c.name, last).select_from(source).group_by(given.c.name)
 
 
 def _counted(starts: sa.CompoundSelect[Any], most: sa.ColumnElement[int]) -> tuple[Any, Any]:

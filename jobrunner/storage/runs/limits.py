@@ -108,10 +108,15 @@ async def _read_shared(
     for row in (await reading.conn.execute(prepared.holders, {"limits": names_json(found)})).all():
         run = ActiveRun(row.id, row.worker, row.slot, row.node_id, row.started_at, Trigger(row.trigger))
         active[row.limit_name].append(run)
+    # After the holders: so it is no earlier than the end of any run that is not among them any more.
+    last = (await reading.conn.execute(prepared.last_ends, {"limits": names_json(found)})).all()
+    ends = {row[0]: row[1] for row in last}
     rates = {name: rate for name, limit in found.items() if (rate := rate_of(limit.rate)) is not None}
     windows = await _windows(reading, rates, prepared.limit_windows)
     return {
-        name: replace(limit, active=tuple(active[name]), window=windows.get(name, limit.window))
+        name: replace(
+            limit, active=tuple(active[name]), window=windows.get(name, limit.window), last_ended_at=ends.get(name)
+        )
         for name, limit in found.items()
     }
 
