@@ -122,6 +122,17 @@ async def test_a_retry_counts_in_a_rate_and_a_forced_run_passes_and_counts(stage
     assert len(await _ids(stage)) == 1
 
 
+async def test_a_rate_is_not_shut_for_long_by_a_start_whose_clock_was_far_ahead(stage: Stage):
+    await stage.register(triggered("mail", max_running=9, rate="1/1m"))
+    await stage.join("n1")
+    await _trigger(stage, "mail", None, None)
+    began = stage.now
+    stage.after(3600)
+    assert len(await stage.run_once(slots=1)) == 1
+    stage.now = began  # the clock was an hour ahead, and is right again
+    assert len(await _ids(stage)) == 1
+
+
 async def test_a_smooth_rate_spaces_its_starts_evenly(stage: Stage):
     await stage.register(triggered("mail", max_running=9, rate="6/1m", smooth=True))
     await stage.join("n1")

@@ -97,14 +97,19 @@ def _counted(starts: sa.CompoundSelect[Any], most: sa.ColumnElement[int]) -> tup
     return sa.select(sa.func.count()).select_from(each).scalar_subquery(), last.scalar_subquery()
 
 
+def _within(at: sa.ColumnElement[Any], given: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
+    """Say that a start shares a window with one now: be it ahead, where a clock has gone back since."""
+    return at > given.c.since, at < given.c.until
+
+
 def _worker_windows(dialect: Dialect) -> sa.Select[Any]:
-    """Of each of :windows (name, most, since) how many rated starts there are since, and the oldest that counts."""
+    """Of each of :windows (name, most, since, until) how many rated starts there are, and the oldest that counts."""
     h, r = t.run_history, t.runs
-    given = dialect.rows("windows", name=sa.Text(), most=sa.Integer(), since=UtcDateTime())
+    given = dialect.rows("windows", name=sa.Text(), most=sa.Integer(), since=UtcDateTime(), until=UtcDateTime())
     ended = sa.select(h.c.started_at.label("at")).where(
-        _RATED, level(h.c.worker, given.c.name), h.c.started_at > given.c.since
+        _RATED, level(h.c.worker, given.c.name), *_within(h.c.started_at, given)
     )
-    running = sa.select(r.c.started_at).where(is_active(given.c.name), r.c.started_at > given.c.since)
+    running = sa.select(r.c.started_at).where(is_active(given.c.name), *_within(r.c.started_at, given))
     starts = sa.union_all(ended.correlate(given), running.correlate(given))
     return sa.select(given.c.name, *_counted(starts, given.c.most)).select_from(given)
 
@@ -112,29 +117,31 @@ def _worker_windows(dialect: Dialect) -> sa.Select[Any]:
 def _limit_windows(dialect: Dialect) -> sa.Select[Any]:
     """The same of limits that workers share: of all workers that name them."""
     h, r, wl = t.run_history, t.runs, t.worker_limits
-    given = dialect.rows("windows", name=sa.Text(), most=sa.Integer(), since=UtcDateTime())
+    given = dialect.rows("windows", name=sa.Text(), most=sa.Integer(), since=UtcDateTime(), until=UtcDateTime())
     ended = (
         sa.select(h.c.started_at.label("at"))
         .select_from(wl.join(h, h.c.worker == wl.c.worker))
-        .where(wl.c.limit_name == given.c.name, _RATED, h.c.started_at > given.c.since)
+        .where(wl.c.limit_name == given.c.name, _RATED, *_within(h.c.started_at, given))
     )
     running = (
         sa.select(r.c.started_at)
         .select_from(wl.join(claims, claims.c.worker == wl.c.worker).join(r, r.c.id == claims.c.run_id))
-        .where(wl.c.limit_name == given.c.name, r.c.started_at > given.c.since)
+        .where(wl.c.limit_name == given.c.name, *_within(r.c.started_at, given))
     )
     starts = sa.union_all(ended.correlate(given), running.correlate(given))
     return sa.select(given.c.name, *_counted(starts, given.c.most)).select_from(given)
 
 
 def _keys(dialect: Dialect) -> sa.Select[Any]:
-    """What is known of :keys (name, key, most, since): the oldest run that is in turn, the last start, the window."""
+    """What is known of :keys (name, key, most, since, until): the oldest run that is in turn, the last start, the window."""
     h, r = t.run_history, t.runs
-    given = dialect.rows("keys", name=sa.Text(), key=sa.Text(), most=sa.Integer(), since=UtcDateTime())
+    given = dialect.rows(
+        "keys", name=sa.Text(), key=sa.Text(), most=sa.Integer(), since=UtcDateTime(), until=UtcDateTime()
+    )
     of_key = (h.c.worker == given.c.name, h.c.limit_key == given.c.key)
-    ended = sa.select(h.c.started_at.label("at")).where(*of_key, h.c.started_at > given.c.since)
+    ended = sa.select(h.c.started_at.label("at")).where(*of_key, *_within(h.c.started_at, given))
     running = sa.select(r.c.started_at).where(
-        is_active(given.c.name), r.c.limit_key == given.c.key, r.c.started_at > given.c.since
+        is_active(given.c.name), r.c.limit_key == given.c.key, *_within(r.c.started_at, given)
     )
     starts = sa.union_all(ended.correlate(given), running.correlate(given))
     first = _first_in_turn(given.c.name, given.c.key).correlate(given).scalar_subquery()

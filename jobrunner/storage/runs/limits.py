@@ -52,6 +52,10 @@ class Reading:
     limit: int
     candidate: Callable[[Any], Candidate]
 
+    def window(self, rate: Rate) -> dict[str, Any]:
+        """Return what the statements need of a rate: what it counts, and between which times."""
+        return {"most": rate.count, "since": self.rated_at - rate.window, "until": self.rated_at + rate.window}
+
 
 async def database_time(conn: AsyncConnection) -> datetime:
     """Return PostgreSQL's time now, whenever the transaction began."""
@@ -86,8 +90,7 @@ async def add_limits(
 async def _windows(reading: Reading, rates: Mapping[str, Rate], statement: sa.Select[Any]) -> dict[str, Any]:
     if not rates:
         return {}
-    since = {name: reading.rated_at - rate.window for name, rate in rates.items()}
-    given = to_json({"name": name, "most": rate.count, "since": since[name]} for name, rate in rates.items())
+    given = to_json({"name": name, **reading.window(rate)} for name, rate in rates.items())
     rows = (await reading.conn.execute(statement, {"windows": given})).all()
     return {name: window_of(rates[name], count, oldest) for name, count, oldest in rows}
 
@@ -160,7 +163,7 @@ async def _add_key_facts(
 ) -> None:
     rates = {name: rates_of(known[name].config)[1] or _NO_RATE for name in wanted}
     given = [
-        {"name": name, "key": key, "most": rates[name].count, "since": reading.rated_at - rates[name].window}
+        {"name": name, "key": key, **reading.window(rates[name])}
         for name, keys in wanted.items()
         for key in sorted(keys)
     ]

@@ -280,11 +280,12 @@ BEGIN
             WHEN rate_counts[g.n] IS NOT NULL THEN (
                 SELECT count(*) FROM {p}run_history h
                 WHERE h.worker >= s.worker AND h.worker <= s.worker AND h.is_rated
-                    AND h.started_at > rated_at - rate_windows[g.n]
+                    AND h.started_at > rated_at - rate_windows[g.n] AND h.started_at < rated_at + rate_windows[g.n]
             ) END AS ended,
             CASE WHEN rate_counts[g.n] IS NOT NULL THEN (
                 SELECT count(*) FROM {p}claims c JOIN {p}runs r ON r.id = c.run_id
-                WHERE c.worker = s.worker AND r.started_at > rated_at - rate_windows[g.n]
+                WHERE c.worker = s.worker
+                    AND r.started_at > rated_at - rate_windows[g.n] AND r.started_at < rated_at + rate_windows[g.n]
             ) END AS running,
             (g.n - 1) * 4 + 1 AS after
         FROM unnest(names) WITH ORDINALITY AS g (name, n)

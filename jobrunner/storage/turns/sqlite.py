@@ -109,7 +109,17 @@ def _wanted(eligible: Eligible | None, now: datetime, starts: KnownStarts) -> tu
 def _with_limits(config: WorkerConfig, revision: int, now: datetime, starts: KnownStarts) -> tuple[Any, ...]:
     rate = rates_of(config)[0]
     plain = config.name, revision, most_of_a_key(config)
-    return plain if rate is None else (*plain, rate.count, to_text(now - rate.window), *starts.of(config))
+    return (
+        plain
+        if rate is None
+        else (
+            *plain,
+            rate.count,
+            to_text(now - rate.window),
+            *starts.of(config),
+            to_text(now + rate.window),
+        )
+    )
 
 
 def _text(moment: datetime | None) -> str | None:

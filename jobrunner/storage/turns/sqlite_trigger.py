@@ -29,7 +29,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ended: of [run id, fence, finished_at, duration_ms, result, reason, output], the result itself as JSON text.
 ended_workers: of [name, revision], the workers of those runs.
 eligible: of [name, revision, most of a key, starts of a rate, since when they count, how many ended attempts did, the
-last row that was counted]; empty to claim nothing.
+last row that was counted, until when they count]; empty to claim nothing.
 passed_runs, passed_schedules: the names of the workers whose waiting runs, and whose schedules, need no other decision.
 firings: of [name, the `next_run_at` that is expected, what is due, the next `next_run_at`]; empty to claim runs.
 """
@@ -214,6 +214,8 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
         SELECT count(*) FROM run_history h
         WHERE h.worker = turn_counted.worker AND h.is_rated AND h.started_at > (
             SELECT g.value ->> 4 FROM json_each(NEW.eligible) g WHERE g.value ->> 0 = turn_counted.worker
+        ) AND h.started_at < (
+            SELECT g.value ->> 7 FROM json_each(NEW.eligible) g WHERE g.value ->> 0 = turn_counted.worker
         )
     ) WHERE (
         ended + (SELECT count(*) FROM runs r WHERE r.worker = turn_counted.worker AND r.slot IS NOT NULL)
@@ -232,7 +234,8 @@ CREATE TEMP TRIGGER IF NOT EXISTS turn_taken INSTEAD OF INSERT ON take_turn BEGI
                 SELECT c.ended FROM turn_counted c WHERE c.worker = s.worker
             ) - (
                 SELECT count(*) FROM runs r
-                WHERE r.worker = s.worker AND r.slot IS NOT NULL AND r.started_at > g.value ->> 4
+                WHERE r.worker = s.worker AND r.slot IS NOT NULL
+                    AND r.started_at > g.value ->> 4 AND r.started_at < g.value ->> 7
             ) END
         ) AS most,
         g.value ->> 2 AS key_most, g.value ->> 3 IS NOT NULL AS is_rated
