@@ -133,11 +133,10 @@ def _limit_windows(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _keys(dialect: Dialect) -> sa.Select[Any]:
-    """What is known of :keys (name, key, most, since, until): the oldest run that is in turn, the last start, the window."""
+    """What is known of :keys (name, key, most, since, until): the oldest run in turn, the last start, the window."""
     h, r = t.run_history, t.runs
-    given = dialect.rows(
-        "keys", name=sa.Text(), key=sa.Text(), most=sa.Integer(), since=UtcDateTime(), until=UtcDateTime()
-    )
+    times = {"since": UtcDateTime(), "until": UtcDateTime()}
+    given = dialect.rows("keys", name=sa.Text(), key=sa.Text(), most=sa.Integer(), **times)
     of_key = (h.c.worker == given.c.name, h.c.limit_key == given.c.key)
     ended = sa.select(h.c.started_at.label("at")).where(*of_key, *_within(h.c.started_at, given))
     running = sa.select(r.c.started_at).where(
