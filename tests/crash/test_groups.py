@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from jobrunner.storage.database.database import Database
 from tests.crash.conftest import Program
 from tests.support.checker import check
 
-MEMBERS, STEPS = 2000, 60
-PATIENCE_SECONDS = 90.0
+MEMBERS = int(os.environ.get("JOBRUNNER_TEST_MEMBERS", "2000"))
+STEPS = int(os.environ.get("JOBRUNNER_TEST_STEPS", "60"))
+PATIENCE_SECONDS = 90.0 * max(1.0, MEMBERS / 2000)
 
 WORK = """
 import asyncio, os, random
