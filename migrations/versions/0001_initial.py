@@ -599,8 +599,7 @@ def _create_runs() -> None:
     )
     _index("uq_runs_key_live", "runs", "worker", "key", where="key IS NOT NULL AND key_scope = 'live'", unique=True)
     keyed = "state = 'pending' AND limit_key IS NOT NULL"
-    _index("ix_runs_limit_key", "runs", "worker", "limit_key", "priority", "due_at", "id", where=keyed)
-    _index("ix_runs_limit_key_id", "runs", "worker", "limit_key", "id", where=keyed)
+    _index("ix_runs_limit_key", "runs", "worker", "limit_key", "id", where=keyed)
     _index("uq_runs_key_slot", "runs", "worker", "limit_key", "key_slot", where="key_slot IS NOT NULL", unique=True)
     _index("ix_runs_batch_id", "runs", "batch_id", where="batch_id IS NOT NULL")
     _index("ix_runs_flow_id", "runs", "flow_id", where="flow_id IS NOT NULL")

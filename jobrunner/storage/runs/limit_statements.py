@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from jobrunner.storage.database.rowsets import built_once, level
-from jobrunner.storage.runs.fact_statements import PENDING, PRIORITIES, RUN_COLUMNS
+from jobrunner.storage.runs.fact_statements import PENDING, RUN_COLUMNS
 from jobrunner.storage.tables import define as t
 from jobrunner.storage.tables.claims import claims, is_active
 from jobrunner.storage.tables.types import UtcDateTime
@@ -160,8 +160,8 @@ def _first_in_turn(name: sa.ColumnElement[str], key: sa.ColumnElement[str]) -> s
 def _heads(dialect: Dialect) -> sa.Select[Any]:
     """Every key that waiting runs of :names have, one step of an index each: what waits first, and the last start.
 
-    Columns: name, key, `first` and `last` as in `_keys`, and by priority, the highest first, id and `due_at` of the run
-    that is first.
+    Columns: name, key, `first` and `last` as in `_keys`, then id, priority and `due_at` of the oldest run that is due.
+    That a younger one of the key has a higher priority is seen only where it is among the first of that priority.
     """
     h, r = t.run_history, t.runs
     given = dialect.rows("names", name=sa.Text())
@@ -173,17 +173,12 @@ def _heads(dialect: Dialect) -> sa.Select[Any]:
     keys = sa.select(known.c.name, known.c.key).where(known.c.key.is_not(None)).limit(MOST_KEYS).subquery("keys")
     now = sa.bindparam("now", type_=UtcDateTime())
 
-    def first_due(priority: int, column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
-        place = (
-            level(r.c.worker, keys.c.name),
-            level(r.c.limit_key, keys.c.key),
-            level(r.c.priority, sa.literal_column(str(priority))),
-        )
+    def first_due(column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
+        place = level(r.c.worker, keys.c.name), level(r.c.limit_key, keys.c.key)
         found = sa.select(column).where(PENDING, _KEYED, *place, r.c.due_at <= now)
-        found = found.order_by(r.c.worker, r.c.limit_key, r.c.priority, r.c.due_at, r.c.id).limit(1)
-        return found.correlate(keys).scalar_subquery()
+        return found.order_by(r.c.worker, r.c.limit_key, r.c.id).limit(1).correlate(keys).scalar_subquery()
 
-    firsts = [first_due(priority, column) for priority in PRIORITIES for column in (r.c.id, r.c.due_at)]
+    firsts = [first_due(column) for column in (r.c.id, r.c.priority, r.c.due_at)]
     first = _first_in_turn(keys.c.name, keys.c.key).correlate(keys).scalar_subquery().label("first")
     last = sa.select(sa.func.max(h.c.started_at)).where(h.c.worker == keys.c.name, h.c.limit_key == keys.c.key)
     return sa.select(keys.c.name, keys.c.key, first, last.correlate(keys).scalar_subquery().label("last"), *firsts)

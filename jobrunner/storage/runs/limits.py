@@ -220,7 +220,7 @@ def _first_of_keys(worker: WorkerFacts, rows: Iterable[Any], limit: int) -> list
     room = _room(worker)
     running = {run.limit_key: run.started_at for run in sorted(worker.active, key=lambda run: run.started_at)}
     found: list[tuple[tuple[Any, ...], int]] = []
-    for name, key, first, last, *firsts in rows:
+    for name, key, first, last, run_id, priority, due_at in rows:
         if name != worker.config.name or room(key) <= 0:
             continue
         if worker.config.ordered:
@@ -228,6 +228,5 @@ def _first_of_keys(worker: WorkerFacts, rows: Iterable[Any], limit: int) -> list
             continue
         turn = running.get(key) or last
         waited = (turn is not None, turn or NO_STARTS) if worker.config.fair else ()
-        for level, (run_id, due_at) in enumerate(zip(firsts[::2], firsts[1::2], strict=True)):
-            found += [] if run_id is None else [((level, *waited, due_at, run_id), run_id)]
+        found += [] if run_id is None else [((-priority, *waited, due_at, run_id), run_id)]
     return [run_id for _, run_id in sorted(found)[: page_of(limit)]]

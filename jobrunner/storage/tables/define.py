@@ -360,16 +360,7 @@ partial_index(
     where="key IS NOT NULL AND first_started_at IS NOT NULL AND key_scope = 'waiting'",
 )
 _KEYED = "state = 'pending' AND limit_key IS NOT NULL"
-partial_index(
-    "ix_runs_limit_key",
-    runs.c.worker,
-    runs.c.limit_key,
-    runs.c.priority,
-    runs.c.due_at,
-    runs.c.id,
-    where=_KEYED,
-)
-partial_index("ix_runs_limit_key_id", runs.c.worker, runs.c.limit_key, runs.c.id, where=_KEYED)
+partial_index("ix_runs_limit_key", runs.c.worker, runs.c.limit_key, runs.c.id, where=_KEYED)
 partial_index(
     "uq_runs_key_slot", runs.c.worker, runs.c.limit_key, runs.c.key_slot, where="key_slot IS NOT NULL", unique=True
 )
