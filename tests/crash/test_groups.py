@@ -74,7 +74,8 @@ async def _kill_until_idle(program: Program, db: Database, rng: random.Random) -
                 await asyncio.to_thread(victim.wait)
     for process in processes:
         if process.poll() is None:
-            assert await asyncio.to_thread(program.end, process) == 0
+            # One that was started a moment ago has not come to the point where it would leave in peace.
+            assert await asyncio.to_thread(program.end, process) in {0, -signal.SIGTERM}
     return kills
 
 
