@@ -202,6 +202,18 @@ async def test_of_a_fair_worker_the_key_that_started_longest_ago_goes_first(stag
     assert begun == [flood[0], others[0], others[1], flood[1], others[2], flood[2]]
 
 
+async def test_a_flood_of_one_key_delays_the_others_of_a_fair_worker_by_one_run_a_slot(stage: Stage):
+    await stage.register(triggered("mail", max_running=9, limit_key="customer", fair=True))
+    await stage.join("n1")
+    flood = await _trigger(stage, "mail", *["flood"] * 300)
+    others = await _trigger(stage, "mail", *(f"other-{n}" for n in range(30)))
+    begun: list[int] = []
+    while not set(others) <= set(begun):
+        begun += [run.id for run in await stage.run_once(slots=5)]
+        stage.after(0.1)
+    assert len(set(begun) & set(flood)) <= 5
+
+
 async def test_of_an_ordered_worker_a_key_goes_strictly_one_after_the_other(stage: Stage):
     await stage.register(triggered("mail", max_running=9, limit_key="customer", ordered=True, max_retries=1))
     await stage.join("n1")

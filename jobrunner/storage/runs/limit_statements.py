@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from jobrunner.storage.database.rowsets import built_once, level
 from jobrunner.storage.runs.fact_statements import PENDING, RUN_COLUMNS
 from jobrunner.storage.tables import define as t
-from jobrunner.storage.tables.claims import claims, is_active
+from jobrunner.storage.tables.claims import among, claims, is_active
 from jobrunner.storage.tables.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -185,13 +185,8 @@ def _heads(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _waiting(dialect: Dialect) -> sa.Select[Any]:
-    """Those of the runs :ids that wait and are due, as kind w."""
-    r = t.runs
+    """The runs :ids, as kind w. That they wait is not asked here: a planner might look through all that do."""
     given = dialect.rows("ids", id=sa.BigInteger())
-    now = sa.bindparam("now", type_=UtcDateTime())
-    columns = [r.c[name] for name in RUN_COLUMNS]
-    return (
-        sa.select(sa.literal_column("'w'").label("kind"), *columns)
-        .select_from(given.join(r, r.c.id == given.c.id))
-        .where(PENDING, r.c.due_at <= now)
-    )
+    columns = [t.runs.c[name] for name in RUN_COLUMNS]
+    kind: sa.ColumnElement[str] = sa.literal_column("'w'")
+    return sa.select(kind.label("kind"), *columns).where(among(sa.select(given.c.id).scalar_subquery()))

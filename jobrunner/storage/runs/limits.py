@@ -138,8 +138,9 @@ async def _add_keys(reading: Reading, known: dict[str, WorkerFacts], keyed: Coll
     given = to_json({"id": run_id} for run_id in wanted)
     found: defaultdict[str, dict[int, Candidate]] = defaultdict(dict)
     statement = statements(reading.dialect).waiting
-    for row in (await reading.conn.execute(statement, {"ids": given, "now": reading.now})).all():
-        found[row.worker][row.id] = reading.candidate(row)
+    for row in (await reading.conn.execute(statement, {"ids": given})).all():
+        if row.node_id is None and row.due_at <= reading.now:
+            found[row.worker][row.id] = reading.candidate(row)
     for name, more in found.items():
         merged = {candidate.id: candidate for candidate in known[name].waiting} | more
         known[name] = replace(known[name], waiting=tuple(merged.values()))

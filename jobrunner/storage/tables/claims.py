@@ -46,6 +46,11 @@ def is_active(worker: sa.ColumnElement[str] | None = None) -> sa.ColumnElement[b
     return _IsActive(runs.c.id, ids.scalar_subquery())
 
 
+def among(ids: sa.ScalarSelect[Any]) -> sa.ColumnElement[bool]:
+    """Return the condition that a run is one of `ids`, which are read first, as `is_active` does."""
+    return _IsActive(runs.c.id, ids)
+
+
 @compiles(_IsActive)
 def _in(element: _IsActive, compiler: SQLCompiler, **options: Any) -> str:
     run_id, ids = (compiler.process(part, **options) for part in element.clauses)
