@@ -38,9 +38,8 @@ def most_per_key(config: WorkerConfig) -> int | None:
     return 1 if config.ordered else config.max_running_per_key
 
 
-def is_rated(worker: WorkerFacts, limits: Mapping[str, LimitFacts]) -> bool:
+def is_rated(config: WorkerConfig, limits: Mapping[str, LimitFacts]) -> bool:
     """Say whether the worker's starts count in a rate."""
-    config = worker.config
     if config.rate is not None or config.rate_per_key is not None:
         return True
     return any(limits[name].rate is not None for name in config.limits if name in limits)

@@ -39,11 +39,11 @@ def check(name: str, config: WorkerConfig) -> None:
         raise InvalidWorker(name, "smooth spaces the starts of a rate: give rate or rate_per_key")
 
 
-def limit_key_of(config: WorkerConfig) -> str | None:
-    """Return the key of a run that has the worker's own payload, as the database reads it."""
+def limit_key_of(config: WorkerConfig, payload: Any = None) -> str | None:
+    """Return the key of a run with that payload, or with the worker's own, as the database reads it."""
     if config.limit_key is None:
         return None
-    value: Any = config.payload
+    value: Any = config.payload if payload is None else payload
     for part in config.limit_key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if value is None or isinstance(value, dict | list):

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jobrunner.model.facts import WorkerFacts
+    from jobrunner.model.worker import WorkerConfig
 
 
-def related(name: str, workers: Mapping[str, WorkerFacts]) -> frozenset[str]:
+class Related(Protocol):
+    """What is asked of a worker here."""
+
+    @property
+    def config(self) -> WorkerConfig:
+        """Its definition."""
+
+    @property
+    def counterparts(self) -> tuple[str, ...]:
+        """Those it never runs beside."""
+
+
+def related(name: str, workers: Mapping[str, Related]) -> frozenset[str]:
     """Return the worker and all that its dependencies and blocks lead to."""
     found, to_visit = {name}, [name]
     while to_visit:

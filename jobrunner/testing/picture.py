@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import WorkerNotFound
-from jobrunner.model.facts import Candidate, Facts, WorkerFacts
+from jobrunner.model.facts import ActiveRun, Candidate, Facts, LimitFacts, WorkerFacts
 from jobrunner.model.run import FROM_SCHEDULE, Run, RunState, Trigger
 from jobrunner.model.worker import WorkerConfig, WorkerState
 from jobrunner.policy import definitions
@@ -24,7 +24,11 @@ from jobrunner.policy.dependencies import named_elsewhere, refuse_cycles, refuse
 from jobrunner.policy.duplicates import KEEP, REPLACE, postponed
 from jobrunner.policy.firing import after_starts, fire, first_time
 from jobrunner.policy.gates import decide_starts
+from jobrunner.policy.limit_gates import goes_by_key, is_rated
+from jobrunner.policy.limit_options import limit_key_of
 from jobrunner.policy.near import near_name
+from jobrunner.policy.played_limits import PlayedLimits
+from jobrunner.policy.ties import related
 from jobrunner.policy.transitions import decide_finish
 from jobrunner.storage.records.history import attempt_row, missed_row, storable_outcome
 from jobrunner.storage.runs.claims import Claim
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.model.facts import Start
+    from jobrunner.model.named_limit import LimitConfig
     from jobrunner.model.run import Outcome
     from jobrunner.policy.transitions import Retry
     from jobrunner.storage.runs.enqueue import Request
@@ -80,7 +85,7 @@ class Picture:
         DependencyCycle: workers wait for each other in a circle.
     """
 
-    def __init__(self, configs: Iterable[WorkerConfig], now: datetime) -> None:
+    def __init__(self, configs: Iterable[WorkerConfig], limits: Iterable[LimitConfig], now: datetime) -> None:
         known = {config.name: _as_stored(config) for config in configs}
         refuse_unknown(named_elsewhere(known), (), known)
         refuse_cycles({name: [edge.depends_on for edge in config.depends_on] for name, config in known.items()})
@@ -89,6 +94,7 @@ class Picture:
         self._live: dict[int, _Live] = {}
         self._last_id = 0
         self._agenda: list[tuple[datetime, str]] = []
+        self._openings: list[tuple[datetime, str]] = []  # when rates open, for workers that wait
         self._may_be_due: set[str] = set()
         self._workers: dict[str, _Worker] = {}
         counterparts = _counterparts(known)
@@ -97,7 +103,11 @@ class Picture:
             self._workers[name] = worker = _Worker(config, state, tuple(sorted(counterparts[name])))
             self._note_change(worker, now)
         for name, worker in self._workers.items():
-            worker.related = _related(name, self._workers)
+            worker.related = related(name, self._workers)
+        self._shared = {limit.name: LimitFacts(limit.name, limit.max_running, limit.rate) for limit in limits}
+        begin = {name: WorkerFacts(worker.config, worker.state) for name, worker in self._workers.items()}
+        self._limits = PlayedLimits(begin, self._shared, now)
+        self._rated = {name for name, worker in self._workers.items() if is_rated(worker.config, self._shared)}
 
     def claim(self, now: datetime, slots: int) -> tuple[list[Claim], bool]:
         """Start what may start now, at most `slots` runs; say whether anything has changed, be it only a missed row."""
@@ -119,6 +129,7 @@ class Picture:
             begins = name in begun
             worker.state = after_starts(worker.state, fence, now if begins else None, probes.get(name))
             self._note_change(worker, now)
+        self._note_openings(due, slots, now)
         self.starts.update(run.worker for run in runs)
         return [self._claimed(run) for run in sorted(runs, key=lambda run: run.id)], bool(starts)
 
@@ -128,6 +139,8 @@ class Picture:
     def finish(self, ended: Sequence[tuple[Run, Outcome]], now: datetime) -> None:
         """Write how the runs of a pass ended, in the order of their ids."""
         attempts, missed = [], []
+        for run, _ in ended:
+            self._limits.end(self._workers[run.worker].config, run.id)
         for run, outcome in sorted(ended, key=lambda each: each[0].id):
             worker = self._workers[run.worker]
             decided = decide_finish(run, storable_outcome(outcome), worker.config, worker.config, worker.state, 0.0)
@@ -144,12 +157,13 @@ class Picture:
 
     def next_moment(self) -> datetime | None:
         """Return when something becomes due next, None if nothing ever does."""
+        opens_at = self._openings[0][0] if self._openings else None
         while self._agenda:
             moment, name = self._agenda[0]
             if self._workers[name].planned == moment:
-                return moment
+                return moment if opens_at is None else min(moment, opens_at)
             heapq.heappop(self._agenda)
-        return None
+        return opens_at
 
     def enqueue(self, requests: Sequence[Request], now: datetime) -> list[int]:
         """Add waiting runs and return their ids; for a key that is taken, the id of the run that has it.
@@ -176,6 +190,7 @@ class Picture:
             "payload": json.loads(json.dumps(payload)),
             "key": request.key,
             "is_forced": request.is_forced,
+            "limit_key": request.limit_key or limit_key_of(worker.config, payload),
         }
         run = self._new_run(worker, request.due_at or now, now, fields)
         self._live[run.id].key_scope = request.key_scope
@@ -193,7 +208,8 @@ class Picture:
         worker.queue.remove(live.run)
         if request.on_duplicate == REPLACE:
             payload = worker.config.payload if request.payload is None else request.payload
-            live.run = replace(live.run, payload=json.loads(json.dumps(payload)))
+            key = request.limit_key or limit_key_of(worker.config, payload)
+            live.run = replace(live.run, payload=json.loads(json.dumps(payload)), limit_key=key)
         else:
             due_at = postponed(live.run.due_at, request.due_at or now, live.run.created_at or now, request.at_most, now)
             if due_at is not None:
@@ -213,11 +229,13 @@ class Picture:
         """Start a waiting run, or a firing, which may come to nothing but a missed row."""
         worker = self._workers[start.worker]
         claimed: dict[str, Any] = {"slot": start.slot, "fence": fence, "node_id": NODE_ID, "started_at": now}
+        claimed["is_rated"] = is_rated(worker.config, self._shared)
         if start.run_id is not None:
             live = self._live[start.run_id]
             worker.queue.remove(live.run)
             first = live.run.first_started_at or now
             live.run = replace(live.run, state=RunState.RUNNING, first_started_at=first, **claimed)
+            self._limits.start(worker.config, _active(live.run))
             return live.run
         fired = fire(worker.config, worker.state, now)
         worker.state = fired.state
@@ -231,9 +249,11 @@ class Picture:
             "priority": int(worker.config.priority),
             "payload": worker.config.payload,
             "first_started_at": now,
+            "limit_key": start.limit_key,
         }
         run = self._new_run(worker, fired.scheduled_for, now, fields)
         worker.scheduled_run = run.id
+        self._limits.start(worker.config, _active(run))
         return run
 
     def _new_run(self, worker: _Worker, due_at: datetime, now: datetime, fields: Mapping[str, Any]) -> Run:
@@ -253,6 +273,7 @@ class Picture:
             fence=None,
             node_id=None,
             started_at=None,
+            is_rated=False,
             attempt=retry.attempt,
             due_at=retry.due_at,
             lost_in_a_row=retry.lost_in_a_row,
@@ -280,8 +301,17 @@ class Picture:
             if moment is not None:
                 heapq.heappush(self._agenda, (moment, worker.config.name))
 
+    def _note_openings(self, due: set[str], slots: int, now: datetime) -> None:
+        """Keep in mind when the rates open that are shut for those who are due."""
+        for name in sorted(due & self._rated):
+            for moment in self._limits.opens(self._facts_of(self._workers[name], now, slots), now):
+                if (moment, name) not in self._openings:
+                    heapq.heappush(self._openings, (moment, name))
+
     def _due(self, now: datetime) -> set[str]:
         """Return the workers that have something due."""
+        while self._openings and self._openings[0][0] <= now:
+            self._may_be_due.add(heapq.heappop(self._openings)[1])
         while self._agenda and self._agenda[0][0] <= now:
             moment, name = heapq.heappop(self._agenda)
             worker = self._workers[name]
@@ -293,13 +323,14 @@ class Picture:
 
     def _facts(self, due: set[str], now: datetime, slots: int) -> Facts:
         names = frozenset[str]().union(*(self._workers[name].related for name in due))
-        return Facts(now, {name: self._facts_of(self._workers[name], now, slots) for name in names}, slots)
+        known = {name: self._limits.of(self._facts_of(self._workers[name], now, slots), now) for name in names}
+        return Facts(now, known, slots, self._limits.shared(known.values(), now))
 
     def _facts_of(self, worker: _Worker, now: datetime, slots: int) -> WorkerFacts:
         if worker.facts is not None:
             return worker.facts
         most = 1 if worker.config.max_running <= 1 else slots
-        waiting = worker.queue.first_due(now, most)
+        waiting = worker.queue.all() if goes_by_key(worker.config) else worker.queue.first_due(now, most)
         probe = self._live.get(worker.state.probe_run_id or 0)
         if probe is not None and probe.run.due_at <= now:
             waiting.add(probe.run.id)
@@ -318,7 +349,13 @@ class Picture:
 
 def _candidate(run: Run) -> Candidate:
     has_started = run.first_started_at is not None
-    return Candidate(run.worker, run.id, run.priority, run.due_at, run.attempt, run.is_forced, has_started)
+    place = (run.worker, run.id, run.priority, run.due_at, run.attempt)
+    return Candidate(*place, run.is_forced, has_started, run.limit_key)
+
+
+def _active(run: Run) -> ActiveRun:
+    at = run.started_at or run.due_at
+    return ActiveRun(run.id, run.worker, run.slot or 0, NODE_ID, at, run.trigger, run.limit_key)
 
 
 def _as_stored(config: WorkerConfig) -> WorkerConfig:
@@ -333,14 +370,3 @@ def _counterparts(configs: Mapping[str, WorkerConfig]) -> defaultdict[str, set[s
             found[config.name].add(other)
             found[other].add(config.name)
     return found
-
-
-def _related(name: str, workers: Mapping[str, _Worker]) -> frozenset[str]:
-    """Return the worker and all that its dependencies and blocks lead to."""
-    found, to_visit = {name}, [name]
-    while to_visit:
-        worker = workers[to_visit.pop()]
-        new = {edge.depends_on for edge in worker.config.depends_on} | set(worker.counterparts)
-        to_visit += new - found
-        found |= new
-    return frozenset(found)

@@ -69,6 +69,10 @@ class Queue:
         found.update(run_id for _, run_id in self._retries[: min(1, _due(self._retries, now))])
         return found
 
+    def all(self) -> set[int]:
+        """Return the ids of all of them, due or not."""
+        return {run_id for places in self._by_priority.values() for _, run_id in places}
+
     def _lists(self, run: Run) -> list[list[_Place]]:
         found = [self._by_priority[run.priority]]
         if run.attempt > 1:

@@ -96,7 +96,7 @@ class _Loop:
     """What a node does, one thing after the other."""
 
     def __init__(self, orchestrator: WorkerOrchestrator, clock: ManualClock, slots: int) -> None:
-        self.picture = Picture(orchestrator.workers.values(), clock.now())
+        self.picture = Picture(orchestrator.workers.values(), orchestrator.limits.values(), clock.now())
         self._handlers = orchestrator.handlers
         self._clock = clock
         self._slots = slots

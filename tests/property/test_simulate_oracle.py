@@ -83,6 +83,36 @@ def test_schedules_of_all_kinds_and_their_dependencies(sqlite_template: Path):
     assert kinds(history, "loop")["failed"] == 4
 
 
+def test_limits_of_all_kinds(sqlite_template: Path):
+    def define(o: WorkerOrchestrator, clock: ManualClock) -> None:
+        async def feed(run: RunContext) -> None:
+            for number in range(12):
+                payload = {"customer": number % 3 if number % 4 else None, "n": number}
+                for name in ("keyed", "fair", "ordered", "slowly", "each", "paid"):
+                    await o.trigger_worker(name, payload, priority=number % 3)
+
+        async def work(run: RunContext) -> int:
+            if run.payload["n"] == 5 and run.attempt == 1:
+                raise RetryAfter(40)
+            return run.payload["n"]
+
+        o.limit("stripe", max_running=2, rate="3/1m")
+        o.register_worker("feed", feed, interval_seconds=1800)
+        by_key: dict[str, Any] = {**TRIGGERED, "max_running": 9, "limit_key": "customer"}
+        o.register_worker("keyed", work, **by_key, max_running_per_key=2)
+        o.register_worker("fair", work, **by_key, fair=True)
+        o.register_worker("ordered", work, **by_key, ordered=True)
+        o.register_worker("slowly", work, **TRIGGERED, max_running=9, rate="5/1m")
+        o.register_worker("each", work, **by_key, rate_per_key="1/1m")
+        o.register_worker("paid", work, **TRIGGERED, max_running=9, limits=["stripe"])
+        o.register_worker("billed", nothing, interval_seconds=20, limits=["stripe"], misfire="run_all")
+        o.register_worker("evenly", nothing, interval_seconds=10, rate="2/1m", smooth=True)
+
+    history = both(define, sqlite_template, days=0.05, slots=4)
+    assert kinds(history, "evenly")["missed"] > 0
+    assert all(kinds(history, name)["succeeded"] == 36 for name in ("keyed", "fair", "ordered", "slowly", "each"))
+
+
 def test_blocks_and_priorities_with_few_slots(sqlite_template: Path):
     def define(o: WorkerOrchestrator, clock: ManualClock) -> None:
         async def slow() -> None:

@@ -45,7 +45,8 @@ async def live_in_tables(
 
     try:
         async with db.write() as conn:
-            await workers.register(conn, db.dialect, list(orchestrator.workers.values()), None, clock.now())
+            given = list(orchestrator.workers.values()), None, clock.now(), list(orchestrator.limits.values())
+            await workers.register(conn, db.dialect, *given)
             await nodes.join(conn, db.dialect, identity, handlers.keys(), clock.now())
         claimer = Claimer(identity.id, Here(frozenset(handlers)))
         while clock.now() < end:

@@ -321,7 +321,7 @@ def _add(batch: _Batch, facts: Facts, start: Start, node_id: str) -> None:
     batch.fences[name] = fence
     if start.is_probe:
         batch.probes[name] = start.run_id
-    rated = is_rated(worker, facts.limits)
+    rated = is_rated(worker.config, facts.limits)
     at = _start_time(facts, worker, facts.rated_at if rated and facts.rated_at is not None else facts.now)
     claim: dict[str, Any] = {"slot": start.slot, "fence": fence, "key_slot": start.key_slot, "is_rated": rated}
     if start.run_id is not None:
