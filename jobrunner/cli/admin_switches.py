@@ -14,7 +14,6 @@ from jobrunner.errors import UsageError, WorkerNotFound
 from jobrunner.policy.missed import show_end_of_pause
 from jobrunner.policy.switches import end_of_pause
 from jobrunner.policy.words import counted, show_time, some_of
-from jobrunner.runtime.reasons import with_reason
 from jobrunner.storage.reading.status import all_names, chosen_names
 from jobrunner.storage.workers import switching
 
@@ -43,7 +42,7 @@ def enable(
 ) -> None:
     """Enable workers: zero the failure streak, close the circuit."""
     chosen = _Chosen(names, is_all, yes, "enable")
-    chosen.switch(ctx, database_url, actor, with_reason(switching.enabling(), reason), "enabled")
+    chosen.switch(ctx, database_url, actor, switching.enabling(reason), "enabled")
 
 
 def disable(
@@ -98,7 +97,7 @@ def resume(
 ) -> None:
     """End the pause of workers now."""
     chosen = _Chosen(names, is_all, yes, "resume")
-    chosen.switch(ctx, database_url, actor, with_reason(switching.resuming(), reason), "resumed")
+    chosen.switch(ctx, database_url, actor, switching.resuming(reason), "resumed")
 
 
 class _Chosen:

@@ -18,13 +18,12 @@ from jobrunner.policy.filters import OUTCOMES
 from jobrunner.runtime.clock import SystemClock
 from jobrunner.runtime.groups import Groups
 from jobrunner.runtime.moments import read_aware, read_length, read_span
-from jobrunner.runtime.reasons import with_reason
 from jobrunner.runtime.requests import read_request
 from jobrunner.storage.reading import status
 from jobrunner.storage.reading.one_run import history_row, read_run
 from jobrunner.storage.records.history import read_history
 from jobrunner.storage.runs import cancelling, dead_letters
-from jobrunner.storage.workers import operations, switching
+from jobrunner.storage.workers import operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -182,7 +181,9 @@ class Operator(Groups):
             WorkerNotFound: the database knows no such worker.
             InvalidSetting: an argument cannot be used.
         """
-        return await self._turn_back(switching.enabling(), name, reason, actor)
+        who = _checked(name, actor)
+        check_reason(reason)
+        return await self._change(lambda db: operations.enable(db, name, self._clock.now(), who, reason))
 
     async def disable_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
         """Disable a worker: no claim commits after this has. Raises as `enable_worker`."""
@@ -216,12 +217,9 @@ class Operator(Groups):
 
     async def resume_worker(self, name: str, reason: str | None = None, *, actor: str = API) -> WorkerState:
         """End a worker's pause now; the audit log keeps the reason. Raises as `enable_worker`."""
-        return await self._turn_back(switching.resuming(), name, reason, actor)
-
-    async def _turn_back(self, switch: switching.Switch, name: str, reason: str | None, actor: str) -> WorkerState:
         who = _checked(name, actor)
-        turn = with_reason(switch, check_reason(reason))
-        return await self._change(lambda db: switching.switch_one(db, name, self._clock.now(), who, turn))
+        check_reason(reason)
+        return await self._change(lambda db: operations.resume(db, name, self._clock.now(), who, reason))
 
     async def set_override(self, name: str, *, actor: str = API, **values: Any) -> WorkerConfig:
         """Lay values over a worker's definition, which no deploy undoes; return the definition that holds now.

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from jobrunner.storage.database.database import Database
 
 
-async def enable(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
+async def enable(db: Database, name: str, now: datetime, actor: str, reason: str | None = None) -> WorkerState:
     """Enable a worker, zero its streak, close its circuit. Raises `WorkerNotFound`."""
-    return await switch_one(db, name, now, actor, switching.enabling())
+    return await switch_one(db, name, now, actor, switching.enabling(reason))
 
 
 async def disable(db: Database, name: str, now: datetime, actor: str, reason: str | None) -> WorkerState:
@@ -58,9 +58,9 @@ async def pause(
     return await switch_one(db, name, now, actor, switching.pausing(until, reason, is_length=is_length))
 
 
-async def resume(db: Database, name: str, now: datetime, actor: str) -> WorkerState:
+async def resume(db: Database, name: str, now: datetime, actor: str, reason: str | None = None) -> WorkerState:
     """End a worker's pause now. Raises `WorkerNotFound`."""
-    return await switch_one(db, name, now, actor, switching.resuming())
+    return await switch_one(db, name, now, actor, switching.resuming(reason))
 
 
 async def _write_state(conn: AsyncConnection, state: WorkerState) -> None:

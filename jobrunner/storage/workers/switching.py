@@ -60,13 +60,13 @@ class Switch:
     turn: Callable[[Before], tuple[switches.Switched, dict[str, Any]]]
 
 
-def enabling() -> Switch:
+def enabling(reason: str | None = None) -> Switch:
     """Enable, zero the streak, close the circuit."""
 
     def turn(before: Before) -> tuple[switches.Switched, dict[str, Any]]:
         state, config = before.stored.state, before.stored.config
         detail = {"was_enabled": state.is_enabled, "consecutive_failures": state.consecutive_failures}
-        return switches.enable(state, config, before.now, has_loop_run=before.has_loop_run), detail
+        return switches.enable(state, config, before.now, has_loop_run=before.has_loop_run), _said(detail, reason)
 
     return Switch("enable", turn)
 
@@ -97,16 +97,22 @@ def pausing(until: datetime, reason: str | None, *, is_length: bool = False) -> 
     return Switch("pause", turn)
 
 
-def resuming() -> Switch:
+def resuming(reason: str | None = None) -> Switch:
     """End a pause now."""
 
     def turn(before: Before) -> tuple[switches.Switched, dict[str, Any]]:
         state, config = before.stored.state, before.stored.config
         was = state.paused_until
         detail = {"was_paused_until": None if was is None else time_to_json(was)}
-        return switches.resume(state, config, before.now, has_loop_run=before.has_loop_run), detail
+        return switches.resume(state, config, before.now, has_loop_run=before.has_loop_run), _said(detail, reason)
 
     return Switch("resume", turn)
+
+
+def _said(detail: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    """Return what the audit log keeps, with the reason if one was given: the state that is switched on has none."""
+    said = storable(reason)
+    return {**detail, "reason": said} if said else detail
 
 
 async def switch_one(db: Database, name: str, now: datetime, actor: str, switch: Switch) -> WorkerState:
