@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobrunner.model.facts import MOST_LATER, ActiveRun, Candidate, Facts, Gate, Start, WorkerFacts
-from jobrunner.model.run import OutcomeKind
+from jobrunner.model.run import HELD_UNTIL, OutcomeKind
 from jobrunner.model.worker import CircuitState, Dependency, DependencyCondition
 from jobrunner.policy.limit_gates import Limits, starting_order
 from jobrunner.policy.limit_options import limit_key_of
@@ -146,7 +146,8 @@ def _due(view: View, candidate: Candidate) -> str | None:
 
 def _not_due(worker: WorkerFacts, candidate: Candidate) -> str:
     """Say for when the candidate waits, what of it failed last, and how many more runs wait for their time."""
-    said = f"not due until {show_time(candidate.due_at, worker.config.timezone)}"
+    until = show_time(candidate.due_at, worker.config.timezone)
+    said = "waits for others of its flow" if candidate.due_at == HELD_UNTIL else f"not due until {until}"
     waiting = worker.later.count if worker.later is not None else 0
     if candidate.id is not None:
         waiting -= 1  # the others

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from jobrunner.model.run import HELD_UNTIL
 from jobrunner.policy.zones import zone_or_utc
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 _FAR_DAYS = 180  # from here on a date is said with its year
 _LONGEST_ERROR = 200
+HELD = "when its flow lets it"
+"""In place of the time at which a step that waits for others is due: it has none."""
 _UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"))
 """From how many seconds on a time is told in a unit, and how many it has: `90 min ago` says more than `1 h ago`."""
 
@@ -36,6 +39,8 @@ def show_time(moment: datetime, timezone: str = "UTC", *, today: datetime | None
     Of another `timezone` its own time is added, `2026-03-02 12:01:00 UTC (13:01:00 CET)`, with its date where that is
     another. The date is left out if it is that of `today`.
     """
+    if moment == HELD_UNTIL:
+        return HELD
     moment = moment.astimezone(UTC)
     is_today = today is not None and moment.date() == today.astimezone(UTC).date()
     shown = f"{moment:%H:%M:%S} UTC" if is_today else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
@@ -58,7 +63,8 @@ def _local(moment: datetime, timezone: str) -> datetime | None:
 
 def show_moment(moment: datetime, timezone: str = "UTC") -> str:
     """Return a time as `show_time` does; one of a zone of its own as the clocks there show it, with the zone."""
-    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if isinstance(moment.tzinfo, ZoneInfo) else show_time(moment, timezone)
+    is_elsewhere = isinstance(moment.tzinfo, ZoneInfo) and moment != HELD_UNTIL
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}" if is_elsewhere else show_time(moment, timezone)
 
 
 def short_time(moment: datetime, now: datetime, timezone: str = "UTC") -> str:
@@ -67,6 +73,8 @@ def short_time(moment: datetime, now: datetime, timezone: str = "UTC") -> str:
     It is UTC and does not say so; only a time of a zone of its own says which: `16:04:05 CET`. Of another `timezone`
     its own time is added: `15:04:05 (16:04:05 CET)`.
     """
+    if moment == HELD_UNTIL:
+        return HELD
     local = _local(moment, timezone)
     if local is not None:
         return f"{short_time(moment, now)} ({short_time(local, now)})"
@@ -84,6 +92,8 @@ def show_age(moment: datetime, now: datetime) -> str:
 
     The number is rounded down, so that what is said to be due in 4 min is not due earlier.
     """
+    if moment == HELD_UNTIL:
+        return "held"
     seconds = (moment - now).total_seconds()
     size, unit = next(((size, unit) for least, size, unit in _UNITS if abs(seconds) >= least), (0, ""))
     if not unit:

@@ -5,10 +5,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobrunner.model.run import Outcome, OutcomeKind, Run, RunState, Trigger
-from jobrunner.policy.words import counted, short_time, show_age, show_moment, show_time
+from jobrunner.model.run import HELD_UNTIL, Outcome, OutcomeKind, Run, RunState, Trigger
+from jobrunner.policy.words import HELD, counted, short_time, show_age, show_moment, show_time
 from jobrunner.telemetry import events as e
 from jobrunner.telemetry.logs import log_event
+from jobrunner.web.pages.render import when
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -97,3 +98,10 @@ def test_the_last_time_there_is_can_be_shown_in_any_zone():
 )
 def test_an_age_is_told_in_one_unit_and_never_rounded_up(seconds, said):
     assert show_age(NOW + timedelta(seconds=seconds), NOW) == said
+
+
+def test_a_step_that_waits_for_others_has_no_time_in_any_form():
+    assert show_time(HELD_UNTIL) == show_time(HELD_UNTIL, "Asia/Tokyo", today=NOW) == HELD
+    assert show_moment(HELD_UNTIL) == short_time(HELD_UNTIL, NOW, "Asia/Tokyo") == HELD
+    assert show_age(HELD_UNTIL, NOW) == "held"
+    assert when(HELD_UNTIL, "worker", "Asia/Tokyo", NOW) == HELD

@@ -15,11 +15,12 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobrunner.model.run import HELD_UNTIL
 from jobrunner.model.worker import JobPriority
 from jobrunner.policy.durations import show_seconds
 from jobrunner.policy.liveness import short_id
 from jobrunner.policy.showing import show_duration, show_health, show_progress, show_schedule, without_controls
-from jobrunner.policy.words import counted, first_line, show_age
+from jobrunner.policy.words import HELD, counted, first_line, show_age
 from jobrunner.policy.zones import zone_or_utc
 from jobrunner.storage.tables.types import to_json as time_to_json
 from jobrunner.web.answers import to_json
@@ -139,6 +140,8 @@ def when(moment: datetime | None, tz: str, zone: str = "UTC", now: datetime | No
     """
     if moment is None:
         return Markup("–")  # noqa: RUF001 - an en dash, for what is not
+    if moment == HELD_UNTIL:
+        return Markup(HELD)  # noqa: S704 - a text of ours
     local = moment.astimezone(zone_or_utc(zone if tz == "worker" else "UTC"))
     text = f"{local:%Y-%m-%d %H:%M:%S %Z}"
     shown = Markup('<time datetime="{}"{}>{}</time>').format(
